@@ -1,0 +1,175 @@
+"""A decoder-only transformer: one forward for every family, in reading order.
+
+What differs between models is in `ModelConfig`; this file names no family, reads no files and
+keeps no state between calls: cache and tap are arguments. Sources: "Attention Is All You Need"
+(arXiv:1706.03762), "Language Models are Unsupervised Multitask Learners" (GPT-2, 2019).
+
+Shapes: B batch, T tokens in this call, S tokens seen, C n_embd, H n_head, D head_dim, M mlp_dim,
+V vocab_size.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llmcli.config import ModelConfig
+from llmcli.gpt.cache import KVCache, LayerCache
+from llmcli.gpt.tap import Tap
+
+NO_TAP = Tap()
+
+ACTIVATIONS = {
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),  # arXiv:1606.08415, section 2
+    "gelu": F.gelu,
+    "relu": F.relu,
+    "silu": F.silu,
+}
+
+
+def causal_mask(T: int, S: int, device: torch.device) -> Tensor:
+    """True where query i of the last T tokens may see key j <= i of S: (T, S)."""
+    return torch.ones(T, S, dtype=torch.bool, device=device).tril(diagonal=S - T)
+
+
+def visible(T: int, S: int, pad: Tensor | None, device: torch.device) -> Tensor | None:
+    """Which keys each query may see: (T, S), or (B, 1, T, S) with padding; None: all of them."""
+    if pad is not None:
+        seen = torch.arange(S, device=device) >= pad[:, None]  # (B, S)
+        # A padding row sees itself, so that its softmax has something to sum.
+        itself = torch.arange(S - T, S, device=device)[:, None] == torch.arange(S, device=device)
+        return (causal_mask(T, S, device) & seen[:, None, None, :]) | itself
+    if T == 1:
+        return None  # the newest token sees everything
+    return causal_mask(T, S, device)
+
+
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, tap: Tap
+) -> Tensor:
+    """softmax(q k^T * scale + mask) v: (B, H, T, D). Eq. 1 of arXiv:1706.03762.
+
+    Fused, unless a tap asks for what lies in between; the two agree to the last bits.
+    """
+    if not (tap.wants("scores") or tap.wants("pattern")):
+        causal = mask is not None and mask.dim() == 2 and mask.shape[0] == mask.shape[1]
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=None if causal else mask, is_causal=causal, scale=scale
+        )
+    scores = q @ k.transpose(-2, -1) * scale  # (B, H, T, S)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -math.inf)
+    scores = tap("scores", scores)
+    pattern = tap("pattern", scores.softmax(dim=-1))
+    return pattern @ v  # (B, H, T, D)
+
+
+class Attention(nn.Module):
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.n_head, self.head_dim = config.n_head, config.head_dim
+        self.scale = config.attn_scale(layer)
+        width = config.n_head * config.head_dim
+        self.qkv = nn.Linear(config.n_embd, 3 * width)
+        self.out = nn.Linear(width, config.n_embd)
+
+    def forward(self, x: Tensor, mask: Tensor | None, past: LayerCache | None, tap: Tap) -> Tensor:
+        B, T, _ = x.shape
+        qkv = self.qkv(x).view(B, T, 3, self.n_head, self.head_dim)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # three of (B, H, T, D)
+        q, k, v = tap("q", q), tap("k", k), tap("v", v)
+        if past is not None:
+            k, v = past.append(k, v)  # (B, H, S, D)
+        z = tap("z", attention(q, k, v, mask, self.scale, tap))  # (B, H, T, D)
+        return self.out(z.transpose(1, 2).reshape(B, T, -1))  # (B, T, C)
+
+
+class MLP(nn.Module):
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.up = nn.Linear(config.n_embd, config.mlp_dim)
+        self.down = nn.Linear(config.mlp_dim, config.n_embd)
+        self.activation = ACTIVATIONS[config.activation]
+
+    def forward(self, x: Tensor, tap: Tap) -> Tensor:
+        pre = tap("mlp_pre", self.up(x))  # (B, T, M)
+        post = tap("mlp_post", self.activation(pre))
+        return self.down(post)  # (B, T, C)
+
+
+class Block(nn.Module):
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.norm_1 = nn.LayerNorm(config.n_embd, eps=config.norm_eps)
+        self.attn = Attention(config, layer)
+        self.norm_2 = nn.LayerNorm(config.n_embd, eps=config.norm_eps)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, mask: Tensor | None, past: LayerCache | None, tap: Tap) -> Tensor:
+        x = tap("resid_pre", x)
+        attn_in = tap("norm_1", self.norm_1(x))
+        x = tap("resid_mid", x + tap("attn_out", self.attn(attn_in, mask, past, tap)))
+        mlp_in = tap("norm_2", self.norm_2(x))
+        return tap("resid_post", x + tap("mlp_out", self.mlp(mlp_in, tap)))
+
+
+class GPT(nn.Module):
+    """Token ids in, next-token logits out."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.token_embedding = nn.Embedding(config.vocab_size, config.n_embd)
+        self.position_embedding = nn.Embedding(config.n_ctx, config.n_embd)
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        self.norm_f = nn.LayerNorm(config.n_embd, eps=config.norm_eps)
+        self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        if config.tie_embeddings:
+            self.head.weight = self.token_embedding.weight
+
+    def forward(
+        self,
+        ids: Tensor,
+        cache: KVCache | None = None,
+        tap: Tap = NO_TAP,
+        last_only: bool = False,
+    ) -> Tensor:
+        """Next-token logits for `ids` (B, T): (B, T, V), or (B, 1, V) with `last_only`.
+
+        With a cache, `ids` follow the tokens it holds and are added to it. T plus the tokens seen
+        must not exceed `n_ctx`.
+        """
+        start = cache.length if cache is not None else 0
+        x = self.stream(ids, cache, tap)
+        if last_only:
+            x, start = x[:, -1:], start + ids.shape[1] - 1
+        return self.unembed(x, start, tap)
+
+    def stream(self, ids: Tensor, cache: KVCache | None, tap: Tap) -> Tensor:
+        """The residual stream after the last block, for `ids` (B, T): (B, T, C)."""
+        T = ids.shape[1]
+        start = cache.length if cache is not None else 0
+        pad = cache.pad if cache is not None else None
+        mask = visible(T, start + T, pad, ids.device)
+        x = self.embed(ids, start, pad, tap)
+        for layer, block in enumerate(self.blocks):
+            past = cache.layers[layer] if cache is not None else None
+            x = block(x, mask, past, tap.at(start, layer))
+        return x
+
+    def embed(self, ids: Tensor, start: int, pad: Tensor | None, tap: Tap) -> Tensor:
+        """The residual stream's first value, token vector plus position vector: (B, T, C)."""
+        tap = tap.at(start)
+        positions = torch.arange(start, start + ids.shape[1], device=ids.device)[None]  # (1, T)
+        if pad is not None:
+            positions = (positions - pad[:, None]).clamp(min=0)  # (B, T)
+        tokens = tap("embed", self.token_embedding(ids))
+        return tokens + tap("pos_embed", self.position_embedding(positions).expand_as(tokens))
+
+    def unembed(self, x: Tensor, start: int, tap: Tap) -> Tensor:
+        """Final norm and output head: (B, T, C) -> (B, T, V)."""
+        tap = tap.at(start)
+        return tap("logits", self.head(tap("norm_f", self.norm_f(x))))

@@ -1,0 +1,409 @@
+"""How fable came to be: a tokenizer and a small GPT-2, trained from scratch on simple stories.
+
+    python tools/train_fable.py --corpus CORPUS_FOLDER --run runs/fable --steps 5000
+    python tools/train_fable.py --run runs/fable --export llmcli/models/fable
+
+The first command trains, and when it is run again it goes on from its last checkpoint; another
+`--steps` moves the end of the schedule. The second writes a Hugging Face folder. Needs the `dev`
+extra. Seeded: the same steps give the same data in the same order.
+
+What is here, in order: the tokenizer, the data, the loss, the optimizers, the loop, the export.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import re
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from evaluate_fable import SEPARATOR, bits_per_byte, documents
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch import Tensor
+
+from llmcli.config import ModelConfig
+from llmcli.gpt.model import GPT
+from llmcli.gpt.tap import Tap
+from llmcli.gpt.weights import to_checkpoint
+
+CONFIG = {
+    "model_type": "gpt2",
+    "architectures": ["GPT2LMHeadModel"],
+    "vocab_size": 4096,
+    "n_positions": 512,
+    "n_embd": 256,
+    "n_layer": 8,
+    "n_head": 4,
+    "activation_function": "gelu_new",
+    "layer_norm_epsilon": 1e-5,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "tie_word_embeddings": True,
+    "dtype": "float16",
+}
+GENERATION = {
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "do_sample": True,
+    "temperature": 0.7,
+    "top_p": 0.95,
+    "top_k": 0,
+}
+EOT_ID = 0
+PD_SHARE = 0.05  # of the public-domain books seen in an epoch: harder English, for its words
+TOKENS_PER_BATCH = 4096  # padded; what fits the processor's caches
+BATCHES_PER_STEP = 2
+DROPOUT = 0.1
+WARMUP_STEPS = 100
+DECAY_SHARE = 0.5  # of the steps, at the end, in which the learning rate falls to zero
+MATRIX_LR, OTHER_LR = 0.01, 2e-3
+AVERAGE = 0.995  # what the running average of the weights keeps at each step
+
+
+# --- the tokenizer -------------------------------------------------------------------------------
+
+
+def train_tokenizer(texts: list[str]) -> Tokenizer:
+    """Byte-level BPE (arXiv:1508.07909, on bytes as GPT-2 does it) that starts a text with EOT."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=CONFIG["vocab_size"],
+        special_tokens=[SEPARATOR],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{SEPARATOR} $A", special_tokens=[(SEPARATOR, EOT_ID)]
+    )
+    return tokenizer
+
+
+# --- the data ------------------------------------------------------------------------------------
+
+GIRLS = """Lily Mia Anna Sara Lucy Sue Amy Sally Jane Emma Ella Lisa Molly Daisy Mary Sarah Lila
+Kate Emily Rosie Zoe Lola Lulu Bella Ellie Annie Jenny Susie Katie Nina Ruby Lena Maya Mandy Betty
+Tina Abby Jill""".split()
+BOYS = """Tom Tim Ben Max Timmy Sam Jack Tommy Bob John Billy Leo Joe Mike Bobby Jim Jimmy Fred Dan
+Peter Johnny Jake Toby Mark Adam Joey Danny Charlie Nick Luke Johny Oliver Henry Alex David Sammy
+Matt Andy Paul George""".split()
+NAME = re.compile(r"\b(" + "|".join(GIRLS + BOYS) + r")\b")
+
+
+def swap_names(text: str, frequency: Counter[str], rng: random.Random) -> str:
+    """`text` with each child's name replaced by another throughout: the same story, told anew.
+
+    New names are drawn as often as the corpus uses them, so that the mixture stays what it was.
+    """
+    found = sorted(set(NAME.findall(text)))
+    new: dict[str, str] = {}
+    for name in found:
+        pool = [n for n in (GIRLS if name in GIRLS else BOYS) if n not in new.values()]
+        new[name] = rng.choices(pool, [frequency[n] + 1 for n in pool])[0]
+    return NAME.sub(lambda match: new[match[0]], text)
+
+
+class Corpus:
+    """The training texts; `epoch(n)` is one pass over them, always the same for the same seed."""
+
+    def __init__(self, folder: Path, seed: int) -> None:
+        self.stories = documents(folder / "tinystories.train.txt")
+        self.ccby = documents(folder / "ccby.train.txt")
+        self.books = documents(folder / "pd_life70.train.txt")
+        self.valid = documents(folder / "tinystories.valid.txt")
+        self.frequency = Counter(name for text in self.stories for name in NAME.findall(text))
+        self.seed = seed
+
+    def epoch(self, number: int, tokenizer: Tokenizer) -> list[list[list[int]]]:
+        """Batches of windows of ids; windows of one batch are of similar length."""
+        rng = random.Random(f"{self.seed}/{number}")
+        stories = [
+            swap_names(text, self.frequency, rng) if rng.random() < 0.5 else text
+            for text in self.stories
+        ]
+        n_books = int(PD_SHARE * len(self.books))
+        texts = stories + self.ccby + rng.sample(self.books, n_books)
+        found = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        windows = [w for encoding in found for w in cut([EOT_ID, *encoding.ids, EOT_ID])]
+        return batches(windows, rng)
+
+
+def cut(ids: list[int]) -> Iterator[list[int]]:
+    """`ids` in windows of at most n_ctx inputs, each id a target once; a short rest is dropped."""
+    n_ctx = CONFIG["n_positions"]
+    for start in range(0, len(ids) - 1, n_ctx):
+        window = ids[start : start + n_ctx + 1]
+        if start == 0 or len(window) > 32:
+            yield window
+
+
+def batches(windows: list[list[int]], rng: random.Random) -> list[list[list[int]]]:
+    """Windows sorted by length, with a little noise, then cut into batches in random order."""
+    windows = sorted(windows, key=lambda window: len(window) * rng.uniform(0.95, 1.05))
+    done: list[list[list[int]]] = []
+    batch: list[list[int]] = []
+    for window in windows:
+        longest = max(len(w) for w in [*batch, window])
+        if batch and longest * (len(batch) + 1) > TOKENS_PER_BATCH:
+            done.append(batch)
+            batch = []
+        batch.append(window)
+    done.append(batch)
+    rng.shuffle(done)
+    return done
+
+
+def padded(batch: list[list[int]], device: str) -> tuple[Tensor, Tensor]:
+    """Inputs and targets (B, T) of a batch; targets of padding are -100, which no loss counts."""
+    longest = max(len(window) for window in batch)
+    inputs = torch.tensor([w[:-1] + [EOT_ID] * (longest - len(w)) for w in batch])
+    targets = torch.tensor([w[1:] + [-100] * (longest - len(w)) for w in batch])
+    return inputs.to(device), targets.to(device)
+
+
+# --- the loss ------------------------------------------------------------------------------------
+
+
+class Dropout(Tap):
+    """Zeroes a share of what is written into the residual stream (arXiv:1207.0580).
+
+    The rows of a batch share their zeros, which spares most of the random numbers. It asks for
+    the attention pattern because on a CPU the explicit attention's backward pass is the faster one.
+    """
+
+    points = frozenset({"embed", "attn_out", "mlp_out"})
+
+    def __init__(self, share: float, explicit: bool) -> None:
+        self.share, self.explicit = share, explicit
+
+    def wants(self, name: str) -> bool:
+        return self.explicit and name == "pattern"
+
+    def __call__(self, name: str, value: Tensor) -> Tensor:
+        if name not in self.points:
+            return value
+        return value * F.dropout(torch.ones_like(value[:1]), self.share)
+
+
+class LinearCrossEntropy(torch.autograd.Function):
+    """sum of -log softmax(x W^T)[target], with its gradients, 512 rows at a time.
+
+    The gradient of the loss by the logits is softmax - one_hot. Made while the logits of a chunk
+    are still in the processor's cache, it spares writing (N, V) logits out and reading them back.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:  # type: ignore[no-untyped-def,override]
+        dtype = torch.bfloat16
+        weight_low = weight.to(dtype)
+        grad_x = torch.empty_like(x)
+        grad_weight = torch.zeros_like(weight)
+        total = torch.zeros((), device=x.device)
+        for rows in torch.arange(len(x), device=x.device).split(512):
+            x_low, target = x[rows].to(dtype), targets[rows, None].clamp(min=0)
+            counts = targets[rows, None] >= 0  # padding is not scored
+            logits = (x_low @ weight_low.t()).float()  # (512, V)
+            largest = logits.amax(1, keepdim=True)
+            hit = logits.gather(1, target)
+            probs = logits.sub_(largest).exp_()
+            norm = probs.sum(1, keepdim=True)
+            total += ((norm.log() + largest - hit) * counts).sum()
+            probs.mul_(counts / norm).scatter_add_(1, target, -counts.float())
+            grad = probs.to(dtype)
+            grad_x[rows] = (grad @ weight_low).to(x.dtype)
+            grad_weight += grad.t() @ x_low
+        ctx.save_for_backward(grad_x, grad_weight)
+        return total
+
+    @staticmethod
+    def backward(ctx, scale: Tensor):  # type: ignore[no-untyped-def,override]
+        grad_x, grad_weight = ctx.saved_tensors
+        return grad_x * scale, grad_weight * scale, None
+
+
+def train_step(model: GPT, batch: list[list[int]], n_targets: int, tap: Tap, device: str) -> float:
+    """Add the gradients of one batch; its share of the mean loss in nats per token."""
+    inputs, targets = padded(batch, device)
+    with torch.autocast(device, dtype=torch.bfloat16):
+        x = model.norm_f(model.stream(inputs, None, tap)).flatten(0, 1)  # (B * T, C)
+    loss = LinearCrossEntropy.apply(x.float(), model.head.weight, targets.flatten()) / n_targets
+    loss.backward()
+    return loss.item()
+
+
+# --- the optimizers ------------------------------------------------------------------------------
+
+
+def initialise(model: GPT) -> None:
+    """GPT-2's initialisation: normal, std 0.02; what writes into the stream is scaled down."""
+    for name, weight in model.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.zeros_(weight)
+        elif weight.dim() == 2:
+            writes = name.endswith(("attn.out.weight", "mlp.down.weight"))
+            depth = math.sqrt(2 * model.config.n_layer) if writes else 1.0
+            torch.nn.init.normal_(weight, std=0.02 / depth)
+
+
+def optimizers(model: GPT) -> list[torch.optim.Optimizer]:
+    """Muon (Jordan et al., 2024) for the blocks' matrices, AdamW (arXiv:1711.05101) for the rest.
+
+    Muon makes each update orthogonal, so that all directions of a matrix learn alike; embeddings,
+    biases and norms are looked up or added, not multiplied, and stay with AdamW.
+    """
+    matrices = [w for w in model.blocks.parameters() if w.dim() == 2]
+    of_blocks = {id(w) for w in matrices}
+    others = [w for w in model.parameters() if id(w) not in of_blocks]
+    return [
+        torch.optim.Muon(matrices, lr=MATRIX_LR, momentum=0.95, weight_decay=0.1),
+        torch.optim.AdamW(others, lr=OTHER_LR, betas=(0.9, 0.98), weight_decay=0.01),
+    ]
+
+
+def lr_factor(step: int, steps: int) -> float:
+    """Up in a line, level, down to zero in a line; the end moves with `steps`, the rest stays."""
+    warm = min(1.0, (step + 1) / WARMUP_STEPS)
+    return warm * min(1.0, max(0.0, steps - step) / (DECAY_SHARE * steps))
+
+
+# --- the loop ------------------------------------------------------------------------------------
+
+
+def train(run: Path, corpus_folder: Path, steps: int, seed: int, device: str) -> None:
+    """Train until `steps`; a checkpoint every 100 steps, written beside and then moved."""
+    run.mkdir(parents=True, exist_ok=True)
+    corpus = Corpus(corpus_folder, seed)
+    path = run / "tokenizer.json"
+    if not path.exists():
+        train_tokenizer(corpus.stories + corpus.ccby).save(str(path))
+    tokenizer = Tokenizer.from_file(str(path))
+
+    torch.manual_seed(seed)
+    model = GPT(ModelConfig.from_hf(CONFIG)).to(device)
+    initialise(model)
+    average = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    optims = optimizers(model)
+    base_lrs = [group["lr"] for optim in optims for group in optim.param_groups]
+    state = {"step": 0, "epoch": 0, "batch": 0, "train_s": 0.0, "tokens": 0}
+    checkpoint = run / "checkpoint.pt"
+    if checkpoint.exists():
+        saved = torch.load(checkpoint, map_location=device)
+        model.load_state_dict(saved["model"])
+        average = saved["average"]
+        for optim, state_dict in zip(optims, saved["optims"], strict=True):
+            optim.load_state_dict(state_dict)
+        state = saved["state"]
+    log(run, event="start", steps=steps, seed=seed, parameters=n_parameters(model), **state)
+
+    tap = Dropout(DROPOUT, explicit=device == "cpu")
+    epoch = corpus.epoch(state["epoch"], tokenizer)
+    losses: list[float] = []
+    while state["step"] < steps:
+        started = time.perf_counter()
+        if state["batch"] + BATCHES_PER_STEP > len(epoch):
+            state["epoch"], state["batch"] = state["epoch"] + 1, 0
+            epoch = corpus.epoch(state["epoch"], tokenizer)
+        group = epoch[state["batch"] : state["batch"] + BATCHES_PER_STEP]
+        n_targets = sum(len(window) - 1 for batch in group for window in batch)
+        factor = lr_factor(state["step"], steps)
+        groups = [group for optim in optims for group in optim.param_groups]
+        for param_group, lr in zip(groups, base_lrs, strict=True):
+            param_group["lr"] = lr * factor
+        losses.append(sum(train_step(model, batch, n_targets, tap, device) for batch in group))
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optim in optims:
+            optim.step()
+            optim.zero_grad()
+        with torch.no_grad():
+            for name, weight in model.named_parameters():
+                keep = min(AVERAGE, state["step"] / (state["step"] + 10))
+                average[name].lerp_(weight, 1 - keep)
+        state["step"] += 1
+        state["batch"] += BATCHES_PER_STEP
+        state["tokens"] += n_targets
+        state["train_s"] += time.perf_counter() - started
+        if state["step"] % 100 == 0 or state["step"] == steps:
+            save_checkpoint(checkpoint, model, average, optims, state)
+            row = dict(loss=sum(losses) / len(losses), lr=factor, **state)
+            losses.clear()
+            if state["step"] % 500 == 0 or state["step"] == steps:
+                row["valid_bits_per_byte"] = validate(model, average, tokenizer, corpus.valid[:100])
+            log(run, event="step", **row)
+
+
+def validate(model: GPT, average: dict[str, Tensor], tokenizer: Tokenizer, texts: list[str]) -> float:
+    """Bits per byte of the averaged weights on some held-out stories."""
+    averaged = GPT(model.config)
+    averaged.load_state_dict(average, strict=False)  # the tied head is not listed twice
+    return bits_per_byte(
+        averaged, lambda t: tokenizer.encode(t, add_special_tokens=False).ids, EOT_ID, texts
+    )
+
+
+def save_checkpoint(path: Path, model: GPT, average, optims, state) -> None:  # type: ignore[no-untyped-def]
+    part = path.with_suffix(".part")
+    torch.save(
+        {
+            "model": model.state_dict(),
+            "average": average,
+            "optims": [optim.state_dict() for optim in optims],
+            "state": state,
+        },
+        part,
+    )
+    part.replace(path)
+
+
+def log(run: Path, **row: object) -> None:
+    line = json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()})
+    print(line, flush=True)
+    with (run / "log.jsonl").open("a") as file:
+        file.write(line + "\n")
+
+
+def n_parameters(model: GPT) -> int:
+    return sum(weight.numel() for weight in model.parameters())
+
+
+# --- the export ----------------------------------------------------------------------------------
+
+
+def export(run: Path, folder: Path) -> None:
+    """Write the averaged weights (fp16), tokenizer and configs as a Hugging Face folder."""
+    saved = torch.load(run / "checkpoint.pt", map_location="cpu")
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = to_checkpoint(saved["average"])
+    tensors = {name: weight.half().contiguous() for name, weight in weights.items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(CONFIG, indent=2) + "\n")
+    (folder / "generation_config.json").write_text(json.dumps(GENERATION, indent=2) + "\n")
+    (folder / "tokenizer.json").write_bytes((run / "tokenizer.json").read_bytes())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--run", type=Path, required=True, help="folder of checkpoint and log")
+    parser.add_argument("--corpus", type=Path, help="folder of the training texts")
+    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--export", type=Path, metavar="FOLDER", help="write the model and stop")
+    options = parser.parse_args()
+    if options.export:
+        export(options.run, options.export)
+    else:
+        train(options.run, options.corpus, options.steps, options.seed, options.device)
+
+
+if __name__ == "__main__":
+    main()
