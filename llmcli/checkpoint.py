@@ -21,7 +21,7 @@ from fnmatch import fnmatch
 from pathlib import Path, PureWindowsPath
 from typing import Any, BinaryIO, TypeGuard
 
-from llmcli.errors import IntegrityError, NotFoundError, UnsupportedModelError
+from llmcli.errors import IntegrityError, NotFoundError, UnsupportedModelError, shown
 
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -98,7 +98,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
 
 def _tensor(path: Path, name: str, entry: Any, data: int) -> TensorInfo:
     """The tensor that `entry` describes, its offsets moved by `data`, where the header ends."""
-    tensor = f"tensor '{_shown(name)}'"
+    tensor = f"tensor '{shown(name)}'"
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise _damaged(path, f"{tensor} is not described by dtype, shape and data_offsets alone")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
@@ -110,7 +110,7 @@ def _tensor(path: Path, name: str, entry: Any, data: int) -> TensorInfo:
         raise _damaged(path, f"the dtype of {tensor} is not a string")
     if dtype not in _NBYTES_OF_DTYPE:
         raise UnsupportedModelError(
-            f"{_shown_path(path)} holds {tensor} as {_shown(dtype)}, a dtype not supported here.",
+            f"{_shown_path(path)} holds {tensor} as {shown(dtype)}, a dtype not supported here.",
             "Choose a model or a revision in F32, F16 or BF16.",
         )
     begin, end = offsets
@@ -120,7 +120,7 @@ def _tensor(path: Path, name: str, entry: Any, data: int) -> TensorInfo:
         if nbytes > _MAX_INT:  # stops here: the product of a million sizes would take minutes
             raise _damaged(path, f"the shape of {tensor} is larger than any file")
     if nbytes != end - begin:
-        kind = f"{dtype} {_shown(str(shape))}"
+        kind = f"{dtype} {shown(str(shape))}"
         raise _damaged(path, f"{tensor}, {kind}, needs {nbytes} bytes and has {end - begin}")
     return TensorInfo(name, dtype, tuple(shape), path, data + begin, nbytes)
 
@@ -131,7 +131,7 @@ def _check_coverage(path: Path, tensors: dict[str, TensorInfo], data: int, size:
     for tensor in sorted(tensors.values(), key=lambda tensor: (tensor.start, tensor.nbytes)):
         if tensor.start != end:
             relation = "overlaps" if tensor.start < end else "leaves a hole after"
-            raise _damaged(path, f"tensor '{_shown(tensor.name)}' {relation} the one before it")
+            raise _damaged(path, f"tensor '{shown(tensor.name)}' {relation} the one before it")
         end += tensor.nbytes
     if end > size:
         raise _damaged(path, f"the file is truncated: {end} bytes expected, {size} there")
@@ -149,17 +149,17 @@ def _read_shards(folder: Path, names: set[str]) -> dict[str, TensorInfo]:
     tensors: dict[str, TensorInfo] = {}
     for shard, expected in named.items():
         if not _is_plain(shard):
-            raise _damaged(index, f"'{_shown(shard)}' is not the plain name of a file beside it")
+            raise _damaged(index, f"'{shown(shard)}' is not the plain name of a file beside it")
         if shard not in names:
             raise NotFoundError(
-                f"{_shown_path(index)} names the shard '{_shown(shard)}', which is not there.",
+                f"{_shown_path(index)} names the shard '{shown(shard)}', which is not there.",
                 "Get the missing file with `llmcli download`.",
             )
         held = read_header(folder / shard)
         if astray := expected ^ held.keys():
             tensor = min(astray)
             found = "is in" if tensor in held else "is not in"
-            detail = f"tensor '{_shown(tensor)}' {found} '{_shown(shard)}', and it says otherwise"
+            detail = f"tensor '{shown(tensor)}' {found} '{shown(shard)}', and it says otherwise"
             raise _damaged(index, detail)
         tensors |= held
     return tensors
@@ -195,7 +195,7 @@ def _parse_object(path: Path, text: bytes) -> dict[str, Any]:
     try:
         value = json.loads(text.decode(), object_pairs_hook=_unique, parse_int=_natural)
     except (ValueError, RecursionError) as error:
-        raise _damaged(path, f"its JSON cannot be read ({_shown(str(error), 160)})") from error
+        raise _damaged(path, f"its JSON cannot be read ({shown(str(error), 160)})") from error
     if not isinstance(value, dict):
         raise _damaged(path, "its JSON is not an object")
     return value
@@ -206,7 +206,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     table: dict[str, Any] = {}
     for key, value in pairs:
         if key in table:
-            raise ValueError(f"duplicate key '{_shown(key)}'")
+            raise ValueError(f"duplicate key '{shown(key)}'")
         for text in (key, value):
             if isinstance(text, str):
                 text.encode()  # a lone surrogate is a UnicodeEncodeError, which is a ValueError
@@ -238,7 +238,7 @@ def _no_weights(folder: Path, names: set[str]) -> NotFoundError | UnsupportedMod
     others = sorted(n for n in names if any(fnmatch(n, pattern) for pattern in _NEVER_LOADED))
     if others and not any(name.endswith(".safetensors") for name in names):
         return UnsupportedModelError(
-            f"{_shown_path(folder)} has no safetensors weights, only '{_shown(others[0])}', "
+            f"{_shown_path(folder)} has no safetensors weights, only '{shown(others[0])}', "
             "and pickle is never loaded: it can run code.",
             "Convert the model to safetensors, or pick a revision that has it.",
         )
@@ -260,10 +260,4 @@ def _damaged(path: Path, what: str) -> IntegrityError:
 
 
 def _shown_path(path: Path) -> str:
-    return _shown(str(path), 4096)  # whole, as the reader needs it, but still escaped
-
-
-def _shown(text: str, limit: int = 80) -> str:
-    r"""`text` on one line of `limit` characters, what a terminal would obey escaped: "\x1b"."""
-    escaped = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[: limit + 1])
-    return escaped if len(escaped) <= limit else escaped[: limit - 3] + "..."
+    return shown(str(path), 4096)  # whole, as the reader needs it, but still escaped

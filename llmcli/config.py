@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from llmcli.errors import IntegrityError, NotFoundError, UnsupportedModelError
+from llmcli.errors import IntegrityError, NotFoundError, UnsupportedModelError, shown
 
 MAX_CONFIG_BYTES = 4 << 20  # GPT-2's has 665 bytes
 MAX_SIZE = 1 << 24  # of any one dimension: ten times the largest vocabulary in use
@@ -63,12 +63,16 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class SamplingDefaults:
-    """How a model is sampled when nothing else is asked for."""
+class Sampling:
+    """How the next token is chosen; these defaults leave the model's distribution as it is."""
 
-    temperature: float = 0.8
-    top_k: int = 0  # 0: off
-    top_p: float = 0.95
+    temperature: float = 1.0  # 0 is greedy
+    top_k: int = 0  # 0 is off
+    top_p: float = 1.0
+
+
+SENSIBLE = Sampling(temperature=0.8, top_p=0.95)
+GREEDY = Sampling(temperature=0.0)
 
 
 def read_config(folder: Path) -> ModelConfig:
@@ -81,22 +85,19 @@ def read_config(folder: Path) -> ModelConfig:
     return replace(config, eos_ids=eos_ids) if eos_ids else config
 
 
-def read_sampling_defaults(folder: Path) -> SamplingDefaults:
-    """Sampling defaults of the model in `folder`: generation_config.json over our own.
+def read_sampling(folder: Path) -> Sampling:
+    """How the model in `folder` wants to be sampled: generation_config.json over what is sensible.
 
-    A file that says `do_sample: false` asks for greedy: temperature 0.
+    A file that says `do_sample: false` asks for greedy.
     """
     path = folder / "generation_config.json"
-    ours = SamplingDefaults()
-    if not path.exists():
-        return ours
-    raw = _read_object(path)
+    raw = _read_object(path) if path.exists() else {}
     if raw.get("do_sample") is False:
-        return SamplingDefaults(temperature=0.0)
-    return SamplingDefaults(
-        temperature=_number(raw, "temperature", ours.temperature, 0.0, 1e6),
-        top_k=int(_number(raw, "top_k", ours.top_k, 0, MAX_SIZE)),
-        top_p=_number(raw, "top_p", ours.top_p, 0.0, 1.0),
+        return GREEDY
+    return Sampling(
+        temperature=_number(raw, "temperature", SENSIBLE.temperature, 0.0, 1e6),
+        top_k=int(_number(raw, "top_k", SENSIBLE.top_k, 0, MAX_SIZE)),
+        top_p=_number(raw, "top_p", SENSIBLE.top_p, 0.0, 1.0),
     )
 
 
@@ -196,7 +197,7 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 def _refuse_unknown(raw: Mapping[str, Any], known: set[str]) -> None:
     """Refuse keys that nobody here has read about; unset ones, and private ones, change nothing."""
-    unset = (None, False, [], {})
+    unset: tuple[object, ...] = (None, False, [], {})
     for key in sorted(raw):
         if key not in known and not key.startswith("_") and raw[key] not in unset:
             raise UnsupportedModelError(
@@ -242,6 +243,4 @@ def _eos_ids(raw: Mapping[str, Any], vocab_size: int, file: str) -> tuple[int, .
 
 
 def _shown(value: object) -> str:
-    """A stranger's value on one short line, control characters escaped."""
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return shown(repr(value), 60)

@@ -1,4 +1,4 @@
-"""Known errors: each is a fact, a remedy and an exit code; `cli.main` prints it as one or two lines."""
+"""Known errors: each is a fact, a remedy and an exit code; `cli.main` prints them as sentences."""
 
 from __future__ import annotations
 
@@ -48,3 +48,9 @@ class ResourceError(LLMCLIError):
     """Not enough memory or disk; the fact holds both what is needed and what is available."""
 
     exit_code = 7
+
+
+def shown(text: str, limit: int = 80) -> str:
+    r"""`text` on one line of `limit` characters, what a terminal would obey escaped: "\x1b"."""
+    escaped = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[: limit + 1])
+    return escaped if len(escaped) <= limit else escaped[: limit - 3] + "..."

@@ -341,7 +341,9 @@ def train(run: Path, corpus_folder: Path, steps: int, seed: int, device: str) ->
             log(run, event="step", **row)
 
 
-def validate(model: GPT, average: dict[str, Tensor], tokenizer: Tokenizer, texts: list[str]) -> float:
+def validate(
+    model: GPT, average: dict[str, Tensor], tokenizer: Tokenizer, texts: list[str]
+) -> float:
     """Bits per byte of the averaged weights on some held-out stories."""
     averaged = GPT(model.config)
     averaged.load_state_dict(average, strict=False)  # the tied head is not listed twice

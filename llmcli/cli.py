@@ -1,0 +1,89 @@
+"""The command line: which commands there are, and how an error becomes a sentence and a code."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Callable
+from functools import wraps
+from typing import Annotated, Any
+
+import typer
+
+from llmcli import __version__
+from llmcli.commands import generate, tokenize
+from llmcli.errors import LLMCLIError, ResourceError
+
+app = typer.Typer(
+    name="llmcli",
+    help="Generate text with a language model, and see how each token came about.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,  # a bug keeps Python's own traceback
+    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode=None,
+)
+
+
+def main() -> None:
+    """Run the command line and exit with a code of the table in the README."""
+    app(prog_name="llmcli")
+
+
+def reported(command: Callable[..., None]) -> Callable[..., None]:
+    """`command`, whose known errors end as one or two lines on stderr and their exit code."""
+
+    @wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # The reader has gone, which is its right; what is left must not be flushed at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except LLMCLIError as error:
+            fail(error)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            fail(ResourceError("The disk is full.", "Free some space and run this again."))
+
+    return run
+
+
+def fail(error: LLMCLIError) -> None:
+    """Say what happened on stderr and exit with the error's code."""
+    if os.environ.get("LLMCLI_DEBUG") == "1":
+        raise error
+    print(f"llmcli: {error.fact}", file=sys.stderr)
+    if error.remedy:
+        print(error.remedy, file=sys.stderr)
+    raise typer.Exit(error.exit_code)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"llmcli {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """Generate text with a language model, and see how each token came about.
+
+    llmcli generate "Once upon a time"
+
+    echo "Once upon a time" | llmcli generate --top-probs 5
+
+    llmcli tokenize "Once upon a time"
+    """
+
+
+for command in (generate.generate, tokenize.tokenize):
+    app.command()(reported(command))

@@ -1,0 +1,29 @@
+"""The consoles that everything coloured goes through."""
+
+from __future__ import annotations
+
+import os
+import sys
+from rich.console import Console
+
+MIN_WIDTH = 80
+
+
+def console(color: str = "auto", stderr: bool = False) -> Console:
+    """A console for stdout or stderr, at least 80 columns wide; `color` is auto, always or never.
+
+    NO_COLOR wins over `color`, which wins over FORCE_COLOR, which wins over what the stream is.
+    """
+    off = bool(os.environ.get("NO_COLOR")) or color == "never"
+    made = Console(
+        file=sys.stderr if stderr else sys.stdout,
+        force_terminal=True if color == "always" and not off else None,
+        no_color=off,
+        highlight=False,
+        markup=False,
+        emoji=False,
+        soft_wrap=True,
+    )
+    if made.width < MIN_WIDTH:
+        made.width = MIN_WIDTH
+    return made

@@ -1,0 +1,98 @@
+"""The most probable next tokens of each step: a picture for a terminal, rows for a pipe."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.cells import cell_len, set_cell_size
+from rich.text import Text
+
+from llmcli.render.text import harmless
+
+CHOSEN = "▶"
+TOKEN_CELLS = 18
+EIGHTHS = " ▏▎▍▌▋▊▉"
+TSV_HEADER = "step\tchosen\trank\tid\ttoken\tprob\tdrawn_prob\tentropy_bits"
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A token that could have come: `token` is quoted and harmless."""
+
+    id: int
+    token: str
+    prob: float
+    drawn_prob: float  # after the filters
+    rank: int  # from 0
+    chosen: bool
+
+
+def bar(share: float, cells: int) -> str:
+    """A bar of `cells` character cells, filled to `share` in eighths of a cell."""
+    eighths = round(max(0.0, min(1.0, share)) * cells * 8)
+    full, part = divmod(eighths, 8)
+    return ("█" * full + (EIGHTHS[part] if part else "")).ljust(cells)
+
+
+def percent(prob: float) -> str:
+    """Seven characters: "  4.2 %", and "<0.1 %" where a little is not nothing."""
+    return " <0.1 %" if 0 < prob < 0.0005 else f"{prob:6.1%}".replace("%", " %").rjust(7)
+
+
+def tail(text: str, cells: int) -> str:
+    """The end of `text` on one line of at most `cells` cells; "…" stands for what is cut."""
+    line = harmless(text.replace("\n", "⏎"))
+    if cell_len(line) <= cells:
+        return line
+    while cell_len(line) > cells - 1:
+        line = line[1 + (cell_len(line) - cells) // 2 :]
+    return "…" + line
+
+
+def legend(width: int) -> Text:
+    """What the columns are, once, above the first step."""
+    return Text(
+        f"  {'next token'.ljust(TOKEN_CELLS)} {'probability'.ljust(width - TOKEN_CELLS - 20)}"
+        "  model   drawn",
+        style="dim",
+    )
+
+
+def picture(
+    index: int, before: str, candidates: Sequence[Candidate], entropy_bits: float, width: int
+) -> Text:
+    """One step: the text so far, then a line per candidate, the chosen one marked."""
+    rank = next(c.rank for c in candidates if c.chosen)
+    facts = f"  rank {rank}, {entropy_bits:.2f} bits"
+    head = f"{index:>3} "
+    room = width - cell_len(head) - cell_len(facts) - 1
+    out = Text()
+    out.append(head, style="bold cyan")
+    out.append(set_cell_size(tail(before, room), room))
+    out.append(facts + "\n", style="dim")
+    for candidate in candidates:
+        out.append_text(_line(candidate, width))
+    return out
+
+
+def _line(candidate: Candidate, width: int) -> Text:
+    cells = width - TOKEN_CELLS - 20
+    name = candidate.token
+    if cell_len(name) > TOKEN_CELLS:
+        name = set_cell_size(name, TOKEN_CELLS - 1) + "…"
+    style = "bold green" if candidate.chosen else ""
+    line = Text(f"{CHOSEN if candidate.chosen else ' '} ", style=style)
+    line.append(set_cell_size(name, TOKEN_CELLS) + " ", style=style)
+    line.append(bar(candidate.prob, cells), style="green" if candidate.chosen else "blue")
+    line.append(f" {percent(candidate.prob)} {percent(candidate.drawn_prob)}\n", style=style)
+    return line
+
+
+def tsv(index: int, candidates: Sequence[Candidate], entropy_bits: float) -> str:
+    """One step as rows under TSV_HEADER, numbers in full."""
+    return "".join(
+        f"{index}\t{int(c.chosen)}\t{c.rank}\t{c.id}\t{c.token}\t{c.prob:.6g}\t{c.drawn_prob:.6g}"
+        f"\t{entropy_bits:.6g}\n"
+        for c in candidates
+    )

@@ -1,0 +1,27 @@
+"""Text that a model or a stranger wrote, made harmless and its spaces visible."""
+
+from __future__ import annotations
+
+import re
+
+# Everything a terminal obeys rather than shows: C0 but tab and newline, DEL, C1, and the marks
+# that reverse the direction of what follows. Joiners stay, emoji need them.
+_OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+
+
+def harmless(text: str) -> str:
+    r"""`text` with control characters escaped for a terminal: ESC becomes the four letters \x1b."""
+    return _OBEYED.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+def quoted(token: bytes) -> str:
+    r"""A token on one line, in quotes: `" there"`, `"\n"`, `"\xe2\x80"` for part of a character."""
+    try:
+        text = token.decode()
+    except UnicodeDecodeError:
+        text = "".join(chr(b) if 32 <= b < 127 else f"\\x{b:02x}" for b in token)
+        return f'"{text}"'
+    text = text.replace("\\", "\\\\").replace('"', '\\"')
+    for raw, escaped in (("\n", "\\n"), ("\t", "\\t"), ("\r", "\\r")):
+        text = text.replace(raw, escaped)
+    return f'"{harmless(text)}"'
