@@ -1,99 +1,302 @@
 """Text <-> ids: tiktoken, built from a model folder's own files; no model, no network, no torch.
 
-Byte-level BPE (Sennrich et al., arXiv 1508.07909, over bytes as in GPT-2) out of `tokenizer.json`, or
-`vocab.json` + `merges.txt`. The ids equal those of the `tokenizers` library with
-`encode_special_tokens=True, add_special_tokens=False`. tiktoken joins any two pieces whose bytes it knows, the
-library only listed merges; they agree where every token that tiktoken gets is what BPE makes of its own bytes
-(`live_merges` has the argument), so only such tokens are handed over. One known difference: normal forms
-come from Python's `unicodedata`, which knows combining marks newer than the library's own Unicode tables.
-
-`truncation`, `padding` and the pair template of a `tokenizer.json` are ignored on purpose.
+The ids equal those of the `tokenizers` library with `encode_special_tokens=True` and
+`add_special_tokens=False`. One known difference: normal forms (NFC, ...) come from Python's
+`unicodedata`, which knows combining marks that are newer than that library's Unicode tables.
 """
 
 from __future__ import annotations
 
 import codecs
-import json
+import hashlib
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import accumulate, count, pairwise
 from operator import add
 from pathlib import Path
-from typing import Any
 
-from llmcli.errors import IntegrityError, NotFoundError, UnsupportedModelError, UsageError
+from llmcli.errors import UsageError
+from llmcli.tokenizer_file import (
+    ALPHABET,
+    BYTE_OF,
+    MAX_ID,
+    AddedToken,
+    Recipe,
+    damaged,
+    read_recipe,
+    unsupported,
+)
 
-MAX_FILE_NBYTES = 64 * 2**20
-MAX_ID = 2**24
 _RUN = 250_000  # tiktoken's regex stack overflows, and panics, at a run of 10**6 white spaces
 _SPACES = (  # Unicode White_Space; Python's own strip() would take U+001C..U+001F as well
     "\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
     "\u2028\u2029\u202f\u205f\u3000"
 )
-_DOWNLOAD = "Get the model again: llmcli download MODEL --force."
-_OTHER = "llmcli reads byte-level BPE tokenizers (GPT-2, Llama 3, Qwen, SmolLM2, ...); choose such a model."
-
-GPT2_SPLIT = (
-    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-)
-# A `Digits` step cuts the text before GPT-2's pattern sees it, so that a digit ends the text for the lookahead.
-DIGITS_SPLIT = (
-    r"\p{N}|'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+"
-)
-# What a split pattern may be made of. None of these can match nothing (tiktoken panics) or backtrack without
-# bound, and both regex engines read them alike; the order and the choice are the file's.
-_LETTERS = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-_SUFFIX = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-KNOWN_ALTERNATIVES = frozenset(
-    [
-        *("'s", "'t", "'re", "'ve", "'m", "'ll", "'d", "'(?:[sdmt]|ll|ve|re)"),
-        *(_SUFFIX, r"'(?i:[sdmt]|ll|ve|re)", r" ?\p{L}+", r" ?\p{N}+", r"\p{N}", r"\p{N}+"),
-        *(r"\p{N}{1,3}", r"[^\r\n\p{L}\p{N}]?\p{L}+", r"[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+"),
-        *(r" ?[^\s\p{L}\p{N}]+", r" ?[^\s\p{L}\p{N}]+[\r\n]*", r" ?[^\s\p{L}\p{N}]+[\r\n/]*"),
-        *(r" ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*", r"\s*[\r\n]+", r"\s*[\r\n]", r"\s+(?!\S)", r"\s+"),
-        rf"[^\r\n\p{{L}}\p{{N}}]?{_LETTERS[0]}*{_LETTERS[1]}+{_SUFFIX}?",
-        rf"[^\r\n\p{{L}}\p{{N}}]?{_LETTERS[0]}+{_LETTERS[1]}*{_SUFFIX}?",
-    ]
-)
-_ALTERNATIVE = re.compile(r"(?:\\.|\[(?:\\.|[^\]\\])*\]|\((?:\[[^\]]*\]|[^()\[])*\)|[^|])+")
+# Merge lists (the SHA-256 of the left halves, then the right ones) all of whose tokens are known to
+# be live: looking again takes 80 ms, as long as all the rest of loading GPT-2's tokenizer.
+PROVEN = frozenset(["339cf6b7c7c4430189e5e6f39b96296c363b684a1f77bc8c529c53d2a0bcbe62"])
 
 
-def byte_alphabet() -> str:
-    """The 256 printable characters that stand for the bytes 0..255 in byte-level vocabularies (GPT-2)."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    shifted = count(0x100)
-    return "".join(chr(b if b in printable else next(shifted)) for b in range(256))
+class Tokenizer:
+    """Text <-> ids for one model folder: `Tokenizer.from_folder(folder).encode("hi")` -> [5303]."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        import tiktoken  # 20 ms: paid by whoever tokenizes, not by whoever imports this module
+
+        self.prefix_ids = recipe.prefix_ids  # what `generate` prepends
+        self.suffix_ids = recipe.suffix_ids
+        self._prefix_space = recipe.prefix_space
+        self._normal_forms = recipe.normal_forms
+        ranks, self._id_of_rank, self._bytes_of = vocabulary(recipe)
+        self._encoding = tiktoken.Encoding(
+            recipe.where.name, pat_str=recipe.pattern, mergeable_ranks=ranks, special_tokens={}
+        )
+        self._added = {token.content: token for token in recipe.added}
+        self._normalized = {self._normalize(t.content): t for t in recipe.added if t.normalized}
+        raw = {token.content: token for token in recipe.added if not token.normalized}
+        self._passes = [(_any_of(found), found) for found in (raw, self._normalized)]
+        self._plain_only = all(token.special for token in recipe.added)
+        self.special_ids = {token.content: token.id for token in recipe.added if token.special}
+        self.vocab_size = max(self._bytes_of) + 1
+        names = [recipe.eos] if recipe.eos else ["<|endoftext|>", "</s>"]
+        self.eot_id = next((id for id in map(self.id_of, names) if id is not None), None)
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> Tokenizer:
+        """A folder's tokenizer. Raises NotFoundError, IntegrityError, UnsupportedModelError."""
+        return cls(read_recipe(Path(folder)))
+
+    def __len__(self) -> int:
+        return len(self._bytes_of)
+
+    def encode(self, text: str, *, special: bool = False) -> list[int]:
+        """The ids of `text`; special tokens in it are plain text unless `special`."""
+        if self._plain_only and not special and not self._normal_forms:
+            return self.encode_ordinary(text)
+        _refuse_surrogates(text)
+        raw, normalized = self._passes
+        ids: list[int] = []
+        for outer in _cut(text, *raw, special):
+            if isinstance(outer, int):
+                ids.append(outer)
+                continue
+            for inner in _cut(self._normalize(outer), *normalized, special):
+                ids += [inner] if isinstance(inner, int) else self._bpe(inner)
+        return ids
+
+    def encode_ordinary(self, text: str) -> list[int]:
+        """The ids of `text` by BPE alone: no added token is found, nothing is normalized."""
+        _refuse_surrogates(text)
+        return self._bpe(text)
+
+    def _bpe(self, text: str) -> list[int]:
+        if len(text) >= _RUN:
+            _refuse_long_space(text)
+        if self._prefix_space and text and not text.startswith(" "):
+            text = " " + text
+        ids = self._encoding.encode_ordinary(text)
+        return ids if self._id_of_rank is None else [self._id_of_rank[rank] for rank in ids]
+
+    def decode_bytes(self, ids: Sequence[int]) -> bytes:
+        """The bytes of all `ids`, joined; they need not be valid UTF-8. Raises UsageError."""
+        try:
+            return b"".join(map(self._bytes_of.__getitem__, ids))
+        except KeyError as error:
+            raise UsageError(
+                f"There is no token with id {error.args[0]!r}.",
+                f"Ids go from 0 to {self.vocab_size - 1}, and {len(self)} of them are in use.",
+            ) from None
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of `ids`; what is not valid UTF-8 becomes U+FFFD."""
+        return self.decode_bytes(ids).decode("utf-8", "replace")
+
+    def token_bytes(self, id: int) -> bytes:
+        """The bytes of one token, for `Utf8Stream.feed`."""
+        return self.decode_bytes([id])
+
+    def id_of(self, text: str) -> int | None:
+        """The id of the one token that is exactly `text`, or None."""
+        if text in self._added:
+            return self._added[text].id
+        try:
+            rank = self._encoding.encode_single_token(text.encode("utf-8", "surrogatepass"))
+        except KeyError:
+            return None
+        return rank if self._id_of_rank is None else self._id_of_rank[rank]
+
+    def _normalize(self, text: str) -> str:
+        for form in self._normal_forms:
+            text = unicodedata.normalize(form, text)  # type: ignore[arg-type]
+        return text
 
 
-ALPHABET = byte_alphabet()
+class Utf8Stream:
+    """Bytes in, whole characters out: `feed(b"\\xc3")` -> "", then `feed(b"\\xa9")` -> "é"."""
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def feed(self, token_bytes: bytes) -> str:
+        """What is complete by now; invalid bytes become U+FFFD."""
+        return self._decoder.decode(token_bytes)
+
+    def flush(self) -> str:
+        """U+FFFD for an unfinished character, else nothing; the stream starts afresh."""
+        text = self._decoder.decode(b"", True)
+        self._decoder.reset()
+        return text
 
 
-@dataclass(frozen=True)
-class AddedToken:
-    """A token that is found in the text before BPE; a `special` one only where it is asked for."""
-
-    content: str
-    id: int
-    special: bool = False
-    lstrip: bool = False
-    rstrip: bool = False
-    normalized: bool = False
+def _any_of(tokens: dict[str, AddedToken]) -> re.Pattern[str] | None:
+    """Finds the leftmost token, the longest first."""
+    if not tokens:
+        return None
+    return re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))))
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """What a tokenizer file says, checked: all that is needed to build a `Tokenizer`."""
+def _cut(
+    text: str, pattern: re.Pattern[str] | None, tokens: dict[str, AddedToken], special: bool
+) -> Iterator[str | int]:
+    """Text and ids in turn; a special token not asked for stays text, yet hides its overlaps."""
+    done = 0
+    for match in pattern.finditer(text) if pattern else ():
+        token = tokens[match[0]]
+        if token.special and not special:
+            continue
+        start, end = max(match.start(), done), match.end()
+        if token.lstrip:
+            start = done + len(text[done:start].rstrip(_SPACES))
+        while token.rstrip and end < len(text) and text[end] in _SPACES:
+            end += 1
+        if start > done:
+            yield text[done:start]
+        yield token.id
+        done = max(end, done)
+    if done < len(text):
+        yield text[done:]
 
-    vocab: dict[str, int]
-    lefts: list[str]
-    rights: list[str]
-    pattern: str
-    added: list[AddedToken]
-    prefix_space: bool = False
-    normal_forms: tuple[str, ...] = ()
-    prefix_ids: tuple[int, ...] = ()
-    suffix_ids: tuple[int, ...] = ()
-    ignore_merges: bool = False
-    eos: str | None = None
+
+def _refuse_surrogates(text: str) -> None:
+    """tiktoken would replace them in silence."""
+    try:
+        text.isascii() or text.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"The text holds a lone surrogate, U+{ord(text[error.start]):04X}, "
+            f"at character {error.start}.",
+            "Give text that is valid Unicode.",
+        ) from None
+
+
+def _refuse_long_space(text: str) -> None:
+    """A run twice as long as `_RUN` is always refused, one shorter than `_RUN` never."""
+    for start in range(0, len(text) - _RUN + 1, _RUN):
+        if text[start : start + _RUN].isspace():
+            raise UsageError(
+                f"The text holds {_RUN} or more white spaces in a row.",
+                "Shorten the run: the tokenizer's regular expression cannot cross it.",
+            )
+
+
+def vocabulary(recipe: Recipe) -> tuple[dict[bytes, int], list[int] | None, dict[int, bytes]]:
+    """tiktoken's ranks; the id of each rank, None where they are the same; the bytes of each id."""
+    where, vocab = recipe.where, recipe.vocab
+    live = live_merges(where, recipe.lefts, recipe.rights)
+    for char in BYTE_OF.keys() - vocab.keys():
+        del live[char]
+    n_bytes = len(BYTE_OF.keys() & vocab.keys())
+    ids = [vocab[token] for token in live]
+    in_bytes = to_bytes(list(live))
+    bytes_of = dict(zip(ids, in_bytes, strict=True))
+    ordered = ids[n_bytes:] == sorted(ids[n_bytes:])  # then an id is as good a rank as any
+    ranks = dict(zip(in_bytes, ids if ordered else count(), strict=False))
+    bytes_of.update((token.id, token.content.encode()) for token in recipe.added)
+    added = {token.content for token in recipe.added}
+    rest = [token for token in vocab if token not in live]
+    if recipe.ignore_merges and sum(map(len, rest)) > 10_000:
+        raise unsupported(where, "model.ignore_merges with many tokens that no merge builds")
+    for token in rest:  # the library never builds these by merging, so tiktoken must not either
+        if not set(token) <= BYTE_OF.keys():
+            if token not in added:
+                raise unsupported(where, f"vocabulary entry {token!r} that is not byte-level")
+            continue
+        spelled = bytes(BYTE_OF[char] for char in token)
+        if token not in added:
+            bytes_of[vocab[token]] = spelled
+        if recipe.ignore_merges and spelled:  # a whole piece is looked up first, as tiktoken does
+            if len(_parts(token, live)) == 2:
+                raise unsupported(where, f"model.ignore_merges with the token {token!r}")
+            ranks[spelled] = vocab[token] if ordered else len(ids)
+            ids.append(vocab[token])
+    return ranks, None if ordered else ids, bytes_of
+
+
+def to_bytes(tokens: list[str]) -> list[bytes]:
+    """The bytes that byte-level tokens stand for, in one pass: 50,000 tokens take 10 ms."""
+    table = codecs.charmap_build("\0" + ALPHABET[1:])  # fast only for a table that starts with NUL
+    joined = codecs.charmap_encode("".join(tokens).replace(ALPHABET[0], "\0"), "strict", table)[0]
+    ends = accumulate(map(len, tokens), initial=0)
+    return [joined[start:end] for start, end in pairwise(ends)]
+
+
+def _parts(token: str, live: dict[str, int]) -> list[str]:
+    """BPE by the book: join the pair of the lowest rank, the leftmost first, until none is left."""
+    parts = list(token)
+    while True:
+        ranks = [live.get(left + right, MAX_ID) for left, right in pairwise(parts)]
+        if not ranks or min(ranks) == MAX_ID:
+            return parts
+        at = ranks.index(min(ranks))
+        parts[at : at + 2] = [parts[at] + parts[at + 1]]
+
+
+def merges_sha256(lefts: list[str], rights: list[str]) -> str:
+    """Names a merge list, for `PROVEN`; one with a space inside a token has no name."""
+    joined = " ".join([*lefts, *rights])
+    if joined.count(" ") != len(lefts) + len(rights) - 1:
+        return ""
+    return hashlib.sha256(joined.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def live_merges(where: Path, lefts: list[str], rights: list[str]) -> dict[str, int]:
+    """Every token that BPE builds out of its own bytes -> its rank (a byte's, or 256 + merge).
+
+    Merges never cross the border of a token that they end up with, so inside it they run as they
+    would on its bytes alone: a token that is not built alone is built nowhere, and the last pair
+    of one that is, is the same everywhere. tiktoken joins every pair that has the bytes of such a
+    token, the `tokenizers` library every pair on its list: the same pairs, therefore.
+    """
+    rank = dict(zip(ALPHABET, range(256), strict=True))
+    if merges_sha256(lefts, rights) in PROVEN:
+        rank.update(zip(map(add, lefts, rights), count(256), strict=False))
+        return rank
+    left, right = list(range(256)), list(range(256))
+    made: dict[int, int] = {}  # left << 32 | right -> rank
+    late: list[tuple[str, str]] = []
+    get, find = rank.get, made.get
+    for i, (a, b) in enumerate(zip(lefts, rights, strict=True), 256):
+        x, y = get(a, -1), get(b, -1)
+        left.append(x)
+        right.append(y)
+        if x < 0 or y < 0:
+            late.append((a, b))
+            continue
+        token = a + b
+        if token in rank:
+            continue
+        pair = x << 32 | y
+        while x > 255 or y > 255:  # undo the younger of the two; did its border pair join before?
+            if x > y:
+                limit, x = x, right[x]
+            else:
+                limit, y = y + 1, left[y]
+            if find(x << 32 | y, limit) < limit:
+                break
+        else:
+            rank[token] = made[pair] = i
+    for a, b in late:
+        if a in rank and b in rank and a + b not in rank:
+            raise damaged(where, f"the merge {a!r} {b!r} stands before the merges it builds on")
+    return rank

@@ -76,7 +76,7 @@ def test_half_precision_files_are_computed_in_fp32(dtype, save_gpt2):
 
 
 def test_shards_equal_one_file(save_gpt2):
-    folder, theirs = save_gpt2(max_shard_size="20KB")
+    folder, theirs = save_gpt2(shard_size="20KB")
     assert len(list(folder.glob("*.safetensors"))) > 1
     assert_equals_theirs(ours(folder), theirs)
 

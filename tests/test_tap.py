@@ -67,7 +67,8 @@ def test_a_patch_replaces_what_the_forward_goes_on_with(model):
         starts.append(start)
         return torch.zeros_like(value)
 
-    probe = Probe(3, record=["*"], patch={"1.attn_out": zero, "1.mlp_out": zero})
+    patch = {"1.attn_out": zero, "1.mlp_out": zero}
+    probe = Probe(3, record=["*.resid_*"], patch=patch)
     with torch.inference_mode():
         model(ids, tap=plain)
         model(ids, tap=probe)

@@ -101,8 +101,10 @@ def generate(
     ids = _prompt_ids(tokenizer, text, config, truncate_prompt, quiet)
 
     from llmcli.gpt import generation, weights  # torch: only now that all else is well
+    from llmcli.gpt.place import use_threads
 
     loaded = weights.load_model(folder, config)
+    use_threads(loaded)
     load_s = time.perf_counter() - started
     seed = secrets.randbits(32) if seed is None else seed
     steps = generation.generate(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+
 from rich.console import Console
 
 MIN_WIDTH = 80
@@ -18,7 +19,7 @@ def console(color: str = "auto", stderr: bool = False) -> Console:
     made = Console(
         file=sys.stderr if stderr else sys.stdout,
         force_terminal=True if color == "always" and not off else None,
-        no_color=off,
+        color_system=None if off else "auto",  # None: no styles at all
         highlight=False,
         markup=False,
         emoji=False,

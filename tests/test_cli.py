@@ -1,0 +1,379 @@
+"""The command line as its users meet it: streams, exit codes, one clear sentence per error."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+
+import pytest
+from conftest import FABLE, edit_json
+from safetensors.torch import load_file, save_file
+
+from llmcli import __version__
+
+LLMCLI = [sys.executable, "-m", "llmcli"]
+
+
+def in_terminal(arguments, columns=80, env=(), until=None, then=None):
+    """Run in a pseudo-terminal; what it showed, and the exit code. `until` seen, `then` is sent."""
+    read, write = pty.openpty()
+    subprocess.run(["stty", "cols", str(columns), "rows", "40"], stdin=write, check=True)
+    environment = {**os.environ, "TERM": "xterm-256color", **dict(env)}
+    child = subprocess.Popen(
+        [*LLMCLI, *map(str, arguments)], stdin=write, stdout=write, stderr=write, env=environment
+    )
+    os.close(write)
+    shown = b""
+    while True:
+        try:
+            data = os.read(read, 65536)
+        except OSError:
+            break
+        if not data:
+            break
+        shown += data
+        if until and until in shown:
+            child.send_signal(then)
+            until = None
+    os.close(read)
+    return shown.decode().replace("\r\n", "\n"), child.wait(30)
+
+
+def assert_fails(result, code, *said):
+    """One or two lines on stderr that hold `said`, nothing on stdout, the documented code."""
+    assert result.exit_code == code, result.output
+    assert result.stdout == ""
+    lines = result.stderr.strip().splitlines()
+    assert 1 <= len(lines) <= 2, result.stderr
+    assert lines[0].startswith("llmcli: ")
+    for text in said:
+        assert re.search(text, result.stderr), result.stderr
+
+
+# --- the main road -------------------------------------------------------------------------------
+
+
+def test_generate_prints_the_text_and_nothing_else(llmcli, model_folder):
+    result = llmcli("generate", "Once", "-m", model_folder, "--seed", 1, "--max-new-tokens", 9)
+    assert result.exit_code == 0
+    assert result.stderr == ""
+    assert result.stdout != ""
+    again = llmcli("generate", "-", "-m", model_folder, "--seed", 1, "--max-new-tokens", 9,
+                   input="Once\n")  # fmt: skip
+    assert again.stdout == result.stdout
+    uncached = llmcli("generate", "Once", "-m", model_folder, "--seed", 1, "--max-new-tokens", 9,
+                      "--no-cache")  # fmt: skip
+    assert uncached.stdout == result.stdout
+
+
+@pytest.mark.skipif(not (FABLE / "model.safetensors").exists(), reason="fable is not trained yet")
+def test_fable_continues_a_story(llmcli):
+    result = llmcli("generate", "Once upon a time", "--seed", 1, "--max-new-tokens", 60)
+    assert result.exit_code == 0
+    assert len(re.findall(r"\b[a-z]+\b", result.stdout)) > 25
+    assert result.stdout.isascii()
+
+
+def test_version(llmcli):
+    assert llmcli("--version").stdout == f"llmcli {__version__}\n"
+
+
+def test_no_command_shows_the_help(llmcli):
+    result = llmcli()
+    assert result.exit_code == 2
+    assert "generate" in result.output
+    assert "tokenize" in result.output
+
+
+def test_an_argument_leaves_stdin_alone(model_folder):
+    tokenize = f"{sys.executable} -m llmcli tokenize x -m {model_folder} > /dev/null"
+    script = f"printf 'a\\nb\\n' | while read -r line; do {tokenize}; echo $line; done"
+    out = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True)
+    assert out.stdout == "a\nb\n"
+
+
+def test_one_trailing_newline_of_a_piped_prompt_is_dropped(llmcli, model_folder):
+    def stats(text):
+        return llmcli("generate", "-m", model_folder, "--max-new-tokens", 1, "--stats",
+                      input=text).stderr  # fmt: skip
+
+    def n_prompt(text):
+        return int(re.search(r"prefill (\d+)", stats(text))[1])
+
+    assert n_prompt("The end.\n") == n_prompt("The end.") < n_prompt("The end.\n\n")
+
+
+def test_ignore_eos_prints_the_end_of_text_token(llmcli, copied):
+    # With every token an end-of-text token, the first ends the text, or is printed.
+    edit_json(copied / "generation_config.json", eos_token_id=list(range(300)))
+    common = ["generate", "Once", "-m", copied, "--seed", 1, "--max-new-tokens", 4]
+    assert llmcli(*common).stdout == ""
+    assert llmcli(*common, "--ignore-eos").stdout != ""
+
+
+def test_sampling_defaults_come_from_the_models_file(llmcli, copied):
+    edit_json(copied / "generation_config.json", do_sample=False)
+    first = llmcli("generate", "Once", "-m", copied, "--seed", 1, "--max-new-tokens", 9)
+    second = llmcli("generate", "Once", "-m", copied, "--seed", 2, "--max-new-tokens", 9)
+    assert first.stdout == second.stdout
+    hot = llmcli("generate", "Once", "-m", copied, "--seed", 2, "--max-new-tokens", 9,
+                 "--temperature", 2)  # fmt: skip
+    assert hot.stdout != first.stdout
+
+
+def test_stats_go_to_stderr(llmcli, model_folder):
+    result = llmcli("generate", "Once", "-m", model_folder, "--seed", 4, "--stats",
+                    "--max-new-tokens", 5)  # fmt: skip
+    assert re.fullmatch(
+        r"load [\d.]+ s \| first token \d+ ms \| prefill \d+ tokens, \d+ tok/s \| "
+        r"decode \d tokens, \d+ tok/s \| finish (stop|length) \| seed 4\n",
+        result.stderr,
+    )
+
+
+def test_top_probs_in_a_pipe_are_rows(llmcli, model_folder):
+    common = ["generate", "Once", "-m", model_folder, "--seed", 4, "--max-new-tokens", 3]
+    rows = [line.split("\t") for line in llmcli(*common, "--top-probs", 4).stdout.splitlines()]
+    assert rows[0] == ["step", "chosen", "rank", "id", "token", "prob", "drawn_prob",
+                       "entropy_bits"]  # fmt: skip
+    for step in range(3):
+        ours = [row for row in rows[1:] if row[0] == str(step)]
+        assert sum(row[1] == "1" for row in ours) == 1
+        assert [row[2] for row in ours[:4]] == ["0", "1", "2", "3"]
+        probs = [float(row[5]) for row in ours]
+        assert probs == sorted(probs, reverse=True)
+
+
+# --- a terminal ----------------------------------------------------------------------------------
+
+
+def make_it_say(folder, text):
+    """Make `text` token 299 of the model in `folder`, and the only one that it ever generates."""
+    path = folder / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    flags = dict.fromkeys(("special", "single_word", "lstrip", "rstrip", "normalized"), False)
+    tokenizer["added_tokens"].append({"id": 299, "content": text, **flags})
+    model = tokenizer["model"]
+    gone = next(token for token, id in model["vocab"].items() if id == 299)
+    del model["vocab"][gone]
+    model["merges"] = [merge for merge in model["merges"] if "".join(merge) != gone]
+    model["vocab"][text] = 299
+    path.write_text(json.dumps(tokenizer))
+
+    weights = load_file(folder / "model.safetensors")
+    weights["transformer.wte.weight"].zero_()[299] = 1
+    weights["transformer.ln_f.weight"].zero_()
+    weights["transformer.ln_f.bias"].fill_(1)
+    save_file(weights, folder / "model.safetensors")
+
+
+def test_a_terminal_shows_escape_sequences_and_markup_harmlessly(copied):
+    make_it_say(copied, "\x1b[31m[red]\x07[/INST]")
+    common = ["generate", "x", "-m", copied, "--max-new-tokens", 2]
+    shown, code = in_terminal(common)
+    assert code == 0
+    assert shown == 2 * "\\x1b[31m[red]\\x07[/INST]" + "\n"
+    shown, code = in_terminal([*common, "--top-probs", 2], env={"NO_COLOR": "1"})
+    assert code == 0
+    assert "\\x1b[31m[red]" in shown
+    assert "\x1b" not in shown
+    assert "\x07" not in shown
+
+
+@pytest.mark.parametrize("columns", [40, 80, 120])
+def test_the_picture_of_probabilities_is_aligned(columns, model_folder):
+    shown, code = in_terminal(
+        ["generate", "Once", "-m", model_folder, "--max-new-tokens", 3, "--top-probs", 3,
+         "--seed", 2],
+        columns=columns,
+        env={"NO_COLOR": "1"},
+    )  # fmt: skip
+    assert code == 0
+    width = max(columns, 80)
+    bars = [line for line in shown.splitlines() if line.endswith("%")]
+    assert len(bars) >= 9
+    assert {len(line) for line in bars} == {width - 1}
+    assert sum(line.startswith("▶ ") for line in bars) == 3
+
+
+def test_no_prompt_on_a_terminal_says_what_to_type():
+    shown, code = in_terminal(["generate"])
+    assert code == 2
+    assert 'llmcli generate "Once upon a time"' in shown
+
+
+# --- pipes and signals ---------------------------------------------------------------------------
+
+
+def test_a_closed_pipe_is_a_quiet_end(model_folder):
+    run = subprocess.run(
+        ["bash", "-c", f"{sys.executable} -m llmcli generate x -m {model_folder} --ignore-eos "
+         "--max-new-tokens 60 | head -c 1 > /dev/null; echo ${PIPESTATUS[0]}"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert run.stdout == "0\n"
+    assert run.stderr == ""
+
+
+def test_a_full_disk_is_said(model_folder):
+    with open("/dev/full", "w") as full:
+        run = subprocess.run(
+            [*LLMCLI, "tokenize", "x", "-m", str(model_folder)],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+    assert run.returncode == 7
+    assert run.stderr.startswith(b"llmcli: The disk is full.")
+
+
+def test_ctrl_c_keeps_the_text_so_far_and_ends_with_130(copied):
+    edit_json(copied / "config.json", eos_token_id=None)
+    edit_json(copied / "generation_config.json", eos_token_id=None)
+    child = subprocess.Popen(
+        [*LLMCLI, "generate", "x", "-m", str(copied), "--seed", "1", "--no-cache", "--top-probs",
+         "2", "--max-new-tokens", "60"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert child.stdout
+    head = child.stdout.readline() + child.stdout.readline()
+    child.send_signal(signal.SIGINT)
+    rest, errors = child.communicate(timeout=30)
+    assert head.startswith(b"step\t")
+    assert (child.returncode, errors) in [(130, b""), (0, b"")]
+    if child.returncode == 0:  # it was done before the signal came
+        assert (head + rest).count(b"\n") >= 120
+
+
+# --- errors --------------------------------------------------------------------------------------
+
+
+def test_an_unknown_model_names_the_nearest(llmcli):
+    assert_fails(llmcli("generate", "x", "-m", "fabel"), 3, "fabel", "Did you mean fable")
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
+def test_a_folder_without_one_of_its_files_names_it(name, llmcli, copied):
+    (copied / name).unlink()
+    assert_fails(llmcli("generate", "x", "-m", copied), 3, name.split(".")[0])
+
+
+def test_pickle_weights_are_refused(llmcli, copied):
+    (copied / "model.safetensors").rename(copied / "pytorch_model.bin")
+    assert_fails(llmcli("generate", "x", "-m", copied), 6, "pickle")
+
+
+def test_truncated_weights_are_refused(llmcli, copied):
+    path = copied / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+    assert_fails(llmcli("generate", "x", "-m", copied), 5, "truncated")
+
+
+def test_garbage_for_weights_is_refused(llmcli, copied):
+    (copied / "model.safetensors").write_bytes(os.urandom(5000))
+    assert_fails(llmcli("generate", "x", "-m", copied), 5, "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "said"),
+    [
+        ({"n_embd": 64}, 5, r"c_attn.weight is \[32, 96\], the config says \[64, 192\]"),
+        ({"n_layer": 4}, 5, r"missing h.3.attn.c_attn.bias"),
+        ({"n_layer": 2}, 5, r"beyond the config's 2 layers"),
+        ({"n_layer": 10**9}, 5, "n_layer"),
+        ({"n_embd": -32}, 5, "n_embd"),
+        ({"n_embd": 32.0}, 5, "n_embd"),
+        ({"n_head": 5}, 5, "multiple of n_head"),
+        ({"vocab_size": ...}, 5, "lacks 'vocab_size'"),
+        ({"vocab_size": True}, 5, "vocab_size"),
+        ({"layer_norm_epsilon": "small"}, 5, "layer_norm_epsilon"),
+        ({"tie_word_embeddings": False}, 5, "missing lm_head.weight"),
+        ({"eos_token_id": 300}, 5, "eos_token_id"),
+        ({"model_type": "mamba"}, 6, "model_type 'mamba'"),
+        ({"model_type": ...}, 6, "model_type"),
+        ({"activation_function": "quick_gelu"}, 6, "activation_function 'quick_gelu'"),
+        ({"add_cross_attention": True}, 6, "add_cross_attention"),
+        ({"rope_scaling": {"type": "linear"}}, 6, "rope_scaling"),
+        ({"quantization_config": {"bits": 4}}, 6, "quantization_config"),
+    ],
+)
+def test_a_config_that_does_not_fit_is_refused_by_name(changes, code, said, llmcli, copied):
+    edit_json(copied / "config.json", **changes)
+    assert_fails(llmcli("generate", "x", "-m", copied), code, said)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "[" * 100_000, "\xff\xfe", "null"])
+def test_a_config_that_is_no_json_object_is_refused(text, llmcli, copied):
+    (copied / "config.json").write_text(text, encoding="latin-1")
+    assert_fails(llmcli("generate", "x", "-m", copied), 5, "config.json")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--temperature", "-1"],
+        ["--temperature", "nan"],
+        ["--temperature", "inf"],
+        ["--top-p", "1.5"],
+        ["--top-p", "nan"],
+        ["--top-k", "-1"],
+        ["--top-k", "301"],
+        ["--max-new-tokens", "0"],
+        ["--seed", "-1"],
+        ["--top-probs", "-1"],
+        ["--truncate-prompt", "middle"],
+        ["--nonsense"],
+    ],
+    ids=" ".join,
+)
+def test_options_out_of_range_are_refused(options, llmcli, model_folder):
+    result = llmcli("generate", "x", "-m", model_folder, *options)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert options[0] in result.stderr
+
+
+def test_a_prompt_longer_than_the_context_names_both_numbers(llmcli, model_folder):
+    long = "xyz " * 40
+    assert_fails(llmcli("generate", long, "-m", model_folder), 2, "160 tokens", "room for 63",
+                 "--truncate-prompt")  # fmt: skip
+    for side in ("left", "right"):
+        result = llmcli("generate", long, "-m", model_folder, "--truncate-prompt", side)
+        assert result.exit_code == 0
+        assert "160 tokens are cut to 63" in result.stderr
+
+
+def test_text_that_is_not_utf8_names_the_byte(llmcli, model_folder):
+    result = llmcli("generate", "-m", model_folder, input=b"ab\xffc")
+    assert_fails(result, 2, "0xff at offset 2")
+
+
+def test_debug_shows_the_traceback_of_a_known_error(llmcli, monkeypatch):
+    monkeypatch.setenv("LLMCLI_DEBUG", "1")
+    result = llmcli("generate", "x", "-m", "nothing-like-it")
+    assert type(result.exception).__name__ == "NotFoundError"
+
+
+def test_a_bug_keeps_its_traceback(llmcli, model_folder, monkeypatch):
+    monkeypatch.setattr("llmcli.hub.resolve", lambda name: 1 / 0)
+    result = llmcli("generate", "x", "-m", model_folder)
+    assert isinstance(result.exception, ZeroDivisionError)
+
+
+# --- tokenize ------------------------------------------------------------------------------------
+
+
+def test_tokenize_prints_ids_on_one_line(llmcli, model_folder):
+    from tokenizers import Tokenizer
+
+    theirs = Tokenizer.from_file(str(model_folder / "tokenizer.json"))
+    theirs.encode_special_tokens = True
+    text = "The end.<|endoftext|>\r\n"
+    expected = " ".join(map(str, theirs.encode(text, add_special_tokens=False).ids)) + "\n"
+    assert llmcli("tokenize", "-m", model_folder, input=text.encode()).stdout == expected
+    assert llmcli("tokenize", text, "-m", model_folder).stdout == expected

@@ -1,0 +1,122 @@
+"""Who imports whom, and what must never be imported: the arrows of the design."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "llmcli"
+SOURCES = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
+# Which modules of ours each may import, longest match first; "" is the package's version alone.
+MAY_IMPORT = {
+    "cli": {"", "commands", "errors"},
+    "__main__": {"cli"},
+    "commands": {
+        "commands", "render", "hub", "tokenizer", "streaming", "config", "checkpoint", "errors",
+        "gpt", "inspection",
+    },
+    "render": {"render"},
+    "streaming": {"tokenizer"},
+    "inspection": {"inspection", "gpt", "config", "checkpoint", "errors"},
+    "gpt": {"gpt", "config", "checkpoint", "errors"},
+    "gpt.tap": {"errors"},
+    "gpt.cache": {"config"},
+    "gpt.sampling": {"config"},
+    "gpt.model": {"gpt.tap", "gpt.cache", "config"},
+    "gpt.weights": {"gpt.model", "config", "checkpoint", "errors"},
+    "gpt.place": {"gpt.model"},
+    "gpt.generation": {"gpt.model", "gpt.cache", "gpt.sampling", "gpt.tap", "config", "errors"},
+    "hub": {"hub", "errors", "checkpoint", "config"},
+    "tokenizer": {"tokenizer_file", "errors"},
+    "tokenizer_file": {"errors"},
+    "config": {"errors"},
+    "checkpoint": {"errors"},
+    "errors": set(),
+    "": set(),
+}  # fmt: skip
+ONLY_IMPORTER = {
+    "torch": ("gpt", "inspection"),
+    "rich": ("render",),
+    "tiktoken": ("tokenizer",),
+    "huggingface_hub": ("hub",),
+    "safetensors": ("gpt",),
+    "click": (),
+}
+
+
+def imports(path: Path, top_only: bool = False) -> list[str]:
+    """The dotted names that a file imports; `if TYPE_CHECKING` blocks import nothing."""
+    tree = ast.parse(path.read_text())
+    guarded = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    nodes = tree.body if top_only else list(ast.walk(tree))
+    found = []
+    for node in nodes:
+        if id(node) in guarded:
+            continue
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            module = node.module or ""
+            inside = {alias.name for alias in node.names if f"{module}.{alias.name}" in OURS}
+            found += [f"{module}.{name}" for name in sorted(inside)]
+            if len(inside) < len(node.names):
+                found.append(module)
+    return found
+
+
+OURS = {f"llmcli.{name}".removesuffix(".__init__") for name in SOURCES}
+
+
+def within(name: str, package: str) -> bool:
+    return name == package or name.startswith(f"{package}.")
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_each_module_imports_only_what_the_design_allows(name):
+    rule = max((r for r in MAY_IMPORT if r and within(name, r)), key=len, default="")
+    allowed = MAY_IMPORT[rule]
+    for imported in imports(SOURCES[name]):
+        if imported == "llmcli" or imported.startswith("llmcli."):
+            target = imported.removeprefix("llmcli").removeprefix(".")
+            ok = any(within(target, a) if a else target == "" for a in allowed)
+            assert ok, f"{name} imports {imported}"
+        root = imported.split(".")[0]
+        if root in ONLY_IMPORTER:
+            assert any(within(name, p) for p in ONLY_IMPORTER[root]), f"{name} imports {imported}"
+
+
+@pytest.mark.parametrize("name", [n for n in SOURCES if n.startswith("commands.")])
+def test_commands_import_nothing_heavy_at_the_top(name):
+    heavy = ("torch", "rich", "tiktoken", "numpy", "llmcli.gpt", "llmcli.inspection")
+    for imported in imports(SOURCES[name], top_only=True):
+        assert not any(within(imported, h) for h in heavy), imported
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["--version"], ["generate", "--help"], ["tokenize", "Once upon a time"]],
+    ids=" ".join,
+)
+def test_light_commands_never_import_torch(arguments):
+    code = (
+        "import sys\nfrom llmcli.cli import main\n"
+        "try:\n    main()\n"
+        "finally:\n    print(*sorted({m.split('.')[0] for m in sys.modules}), file=sys.stderr)"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True
+    )
+    assert not {"torch", "transformers", "huggingface_hub"} & set(run.stderr.split())
