@@ -1,0 +1,96 @@
+"""Model name -> folder on disk. Knows names and folders, not what the files hold.
+
+`names` and `cache` are read by every command and import nothing heavy; `http`, `listing`,
+`transfer` and `download` are for `llmcli download` alone, and huggingface_hub is imported there.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from llmcli.errors import NotFoundError, shown
+from llmcli.hub import cache
+from llmcli.hub.names import DEFAULT_MODEL, EMBEDDED, KNOWN, HubName, is_commit, nearest, parse
+
+__all__ = ["DEFAULT_MODEL", "EMBEDDED", "known_names", "resolve", "revision_of"]
+
+
+def resolve(name: str, tokenizer_only: bool = False) -> Path:
+    """The folder of the model called `name`; the network is never asked.
+
+    In this order: the embedded model, a short name, a folder, `org/name[@revision]` in the Hugging
+    Face cache. Raises NotFoundError with the nearest names, or the command that gets the model.
+    """
+    if name in EMBEDDED:
+        return EMBEDDED[name]
+    if name.partition("@")[0] not in KNOWN and (folder := _folder(name)):
+        return folder
+    wanted = parse(name)
+    if wanted is None:
+        near = nearest(name, [model.repo for model in cache.local_models()])
+        hint = f"Did you mean {' or '.join(near)}? " if near else ""
+        raise NotFoundError(
+            f"There is no model called {shown(name)!r}.",
+            f"{hint}A model is a folder, org/name on the hub, or one of: "
+            f"{', '.join([*EMBEDDED, *KNOWN])}.",
+        )
+    return _snapshot(wanted, tokenizer_only)
+
+
+def revision_of(folder: Path) -> str | None:
+    """The commit of a folder that `resolve` found in the cache, else None."""
+    in_cache = folder.parent.name == "snapshots" and is_commit(folder.name)
+    return folder.name if in_cache else None
+
+
+def known_names() -> list[str]:
+    """What `--model` may be, for completion: ours, the short names, what is whole in the cache."""
+    names = [*EMBEDDED, *KNOWN]
+    for model in cache.local_models():
+        if model.state == "whole" and "/" in model.repo:
+            main = "main" in model.refs
+            names.append(model.repo if main else f"{model.repo}@{model.commit[:12]}")
+    return names
+
+
+def _folder(name: str) -> Path | None:
+    """`name` as a path to a folder. Raises NotFoundError where it is a file."""
+    path = Path(name)
+    try:
+        path = path.expanduser()
+        if path.is_dir():
+            return path
+        exists = path.exists()
+    except (OSError, ValueError, RuntimeError):  # too long, holding NUL, or no such user's home
+        exists = False
+    if exists:
+        raise NotFoundError(
+            f"{shown(name)} is a file, not a model's folder.",
+            "Name the folder that holds config.json, tokenizer.json and model.safetensors.",
+        )
+    return None
+
+
+def _snapshot(wanted: HubName, tokenizer_only: bool) -> Path:
+    """The snapshot in the cache, whole; a short name's old home without an org counts too."""
+    found: Path | None = None
+    for repo in dict.fromkeys((wanted.repo, wanted.short or wanted.repo)):
+        folder = cache.repo_folder(repo)
+        commit = cache.commit_of(folder, wanted.revision)
+        if commit is None or not (folder / "snapshots" / commit).is_dir():
+            continue
+        snapshot = folder / "snapshots" / commit
+        if not cache.missing_files(snapshot, tokenizer_only):
+            return snapshot
+        found = found or snapshot
+    command = f"llmcli download {wanted}"
+    if found:
+        missing = cache.missing_files(found, tokenizer_only)
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise NotFoundError(
+            f"{wanted} is not whole here: {missing[0]}{more} is missing.",
+            f"Get the rest with: {command}",
+        )
+    others = cache.commits(cache.repo_folder(wanted.repo))
+    here = f" Here is: {', '.join(f'{wanted.repo}@{c[:12]}' for c in others)}." if others else ""
+    raise NotFoundError(f"{wanted} is not downloaded yet.{here}", f"Get it with: {command}")

@@ -1,0 +1,313 @@
+"""A whole model into the cache, or nothing that any command would use.
+
+In this order: what the hub has (one request), config.json, the small files, the weights; after
+each, `check` may refuse the model before more is fetched. Only when all are verified do they
+appear under snapshots/, config.json last, and only then does the branch point there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from llmcli.errors import IntegrityError, LLMCLIError, NotFoundError, shown
+from llmcli.hub import cache, listing, transfer
+from llmcli.hub.cache import Manifest
+from llmcli.hub.http import Hub, Patience
+from llmcli.hub.listing import Listing, RemoteFile
+from llmcli.hub.names import HubName, is_commit
+from llmcli.hub.transfer import Progress, Transfer
+
+Check = Callable[[Path, str], None]  # a folder, and what of it is new: "config", "text", "weights"
+
+
+@dataclass
+class Result:
+    """What a download has come to; in a dry run `fetched_nbytes` is what it would fetch."""
+
+    name: HubName
+    commit: str
+    folder: Path
+    files: list[RemoteFile] = field(default_factory=list)
+    here: set[str] = field(default_factory=set)  # the files that need not be fetched
+
+    @property
+    def nbytes(self) -> int:
+        return sum(file.nbytes for file in self.files)
+
+    @property
+    def fetched_nbytes(self) -> int:
+        return sum(file.nbytes for file in self.files if file.name not in self.here)
+
+
+def download(
+    name: HubName,
+    check: Check = lambda folder, new: None,
+    *,
+    tokenizer_only: bool = False,
+    dry_run: bool = False,
+    progress: Progress | None = None,
+    patience: Patience | None = None,
+) -> Result:
+    """The model `name` in the cache, every file what the hub states and every header read.
+
+    With all present, a commit is answered without the network. Raises what goes wrong as a known
+    error; what has come so far stays for the next run, out of every other command's sight.
+    """
+    progress, patience = progress or Progress(), patience or Patience()
+    if done := _done_before(name, tokenizer_only):
+        return done
+    hub = Hub(patience)
+    found = listing.ask(hub, name, patience, progress.say)
+    small = found.text_files(tokenizer_only)
+    weights = [] if tokenizer_only else [found.files[n] for n in found.weight_names()]
+    folder = cache.repo_folder(name.repo)
+    if dry_run:
+        with tempfile.TemporaryDirectory() as scratch:
+            carrier = Transfer(hub, found, Path(scratch), Path(scratch), patience, progress)
+            return _planned(carrier, small, weights, folder)
+    try:
+        room = _Room(folder, found.commit)
+        with tempfile.TemporaryDirectory(prefix="llmcli-") as stage:
+            carrier = Transfer(hub, found, room.blobs, room.locks, patience, progress)
+            delivery = _Delivery(carrier, room, Path(stage), check, name)
+            files = delivery.all(small, weights)
+        room.show(name, delivery.blobs, files, tokenizer_only)
+    except PermissionError as error:
+        raise NotFoundError(
+            f"{shown(str(error.filename), 300)} cannot be written ({error.strerror}).",
+            "Choose another folder with HF_HOME.",
+        ) from error
+    return Result(name, found.commit, room.snapshot, files, delivery.here)
+
+
+def _done_before(name: HubName, tokenizer_only: bool) -> Result | None:
+    """The result for a commit of which all is here, verified, and unchanged since."""
+    if not is_commit(name.revision):
+        return None
+    snapshot = cache.repo_folder(name.repo) / "snapshots" / name.revision
+    manifest = Manifest.read(snapshot)
+    if manifest is None or (manifest.part and not tokenizer_only):
+        return None
+    if any(_changed(snapshot / file, stamp) for file, stamp in manifest.files.items()):
+        return None
+    files = list(listing.known(name, manifest).files.values())
+    return Result(name, name.revision, snapshot, files, set(manifest.files))
+
+
+def _changed(path: Path, stamp: tuple[int, str, int]) -> bool:
+    """Whether a file is not the one that was verified: its size and time tell."""
+    try:
+        found = path.stat()
+    except OSError:
+        return True
+    return (found.st_size, found.st_mtime_ns) != (stamp[0], stamp[2])
+
+
+def _planned(
+    carrier: Transfer, small: list[RemoteFile], weights: list[RemoteFile], folder: Path
+) -> Result:
+    """What would be fetched. The index alone is really fetched, to scratch: it names the shards."""
+    found = carrier.listing
+    if weights and weights[0].name == cache.INDEX:
+        index = folder / "blobs" / weights[0].hash
+        index = index if index.is_file() else carrier.bring(weights[0])
+        weights = [*weights, *found.shards(cache.shards(index))]
+    files = [*small, *weights]
+    blobs = {file.name: folder / "blobs" / file.hash for file in files}
+    here = {file.name for file in files if transfer.is_file_of(blobs[file.name], file.nbytes)}
+    return Result(found.name, found.commit, folder / "snapshots" / found.commit, files, here)
+
+
+@dataclass
+class _Delivery:
+    """Brings files in order, and shows them to `check` in a folder of their own."""
+
+    carrier: Transfer
+    room: _Room
+    stage: Path
+    check: Check
+    name: HubName
+    blobs: dict[str, Path] = field(default_factory=dict)
+    here: set[str] = field(default_factory=set)
+
+    def all(self, small: list[RemoteFile], weights: list[RemoteFile]) -> list[RemoteFile]:
+        """Every file, verified and checked, once the disk has been found to have room."""
+        self._reserve([*small, *weights])
+        if small[0].name == listing.CONFIG:
+            self._bring(small[:1])
+            if weights:
+                self._look("config")
+        self._bring(small[1:] if self.blobs else small)
+        self._look("text")
+        if weights and weights[0].name == cache.INDEX:
+            self._bring(weights)
+            with self._named_plainly():
+                names = cache.shards(self.stage / cache.INDEX)
+            weights = [*weights, *self.carrier.listing.shards(names)]
+            self._reserve([*small, *weights])
+        if weights:
+            self._bring([file for file in weights if file.name not in self.blobs])
+            self._look("weights")
+        return [*small, *weights]
+
+    def _reserve(self, files: list[RemoteFile]) -> None:
+        """Tell the size of it all, and raise ResourceError where the disk has no room for it."""
+        self.carrier.progress.planned(sum(file.nbytes for file in files))
+        needed = 0
+        for file in {file.hash: file for file in files}.values():
+            blob = self.room.blobs / file.hash
+            for path in (blob, blob.with_name(f"{blob.name}.incomplete")):
+                if path.is_file():
+                    needed -= min(file.nbytes, path.stat().st_size)
+                    break
+            needed += file.nbytes
+        transfer.check_room(self.room.blobs, needed)
+
+    def _bring(self, files: list[RemoteFile]) -> None:
+        stamps = self.room.verified
+        for file in files:
+            blob = self.room.blobs / file.hash
+            stamp = stamps.get(file.hash)
+            was_here = transfer.is_file_of(blob, file.nbytes)
+            trusted = stamp is not None and not _changed(blob, stamp)
+            self.blobs[file.name] = self.carrier.bring(file, trusted)
+            if was_here:
+                self.here.add(file.name)
+            (self.stage / file.name).symlink_to(self.blobs[file.name].absolute())
+
+    def _look(self, new: str) -> None:
+        with self._named_plainly():
+            self.check(self.stage, new)
+
+    @contextlib.contextmanager
+    def _named_plainly(self) -> Iterator[None]:
+        """Errors that speak of the stage's folder shall speak of the model."""
+        try:
+            yield
+        except LLMCLIError as error:
+            error.fact = error.fact.replace(f"{self.stage}/", f"{self.name.repo}: ")
+            error.fact = error.fact.replace(str(self.stage), self.name.repo)
+            error.args = (f"{error.fact} {error.remedy}".rstrip(),)
+            raise
+
+
+class _Room:
+    """The model's place in the cache: made if need be, and nothing in it leads out of it."""
+
+    def __init__(self, folder: Path, commit: str) -> None:
+        self.folder = folder
+        self.blobs, self.snapshot = folder / "blobs", folder / "snapshots" / commit
+        self.locks = folder.parent / ".locks" / folder.name
+        for inner in (self.blobs, self.snapshot.parent, folder / "refs", folder / ".llmcli"):
+            _make(inner, inside=folder)
+        _make(self.locks, inside=folder.parent)
+        self.verified: dict[str, tuple[int, str, int]] = {}
+        for other in cache.commits(folder):
+            if manifest := Manifest.read(self.snapshot.parent / other):
+                self.verified |= {stamp[1]: stamp for stamp in manifest.files.values()}
+
+    def show(
+        self, name: HubName, blobs: dict[str, Path], files: list[RemoteFile], part: bool
+    ) -> None:
+        """Link the verified files, config.json last; then say what was verified; then the branch."""
+        _make(self.snapshot, inside=self.folder)
+        for file in sorted(files, key=lambda file: file.name == listing.CONFIG):
+            self._link(file, self.snapshot / file.name)
+        old = Manifest.read(self.snapshot)
+        stamps = dict(old.files) if old else {}
+        for file in files:
+            stamps[file.name] = (file.nbytes, file.hash, blobs[file.name].stat().st_mtime_ns)
+        part = part and (old is None or old.part)
+        text = json.dumps({"schema": 1, "part": part, "files": stamps}, indent=1)
+        self._write(Manifest.path(self.snapshot), text)
+        if name.revision != self.snapshot.name:
+            ref = self.folder / "refs" / name.revision
+            _make(ref.parent, inside=self.folder)
+            if cache.commit_of(self.folder, name.revision) != self.snapshot.name:
+                self._write(ref, self.snapshot.name)
+
+    def _link(self, file: RemoteFile, path: Path) -> None:
+        target = os.path.join("..", "..", "blobs", file.hash)
+        with contextlib.suppress(OSError):
+            if os.readlink(path) == target:
+                return
+        link = self._scratch()
+        os.symlink(target, link)
+        os.replace(link, path)
+
+    def _write(self, path: Path, text: str) -> None:
+        """Put a file in its place whole: who reads it meanwhile sees the old one or the new."""
+        scratch = self._scratch()
+        scratch.write_text(text)
+        os.replace(scratch, path)
+
+    def _scratch(self) -> Path:
+        return self.folder / ".llmcli" / f"{uuid.uuid4().hex}.tmp"
+
+
+def _make(folder: Path, inside: Path) -> None:
+    """Make `folder`; one that a link leads out of `inside` is refused."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise NotFoundError(f"{shown(str(folder), 300)} is in the way: no folder.") from error
+    if not folder.resolve().is_relative_to(inside.resolve()):
+        raise IntegrityError(
+            f"{shown(str(folder), 300)} leads out of the cache.", "Remove that link first."
+        )
+
+
+def remove(name: HubName, whole: bool) -> int:
+    """Take a model, or one revision where not `whole`, out of the cache: the bytes set free."""
+    from huggingface_hub import scan_cache_dir
+
+    folder = cache.repo_folder(name.repo)
+    if not folder.is_dir() and name.short:
+        folder = cache.repo_folder(name.short)
+    commit = cache.commit_of(folder, name.revision)
+    others = [other for other in cache.commits(folder) if other != commit]
+    if not folder.is_dir() or (not whole and commit not in cache.commits(folder)):
+        raise NotFoundError(f"{name} is not here.", "See what is: llmcli download --list")
+    if whole or not others:
+        nbytes = cache.folder_nbytes(folder / "blobs")
+        (folder.unlink if folder.is_symlink() else lambda: shutil.rmtree(folder))()
+        shutil.rmtree(cache.cache_dir() / ".locks" / folder.name, ignore_errors=True)
+        return nbytes
+    strategy = scan_cache_dir(cache.cache_dir()).delete_revisions(str(commit))
+    strategy.execute()
+    Manifest.path(folder / "snapshots" / str(commit)).unlink(missing_ok=True)
+    return strategy.expected_freed_size
+
+
+def verify(snapshot: Path, progress: Progress) -> list[str]:
+    """Hash every file of a snapshot anew: the names of those that are not what they should be.
+
+    A file's hash is its blob's name, or in the manifest. Where one is wrong the manifest goes, so
+    that the next download looks at every file again, and fetches that one.
+    """
+    manifest = Manifest.read(snapshot)
+    stamps = manifest.files if manifest else {}
+    paths = sorted(path for path in snapshot.iterdir() if not path.is_dir())
+    wrong = [name for name in stamps if not (snapshot / name).exists()]
+    for path in paths:
+        hash = os.path.basename(os.readlink(path)) if path.is_symlink() else ""
+        hash = stamps[path.name][1] if path.name in stamps else hash
+        nbytes = path.stat().st_size if path.is_file() else 0
+        right = path.is_file() and hash == transfer.digest(
+            path, hash, lambda n, path=path, nbytes=nbytes: progress.checking(path.name, n, nbytes)
+        )
+        if right:
+            progress.done(path.name, nbytes, fetched=False)
+        elif path.name not in wrong:
+            wrong.append(path.name)
+    if wrong and manifest:
+        Manifest.path(snapshot).unlink(missing_ok=True)
+    return wrong
