@@ -1,0 +1,154 @@
+"""`llmcli inspect`: the computation behind the next token, step by step."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from llmcli.commands.inspect_options import (
+    Head,
+    Layer,
+    Position,
+    Rows,
+    SaveFile,
+    TensorsFile,
+    TokenText,
+    Versus,
+    Views,
+)
+from llmcli.commands.options import (
+    Bias,
+    Color,
+    ColorMode,
+    Device,
+    DeviceOption,
+    DType,
+    DTypeOption,
+    FrequencyPenalty,
+    Json,
+    MinP,
+    Model,
+    PenaltyWindow,
+    PresencePenalty,
+    Quiet,
+    RepetitionPenalty,
+    Seed,
+    Temperature,
+    Threads,
+    TopK,
+    TopP,
+    TypicalP,
+)
+from llmcli.errors import IntegrityError, UsageError
+
+if TYPE_CHECKING:
+    from llmcli.inspection.catalogue import Entry
+
+
+def inspect(
+    prompt: Annotated[
+        str | None, typer.Argument(help="The text to look into; - reads stdin.")
+    ] = None,
+    view: Views = None,
+    model: Model = "fable",
+    layer: Layer = None,
+    head: Head = None,
+    position: Position = None,
+    token: TokenText = None,
+    versus: Versus = None,
+    rows: Rows = None,
+    bias: Bias = None,
+    repetition_penalty: RepetitionPenalty = None,
+    presence_penalty: PresencePenalty = None,
+    frequency_penalty: FrequencyPenalty = None,
+    penalty_window: PenaltyWindow = None,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    min_p: MinP = None,
+    typical_p: TypicalP = None,
+    seed: Seed = None,
+    dtype: DTypeOption = DType.float32,
+    device: DeviceOption = Device.auto,
+    threads: Threads = None,
+    json: Json = False,
+    tensors: TensorsFile = None,
+    save: SaveFile = None,
+    color: Color = ColorMode.auto,
+    quiet: Quiet = False,
+) -> None:
+    """See how a prompt leads to the next token.
+
+    llmcli inspect "Once upon a time"
+
+    llmcli inspect "Once upon a time" --view attention --layer 2 --head 1
+
+    llmcli inspect "Once upon a time" --view attribution --token " there" --json
+
+    \b
+    Views (without a prompt: model):
+      next         the story of the next token on one screen (default)
+      tokens       ids, bytes, and how the model expected each token
+      attention    all heads as small maps; with --layer and --head one in full
+      lens         the best guess after each layer; with --token its rank
+      attribution  a logit as a sum over embeddings, heads, MLPs and biases
+      sampling     logits, each filter, the draw, and what each stage cuts
+      check        proof that the views, the cache and the fast path agree
+      model        sizes, parameters, memory and FLOPs; needs no prompt
+
+    Layers, heads and positions count from 0, negative ones from the end. On a terminal a view is a
+    picture, in a pipe it is TSV. The sampling options are those of generate.
+    """
+    from llmcli.commands import inspect_output as output
+    from llmcli.commands.inspect_request import Request
+    from llmcli.inspection.catalogue import entries
+
+    sampling = {
+        "bias": bias, "repetition_penalty": repetition_penalty,
+        "presence_penalty": presence_penalty, "frequency_penalty": frequency_penalty,
+        "penalty_window": penalty_window, "temperature": temperature, "top_k": top_k,
+        "top_p": top_p, "min_p": min_p, "typical_p": typical_p,
+    }  # fmt: skip
+    given = {
+        "layer": layer, "head": head, "position": position, "token": token, "versus": versus,
+        "rows": rows, "seed": seed, "tensors": tensors, "threads": threads,
+        "dtype": None if dtype == DType.float32 else dtype,
+        "device": None if device == Device.auto else device, **sampling,
+    }  # fmt: skip
+    wanted = entries(view or (["model"] if prompt is None else ["next"]))
+    if versus is not None and token is None:
+        raise UsageError("--versus needs --token.", 'For example: --token " he" --versus " she"')
+    output.check_writable("--save", save, (".svg", ".html"))
+    output.check_writable("--tensors", tensors, (".safetensors",))
+    if not quiet:
+        _note_unused(wanted, given, prompt)
+        output.note_narrow_terminal()
+    canvas = output.canvas_for(color, rows) if output.is_picture(color, json) else None
+    request = Request(model, prompt, given, sampling, dtype, device, canvas, quiet)
+    views, about = request.views(wanted)
+    if json:
+        output.print_json(views, about)
+    elif canvas is not None:
+        output.show(views, canvas, color)
+    else:
+        output.print_tsv(views)
+    if save is not None:
+        output.save_picture(views, save, output.canvas_for(color, rows))
+    if any(getattr(shown, "passed", True) is False for shown in views):
+        raise IntegrityError("A check failed: see the line that says FAIL.")
+
+
+def _note_unused(wanted: dict[str, Entry], given: dict[str, Any], prompt: str | None) -> None:
+    """Options that none of the views looks at are said, not dropped in silence."""
+    used = set().union(*(entry.uses for entry in wanted.values()))
+    unused = [
+        f"--{name.replace('_', '-')}"
+        for name, value in given.items()
+        if value is not None and name not in used
+    ]
+    if prompt is not None and not any(entry.prompt for entry in wanted.values()):
+        unused.insert(0, "the prompt")
+    if unused:
+        print(f"Not used by --view {', '.join(wanted)}: {', '.join(unused)}.", file=sys.stderr)

@@ -1,0 +1,54 @@
+"""The options that say where to look; `inspect` has them all, other commands may share them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def _view_names(incomplete: str) -> list[tuple[str, str]]:
+    from llmcli.inspection.catalogue import VIEWS
+
+    return [(name, e.about) for name, e in VIEWS.items() if name.startswith(incomplete)]
+
+
+Views = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--view", metavar="NAME", help="What to show; may be repeated.", autocompletion=_view_names
+    ),
+]
+Layer = Annotated[
+    int | None, typer.Option("--layer", metavar="L", help="Which layer, from 0; -1 is the last.")
+]
+Head = Annotated[
+    int | None, typer.Option("--head", metavar="H", help="Which head, from 0; -1 is the last.")
+]
+Position = Annotated[
+    int | None,
+    typer.Option(
+        "--position", metavar="P", help="Which token of the prompt, from 0. [default: the last]"
+    ),
+]
+TokenText = Annotated[
+    str | None,
+    typer.Option(
+        "--token", metavar="T", help="A text that is one token, as given or after a space, or id:N."
+    ),
+]
+Versus = Annotated[
+    str | None, typer.Option("--versus", metavar="U", help="The token to compare --token with.")
+]
+Rows = Annotated[
+    int | None, typer.Option("--rows", metavar="N", min=1, help="How much of a list to show.")
+]
+TensorsFile = Annotated[
+    Path | None,
+    typer.Option("--tensors", metavar="FILE", help="Write all values to a .safetensors file."),
+]
+SaveFile = Annotated[
+    Path | None,
+    typer.Option("--save", metavar="FILE", help="Keep the picture, as .svg or .html."),
+]

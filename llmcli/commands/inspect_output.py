@@ -1,0 +1,124 @@
+"""How views leave: as pictures, as TSV, as one JSON object, and into files."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmcli.commands.options import ColorMode
+from llmcli.errors import NotFoundError, UsageError, shown
+
+if TYPE_CHECKING:
+    from llmcli.inspection.values import View
+    from llmcli.render.drawing import Canvas
+
+PLAIN = ("model", "explain", "why")  # text, not rows, when piped
+
+
+def is_picture(color: ColorMode, as_json: bool) -> bool:
+    """Whether stdout gets pictures: on a terminal, or where colour is insisted on."""
+    return not as_json and (sys.stdout.isatty() or color == ColorMode.always)
+
+
+def canvas_for(color: ColorMode, rows: int | None) -> Canvas:
+    """What there is to draw on."""
+    from llmcli.render.console import console
+    from llmcli.render.drawing import MAX_WIDTH, Canvas
+
+    out = console(color.value)
+    colored = out.color_system is not None and not out.no_color
+    return Canvas(min(out.width, MAX_WIDTH), colored, rows)
+
+
+def draw(view: View, canvas: Canvas) -> Any:
+    """The view as a renderable."""
+    return import_module(f"llmcli.render.views.{view.name}").draw(view, canvas)
+
+
+def show(views: Sequence[View], canvas: Canvas, color: ColorMode) -> None:
+    """The pictures, one below the other."""
+    from llmcli.render.console import console
+
+    out = console(color.value)
+    for i, view in enumerate(views):
+        if i:
+            out.print()
+        out.print(draw(view, canvas), end="")
+
+
+def print_tsv(views: Sequence[View]) -> None:
+    """Rows, each view under a `# view` line where there are several; some views are plain text."""
+    from llmcli.render.forms import tsv
+
+    for view in views:
+        if len(views) > 1:
+            print(f"# view {view.name}")
+        if view.name in PLAIN:
+            show([view], canvas_for(ColorMode.never, None), ColorMode.never)
+        else:
+            sys.stdout.write(tsv(view))
+
+
+def print_json(views: Sequence[View], about: dict[str, Any]) -> None:
+    from llmcli.render.forms import document
+    from llmcli.render.json import strict
+
+    sys.stdout.write(strict(document(views, about)) + "\n")
+
+
+def save_picture(views: Sequence[View], path: Path, canvas: Canvas) -> None:
+    """The pictures of all views, in colour, as SVG or HTML by the name of the file."""
+    from dataclasses import replace
+
+    from llmcli.render.export import html, svg
+
+    pictures = [draw(view, replace(canvas, color=True)) for view in views]
+    made = (svg if path.suffix == ".svg" else html)(pictures, canvas.width)
+    write(path, made.encode("utf-8", "replace"))
+
+
+def check_writable(option: str, path: Path | None, suffixes: tuple[str, ...]) -> None:
+    """Raise before any work is done where `path` cannot be written."""
+    if path is None:
+        return
+    if path.suffix not in suffixes:
+        raise UsageError(
+            f"{option} {shown(str(path))} must end in {' or '.join(suffixes)}.",
+            f"For example: {option} picture{suffixes[0]}",
+        )
+    folder = path.parent
+    if not folder.is_dir():
+        raise _unwritable(path, "there is no such folder")
+    if path.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
+        raise _unwritable(path, "it is a folder" if path.is_dir() else "permission denied")
+
+
+def write(path: Path, data: bytes) -> None:
+    try:
+        path.write_bytes(data)
+    except OSError as error:
+        raise _unwritable(path, error.strerror or type(error).__name__) from error
+
+
+def note_narrow_terminal() -> None:
+    """Say so where the terminal is narrower than a picture."""
+    from llmcli.render.console import MIN_WIDTH
+
+    columns = shutil.get_terminal_size().columns
+    if sys.stdout.isatty() and columns < MIN_WIDTH:
+        print(
+            f"The pictures need {MIN_WIDTH} columns; this terminal has {columns}. "
+            "A pipe or --json needs none.",
+            file=sys.stderr,
+        )
+
+
+def _unwritable(path: Path, why: str) -> NotFoundError:
+    return NotFoundError(
+        f"{shown(str(path), 4096)} cannot be written: {why}.", "Name a file in a folder of yours."
+    )

@@ -1,0 +1,156 @@
+"""From what was asked to views: the model opened, the words resolved, torch last of all."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, replace
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from llmcli.commands.options import Device, DType
+
+if TYPE_CHECKING:
+    from llmcli.commands.loading import Opened
+    from llmcli.inspection.catalogue import Entry
+    from llmcli.inspection.run import Ask, Run
+    from llmcli.inspection.values import View
+    from llmcli.render.drawing import Canvas
+    from llmcli.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Request:
+    """The command line, read; `canvas` is None where nothing will be drawn on stdout."""
+
+    model: str
+    prompt: str | None
+    given: dict[str, Any]
+    sampling: dict[str, Any]
+    dtype: DType
+    device: Device
+    canvas: Canvas | None
+    quiet: bool
+
+    def views(self, wanted: dict[str, Entry]) -> tuple[list[View], dict[str, Any]]:
+        """The views in their order, and what the JSON says of all of them."""
+        if not any(entry.prompt for entry in wanted.values()):
+            return self._model_alone()
+        from llmcli.commands.input import read_text
+        from llmcli.commands.inspect_target import prompt_ids
+        from llmcli.commands.loading import open_model
+
+        text = read_text(self.prompt, 'llmcli inspect "Once upon a time"').removesuffix("\n")
+        opened = open_model(self.model)
+        long = all(entry.long or not entry.prompt for entry in wanted.values())
+        ids = prompt_ids(opened.tokenizer, text, opened.config, long)
+        ask = self._ask(opened, ids)
+        run = self._run(opened, ids)
+        about = {
+            "model": {
+                "name": opened.name,
+                "revision": opened.revision,
+                "dtype": str(run.dtype).removeprefix("torch."),
+                "device": str(run.device),
+            },
+            "prompt": text,
+            "ids": ids,
+        }
+        views = [self._view(name, opened, run, ask) for name in wanted]
+        if self.given["tensors"] is not None:
+            self._save_tensors(wanted, run, ask, about)
+        return views, about
+
+    def _model_alone(self) -> tuple[list[View], dict[str, Any]]:
+        """View `model`, from the header and the config: no torch, no tokenizer."""
+        from llmcli import hub
+        from llmcli.inspection import model
+
+        folder = hub.resolve(self.model)
+        made = model.view(folder, self.model)
+        return [made], {"model": {"name": self.model, "revision": made.revision or None}}
+
+    def _ask(self, opened: Opened, ids: list[int]) -> dict[str, Any]:
+        """The fields of an `Ask`, held against the model and the prompt before torch is there."""
+        from llmcli.commands.inspect_target import index, token_id
+        from llmcli.commands.loading import sampling_from
+
+        g, config = self.given, opened.config
+        position = index("--position", g["position"], len(ids), "tokens in the prompt")
+        targets = {}
+        for name in ("token", "versus"):
+            targets[name] = token_id(f"--{name}", g[name], opened.tokenizer, config.vocab_size)
+            if targets[name] is not None and not self.quiet:
+                _say_which(f"--{name}", g[name], targets[name], opened.tokenizer)
+        return {
+            **targets,
+            "position": len(ids) - 1 if position is None else position,
+            "layer": index("--layer", g["layer"], config.n_layer, "layers"),
+            "head": index("--head", g["head"], config.n_head, "heads"),
+            "rows": g["rows"],
+            "sampling": sampling_from(opened, **self.sampling),
+            "seed": g["seed"] or 0,
+        }
+
+    def _run(self, opened: Opened, ids: list[int]) -> Run:
+        """The model with its weights, and the prompt: torch is imported here."""
+        from llmcli.commands.loading import load
+        from llmcli.inspection.run import Run
+
+        n_tokens = min(len(ids), opened.config.n_ctx)
+        loaded = load(opened, self.dtype, self.device, self.given["threads"], n_tokens=n_tokens)
+        return Run(
+            loaded,
+            ids,
+            opened.tokenizer.token_bytes,
+            load_fp32=lambda: load(opened, DType.float32, self.device),
+        )
+
+    def _view(self, name: str, opened: Opened, run: Run, ask: dict[str, Any]) -> View:
+        from llmcli.inspection.run import Ask
+
+        module = import_module(f"llmcli.inspection.{name}")
+        if name == "model":
+            return module.view(opened.folder, self.model)
+        made = module.view(run, Ask(**self._fitted(name, ask)))
+        dtype = str(run.dtype).removeprefix("torch.")
+        if dtype != DType.float32:
+            note = f"approximate: computed in {dtype}, not in float32."
+            made = replace(made, notes=(*made.notes, note))
+        return made
+
+    def _fitted(self, name: str, ask: dict[str, Any]) -> dict[str, Any]:
+        """What a picture has no room for is not computed."""
+        drawing = import_module(f"llmcli.render.views.{name}")
+        if self.canvas is None or ask["rows"] is not None or not hasattr(drawing, "room"):
+            return ask
+        return {**ask, "rows": drawing.room(self.canvas.width)}
+
+    def _save_tensors(
+        self, wanted: dict[str, Entry], run: Run, ask: dict[str, Any], about: dict[str, Any]
+    ) -> None:
+        from llmcli.inspection.run import Ask
+        from llmcli.inspection.tensors import save
+
+        tensors = {}
+        for name in wanted:
+            make = getattr(import_module(f"llmcli.inspection.{name}"), "tensors", None)
+            if make is not None:
+                made = make(run, Ask(**ask))
+                tensors |= {f"{name}.{key}": tensor for key, tensor in made.items()}
+        save(tensors, self.given["tensors"], about)
+
+
+def _say_which(option: str, text: str, id: int, tokenizer: Tokenizer) -> None:
+    """Where the token was found only after a space, or there is one of each kind, say which."""
+    from llmcli.render.text import quoted
+
+    if text.startswith("id:"):
+        return
+    spaced = tokenizer.id_of(f" {text}")
+    with_space = quoted(f" {text}".encode())
+    if spaced == id:
+        print(f"{option}: {with_space}, id {id}.", file=sys.stderr)
+    elif spaced is not None:
+        given = quoted(text.encode())
+        print(f"{option}: {given}, id {id}, as given; {with_space} is id {spaced}.",
+              file=sys.stderr)  # fmt: skip

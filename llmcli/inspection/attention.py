@@ -1,0 +1,229 @@
+"""Where each head looks: every head as a small map, or one head in full.
+
+The roles follow "In-context Learning and Induction Heads" (Olsson et al., arXiv:2209.11895); the
+score of a role is the share of a head's attention that falls on the places the role names.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from llmcli.inspection.run import Ask, Run
+from llmcli.inspection.values import Token, View
+
+MAP_SIZE = 16  # pixels of a small map, each way
+ROLE_FROM = 0.4  # the least share that earns a head the name of a role
+ROLES = ("previous", "first", "duplicate", "induction")
+CAVEAT = "measured: the weights of this prompt. Attention is where a head reads, not proof of cause."
+
+Map = tuple[tuple[float, ...], ...]  # row i holds i + 1 weights: the lower triangle
+
+
+@dataclass(frozen=True, slots=True)
+class HeadRow:
+    """One head; scores are None where the prompt has no place at which the role could show."""
+
+    layer: int
+    head: int
+    entropy_bits: float  # mean over the positions
+    role: str  # "" where no score reaches ROLE_FROM
+    role_score: float | None
+    previous: float | None
+    first: float | None
+    duplicate: float | None
+    induction: float | None
+    map: Map
+
+
+@dataclass(frozen=True, slots=True)
+class Grid(View):
+    """All heads asked for, each as a map of at most MAP_SIZE x MAP_SIZE pixels."""
+
+    name: ClassVar[str] = "attention"
+
+    n_tokens: int
+    tokens_per_pixel: float
+    heads: tuple[HeadRow, ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class QueryRow:
+    position: int
+    token: Token
+    entropy_bits: float
+    weights: tuple[float, ...]  # on positions 0 .. position
+
+
+@dataclass(frozen=True, slots=True)
+class SourceRow:
+    """One of the places that a position reads most from."""
+
+    position: int
+    source: int
+    token: Token  # at the source
+    weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class OneHead(View):
+    """One head: all its weights, and the strongest sources of each position."""
+
+    name: ClassVar[str] = "attention"
+
+    layer: int
+    head: int
+    n_tokens: int
+    position: int
+    entropy_bits: float
+    role: str
+    role_score: float | None
+    queries: tuple[QueryRow, ...]
+    sources: tuple[SourceRow, ...]
+    notes: tuple[str, ...]
+
+
+def view(run: Run, ask: Ask) -> Grid | OneHead:
+    """The grid; one head where both --layer and --head say which."""
+    if ask.layer is not None and ask.head is not None:
+        return _one_head(run, ask, ask.layer, ask.head)
+    T = len(run.ids)
+    keys = role_keys(torch.tensor(list(run.ids)))
+    heads = []
+    for layer, pattern in patterns(run, ask).items():
+        for row in _head_rows(layer, pattern, keys):
+            if ask.head is None or row.head == ask.head:
+                heads.append(row)
+    notes = [CAVEAT, *_role_notes(keys)]
+    if T > MAP_SIZE:
+        notes.append("A pixel of a map is the largest weight of the tokens that it covers.")
+    return Grid(
+        n_tokens=T,
+        tokens_per_pixel=max(1.0, T / MAP_SIZE),
+        heads=tuple(heads),
+        notes=tuple(notes),
+    )
+
+
+def tensors(run: Run, ask: Ask) -> dict[str, Tensor]:
+    """`L.pattern` (H, T, T) of each layer shown."""
+    return {f"{layer}.pattern": pattern for layer, pattern in patterns(run, ask).items()}
+
+
+def patterns(run: Run, ask: Ask) -> dict[int, Tensor]:
+    """The patterns (H, T, T) of the layers asked for; the other layers stay fused."""
+    layers = range(run.config.n_layer) if ask.layer is None else [ask.layer]
+    values = run.record(*[f"{layer}.pattern" for layer in layers])
+    return {layer: values[f"{layer}.pattern"].float() for layer in layers}
+
+
+def role_keys(ids: Tensor) -> dict[str, Tensor]:
+    """For each role, the places that a head in it would read from: role -> (T, T) of bool.
+
+    previous: the token before. first: the very first one. duplicate: the same token, earlier.
+    induction: the token that came after the same token, earlier.
+    """
+    place = torch.arange(len(ids))
+    earlier = place[None, :] < place[:, None]  # key before query
+    same = (ids[:, None] == ids[None, :]) & earlier
+    after_same = F.pad(same, (1, 0))[:, :-1] & earlier
+    return {
+        "previous": place[None, :] == place[:, None] - 1,
+        "first": (place[None, :] == 0) & earlier,
+        "duplicate": same,
+        "induction": after_same,
+    }
+
+
+@torch.inference_mode()
+def role_scores(pattern: Tensor, keys: dict[str, Tensor]) -> dict[str, list[float] | None]:
+    """The share of each head's attention on each role's places: role -> (H,).
+
+    A mean over the positions that have such a place; None where none has.
+    """
+    scores: dict[str, list[float] | None] = {}
+    for role, places in keys.items():
+        able = places.any(dim=-1)  # (T,)
+        share = (pattern * places).sum(dim=-1)[:, able].mean(dim=-1)  # (H,)
+        scores[role] = share.tolist() if bool(able.any()) else None
+    return scores
+
+
+@torch.inference_mode()
+def _head_rows(layer: int, pattern: Tensor, keys: dict[str, Tensor]) -> list[HeadRow]:
+    scores = role_scores(pattern, keys)
+    entropies = _entropy_bits(pattern).mean(dim=-1).tolist()
+    maps = small_maps(pattern).tolist()
+    rows = []
+    for head in range(len(pattern)):
+        own = {role: None if s is None else s[head] for role, s in scores.items()}
+        role, score = _fitting(own)
+        triangle = tuple(tuple(row[: i + 1]) for i, row in enumerate(maps[head]))
+        rows.append(HeadRow(layer, head, entropies[head], role, score, **own, map=triangle))
+    return rows
+
+
+def small_maps(pattern: Tensor) -> Tensor:
+    """(H, T, T) -> (H, P, P), P at most MAP_SIZE: each pixel the largest weight it covers."""
+    size = min(pattern.shape[-1], MAP_SIZE)
+    return F.adaptive_max_pool2d(pattern, (size, size))
+
+
+def _fitting(scores: dict[str, float | None]) -> tuple[str, float | None]:
+    """The role with the highest score, if that is high enough to be called one."""
+    known = {role: score for role, score in scores.items() if score is not None}
+    if not known:
+        return "", None
+    role = max(known, key=lambda role: known[role])
+    return (role, known[role]) if known[role] >= ROLE_FROM else ("", None)
+
+
+def _entropy_bits(pattern: Tensor) -> Tensor:
+    return torch.special.entr(pattern).sum(dim=-1) / torch.log(torch.tensor(2.0))
+
+
+@torch.inference_mode()
+def _one_head(run: Run, ask: Ask, layer: int, head: int) -> OneHead:
+    pattern = patterns(run, ask)[layer][head]  # (T, T)
+    T = len(pattern)
+    keys = role_keys(torch.tensor(list(run.ids)))
+    row = _head_rows(layer, pattern[None], keys)[0]
+    entropies = _entropy_bits(pattern).tolist()
+    queries, sources = [], []
+    for position in range(T):
+        weights = pattern[position, : position + 1]
+        queries.append(
+            QueryRow(position, run.tokens[position], entropies[position], tuple(weights.tolist()))
+        )
+        top = weights.sort(descending=True, stable=True)
+        for weight, source in list(zip(top.values.tolist(), top.indices.tolist(), strict=True))[
+            : ask.rows or 3
+        ]:
+            sources.append(SourceRow(position, source, run.tokens[source], weight))
+    return OneHead(
+        layer=layer,
+        head=head,
+        n_tokens=T,
+        position=ask.position,
+        entropy_bits=row.entropy_bits,
+        role=row.role,
+        role_score=row.role_score,
+        queries=tuple(queries),
+        sources=tuple(sources),
+        notes=(CAVEAT, *_role_notes(keys)),
+    )
+
+
+def _role_notes(keys: dict[str, Tensor]) -> list[str]:
+    notes = [
+        f"approximate: a role is named where at least {ROLE_FROM:.0%} of the attention fits it on "
+        "this prompt; another prompt may say otherwise."
+    ]
+    if not bool(keys["duplicate"].any()):
+        notes.append("This prompt repeats no token, so duplicate and induction cannot show.")
+    return notes

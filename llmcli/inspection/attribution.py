@@ -1,0 +1,152 @@
+"""Direct logit attribution: one logit as a sum of what each part of the model wrote.
+
+The stream before the final norm is a sum: embeddings, heads, MLPs and biases. At the standard
+deviation that the norm divides by on this prompt, norm and output head are linear, so the sum
+carries through to the logit ("A Mathematical Framework for Transformer Circuits", 2021).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from llmcli.errors import IntegrityError
+from llmcli.gpt.model import GPT
+from llmcli.inspection.run import Ask, Run
+from llmcli.inspection.values import Token, View
+
+TOLERANCE = 1e-4  # of the sum of the parts' absolute values
+HALF_TOLERANCE = 5e-2  # the same, where the model itself computes in 16 bits
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What one part adds to the logit, or to the difference of two."""
+
+    rank: int
+    part: str  # "embed", "pos_embed", "L3.H2", "L3.attn.bias", "L3.mlp", "norm_f.bias", ...
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
+class Attribution(View):
+    """A logit taken apart, the largest part first."""
+
+    name: ClassVar[str] = "attribution"
+
+    position: int
+    token: Token
+    versus: Token | None
+    rank: int  # of the token, among all next tokens
+    prob: float
+    logit: float  # of the token, minus that of `versus` where one is given: the model's own
+    n_parts: int
+    sum_of_parts: float
+    sum_of_absolutes: float
+    residual: float  # the model's logit minus the sum of the parts
+    tolerance: float  # the largest |residual| that passes
+    parts: tuple[Part, ...]
+    n_rest: int  # parts beyond --rows
+    rest: float  # their sum
+    notes: tuple[str, ...]
+
+
+NOTES = (
+    "derived: exact up to rounding, at the scale that the final norm has on this prompt.",
+    "Direct effects only: what a part does through later layers is counted there. "
+    "A constant added to every logit changes no probability; --versus is free of it.",
+)
+
+
+def view(run: Run, ask: Ask) -> Attribution:
+    """The account of `token` (by default the likeliest) at `position`.
+
+    Raises IntegrityError where the parts do not add up to the logit.
+    """
+    logits = run.logits(range(ask.position, ask.position + 1))[0]  # (V,)
+    token = int(logits.argmax()) if ask.token is None else ask.token
+    values, logit = account(run, ask.position, token, ask.versus)
+    order = sorted(values, key=lambda part: -abs(values[part]))
+    shown = order[: ask.rows or len(order)]
+    total, size = sum(values.values()), sum(map(abs, values.values()))
+    tolerance = size * (TOLERANCE if run.dtype == torch.float32 else HALF_TOLERANCE)
+    if not abs(logit - total) <= tolerance:
+        raise IntegrityError(
+            f"The attribution does not add up: the parts sum to {total:.6g}, the logit is "
+            f"{logit:.6g}, and {tolerance:.2g} is allowed.",
+            "Report this with the model's name, or see `--view check`.",
+        )
+    return Attribution(
+        position=ask.position,
+        token=run.token(token),
+        versus=None if ask.versus is None else run.token(ask.versus),
+        rank=int((logits > logits[token]).sum()),
+        prob=float(logits.softmax(dim=-1)[token]),
+        logit=logit,
+        n_parts=len(order),
+        sum_of_parts=total,
+        sum_of_absolutes=size,
+        residual=logit - total,
+        tolerance=tolerance,
+        parts=tuple(Part(i, part, values[part]) for i, part in enumerate(shown)),
+        n_rest=len(order) - len(shown),
+        rest=sum(values[part] for part in order[len(shown) :]),
+        notes=NOTES,
+    )
+
+
+def tensors(run: Run, ask: Ask) -> dict[str, Tensor]:
+    """`part.NAME` (C,): what each part wrote into the stream at `position`."""
+    parts, _ = written(run, ask.position)
+    return {f"part.{name}": vector.float() for name, vector in parts.items()}
+
+
+@torch.inference_mode()
+def account(
+    run: Run, position: int, token: int, versus: int | None
+) -> tuple[dict[str, float], float]:
+    """Each part's share of the logit (or the difference), and the model's own value of it."""
+    parts, final = written(run, position)
+    logits = run.model.head(run.model.norm_f(final)).float()  # (V,)
+    direction = run.model.head.weight[token].double()  # (C,)
+    logit = float(logits[token])
+    if versus is not None:
+        direction = direction - run.model.head.weight[versus].double()
+        logit = float(logits[token].double() - logits[versus].double())
+    names, vectors = list(parts), torch.stack(list(parts.values()))
+    shares = through_norm(run.model, vectors, final.double()) @ direction
+    values = dict(zip(names, shares.tolist(), strict=True))
+    if run.model.norm_f.bias is not None:
+        values["norm_f.bias"] = float(run.model.norm_f.bias.double() @ direction)
+    return values, logit
+
+
+def written(run: Run, position: int) -> tuple[dict[str, Tensor], Tensor]:
+    """What each part adds to the stream at `position`, (C,) in fp64; and the final stream (C,)."""
+    last = f"{run.config.n_layer - 1}.resid_post"
+    seen = run.record("embed", "pos_embed", "*.z", "*.mlp_post", last)
+    parts = {name: seen[name][position].double() for name in ("embed", "pos_embed")}
+    for layer, block in enumerate(run.model.blocks):
+        z = seen[f"{layer}.z"][:, position].double()  # (H, D)
+        H, D = z.shape
+        w_out = block.attn.out.weight.double().view(-1, H, D)  # (C, H, D)
+        for head, vector in enumerate(torch.einsum("chd,hd->hc", w_out, z)):
+            parts[f"L{layer}.H{head}"] = vector
+        parts[f"L{layer}.attn.bias"] = block.attn.out.bias.double()
+        post = seen[f"{layer}.mlp_post"][position].double()  # (M,)
+        parts[f"L{layer}.mlp"] = block.mlp.down.weight.double() @ post
+        parts[f"L{layer}.mlp.bias"] = block.mlp.down.bias.double()
+    return parts, seen[last][position]
+
+
+def through_norm(model: GPT, vectors: Tensor, final: Tensor) -> Tensor:
+    """The final layer norm's linear part, at the scale it has on `final` (C,): (N, C) -> (N, C).
+
+    centre, divide by sqrt(var + eps), multiply by the gain; the bias is a part of its own.
+    """
+    scale = (final.var(unbiased=False) + model.config.norm_eps).sqrt()
+    centred = vectors - vectors.mean(dim=-1, keepdim=True)
+    return centred / scale * model.norm_f.weight.double()

@@ -1,0 +1,147 @@
+"""The logit lens: the residual stream after each layer, read as if it were the last.
+
+"interpreting GPT: the logit lens" (nostalgebraist, 2020). Untuned: the final norm and the output
+head were trained on the last layer alone.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from llmcli.inspection.run import Ask, Run, rank_of
+from llmcli.inspection.values import Token, View, window
+
+LN2 = math.log(2)
+
+
+@dataclass(frozen=True, slots=True)
+class LensRow:
+    """What one position would say next, were this layer the last."""
+
+    after: str  # "embed", or the layer
+    position: int
+    top: Token
+    top_prob: float
+    kl_bits: float  # from the model's own distribution: KL(final || here)
+    token_rank: int | None  # of --token
+    token_logit: float | None
+    token_prob: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Lens(View):
+    """Layers x positions; the last layer's rows are the model's own answer."""
+
+    name: ClassVar[str] = "lens"
+
+    n_tokens: int
+    position: int
+    token: Token | None
+    prompt: tuple[LensPlace, ...]
+    rows: tuple[LensRow, ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LensPlace:
+    """A position shown, and the token that stands there."""
+
+    position: int
+    token: Token
+
+
+NOTES = (
+    "approximate: the lens is untuned; early layers were never trained to be read this way.",
+    "KL is KL(final || here) in bits: 0 where a layer already says what the model will say.",
+)
+
+
+def view(run: Run, ask: Ask) -> Lens:
+    """The lens at `rows` positions around `position`; at all of them where `rows` is not given."""
+    T = len(run.ids)
+    places = window(T, ask.position, ask.rows or T)
+    streams = stream_after(run)
+    rows = []
+    final = run.logits(places).log_softmax(dim=-1)  # (W, V)
+    for after, x in streams.items():
+        rows += _rows(run, ask, after, x, final, places)
+    return Lens(
+        n_tokens=T,
+        position=ask.position,
+        token=None if ask.token is None else run.token(ask.token),
+        prompt=tuple(LensPlace(p, run.tokens[p]) for p in places),
+        rows=tuple(rows),
+        notes=NOTES,
+    )
+
+
+def tensors(run: Run, ask: Ask) -> dict[str, Tensor]:
+    """`lens` (L + 1, W, V): the logits after the embedding and after each layer."""
+    places = window(len(run.ids), ask.position, ask.rows or len(run.ids))
+    streams = stream_after(run).values()
+    return {"lens": torch.stack([lens_logits(run, x[places.start : places.stop]) for x in streams])}
+
+
+def stream_after(run: Run) -> dict[str, Tensor]:
+    """The residual stream after the embedding and after each layer: "embed", "0", ...: (T, C)."""
+    values = run.record("0.resid_pre", "*.resid_post")
+    layers = {str(layer): values[f"{layer}.resid_post"] for layer in range(run.config.n_layer)}
+    return {"embed": values["0.resid_pre"], **layers}
+
+
+@torch.inference_mode()
+def lens_logits(run: Run, x: Tensor) -> Tensor:
+    """Final norm and output head on the stream `x` (W, C): (W, V), in fp32."""
+    return run.model.head(run.model.norm_f(x)).float()
+
+
+CHUNK = 16  # positions at once: what a processor's cache holds of a vocabulary of 50,257
+
+
+@torch.inference_mode()
+def _rows(
+    run: Run, ask: Ask, after: str, x: Tensor, final: Tensor, places: range
+) -> list[LensRow]:
+    """One layer's rows; `final` (W, V) are the model's own log probabilities at `places`."""
+    rows = []
+    for low in range(0, len(places), CHUNK):
+        some = places[low : low + CHUNK]
+        logits = lens_logits(run, x[some.start : some.stop])  # (W, V)
+        kl = kl_bits(final[low : low + CHUNK], logits).tolist()
+        total = logits.logsumexp(dim=-1)
+        top = logits.max(dim=-1)
+        probs = (top.values - total).exp().tolist()
+        fate = _fate(logits, total, ask.token)
+        for i, position in enumerate(some):
+            token = run.token(int(top.indices[i]))
+            rows.append(LensRow(after, position, token, probs[i], kl[i], *fate[i]))
+    return rows
+
+
+def _fate(
+    logits: Tensor, total: Tensor, id: int | None
+) -> list[tuple[int | None, float | None, float | None]]:
+    """Rank, logit and probability of `id` at each row of `logits` (W, V)."""
+    if id is None:
+        return [(None, None, None)] * len(logits)
+    ids = torch.full((len(logits),), id)
+    own = logits[:, id]
+    ranks, probs = rank_of(logits, ids).tolist(), (own - total).exp().tolist()
+    return list(zip(ranks, own.tolist(), probs, strict=True))
+
+
+def kl_bits(final: Tensor, logits: Tensor) -> Tensor:
+    """KL(final || softmax(logits)) in bits; `final` are log probabilities: (W, V) -> (W,).
+
+    Sum of p (log p - log q), with log q = logits - logsumexp(logits), so that no log q is stored.
+    """
+    p = final.exp()
+    logits = logits - logits.amax(dim=-1, keepdim=True)  # large logits would cost digits
+    cross = logits.logsumexp(dim=-1) - torch.einsum("wv,wv->w", p, logits)
+    negative_entropy = -torch.special.entr(p).sum(dim=-1)
+    return ((negative_entropy + cross) / LN2).clamp(min=0)

@@ -1,0 +1,142 @@
+"""The story of the next token, on one screen: a short form of the views that go deeper."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from llmcli.inspection.lens import kl_bits, lens_logits
+from llmcli.inspection.run import Ask, Run, entropy_bits
+from llmcli.inspection.values import Token, View, window
+
+LAYERS = 8  # how many layers the short lens shows at most
+PLACES = 24  # how many tokens of the prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    position: int
+    token: Token
+
+
+@dataclass(frozen=True, slots=True)
+class Guess:
+    """The best guess after a layer."""
+
+    after: str
+    top: Token
+    top_prob: float
+    kl_bits: float
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A place read from: `weight` is the mean over all heads; the keenest head beside it."""
+
+    position: int
+    token: Token
+    weight: float
+    layer: int
+    head: int
+    head_weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    rank: int
+    token: Token
+    prob: float
+    logit: float
+
+
+@dataclass(frozen=True, slots=True)
+class Next(View):
+    """Tokens, a short lens, the most attended sources, the most probable next tokens."""
+
+    name: ClassVar[str] = "next"
+
+    n_tokens: int
+    n_layer: int
+    n_head: int
+    position: int
+    token: Token  # at the position: the next one follows it
+    entropy_bits: float
+    prompt: tuple[Place, ...]
+    lens: tuple[Guess, ...]
+    sources: tuple[Source, ...]
+    candidates: tuple[Candidate, ...]
+    notes: tuple[str, ...]
+
+
+def view(run: Run, ask: Ask) -> Next:
+    """What comes after `position`, and how the model got there."""
+    T, p = len(run.ids), ask.position
+    seen = run.record("*.pattern", "0.resid_pre", "*.resid_post")
+    logits = run.logits(range(p, p + 1))  # (1, V)
+    top = logits[0].sort(descending=True, stable=True)
+    probs = logits[0].softmax(dim=-1)
+    rows = ask.rows or 5
+    return Next(
+        n_tokens=T,
+        n_layer=run.config.n_layer,
+        n_head=run.config.n_head,
+        position=p,
+        token=run.tokens[p],
+        entropy_bits=float(entropy_bits(logits.log_softmax(dim=-1))),
+        prompt=tuple(Place(i, run.tokens[i]) for i in window(T, p, PLACES)),
+        lens=tuple(_guesses(run, seen, logits, p)),
+        sources=tuple(_sources(run, seen, p)[:rows]),
+        candidates=tuple(
+            Candidate(rank, run.token(id), float(probs[id]), float(logits[0, id]))
+            for rank, id in enumerate(top.indices[:rows].tolist())
+        ),
+        notes=(
+            "measured. Attention is where heads read, not proof of cause; many rest on the first "
+            "token when they find nothing. The lens is untuned: early layers are approximate.",
+        ),
+    )
+
+
+@torch.inference_mode()
+def _guesses(run: Run, seen: dict[str, Tensor], logits: Tensor, position: int) -> list[Guess]:
+    final = logits.log_softmax(dim=-1)
+    n_layer = run.config.n_layer
+    points = {"embed": "0.resid_pre"}
+    for layer in _spread(n_layer, LAYERS):
+        points[str(layer)] = f"{layer}.resid_post"
+    rows = []
+    for after, point in points.items():
+        here = lens_logits(run, seen[point][position : position + 1])  # (1, V)
+        prob, id = here.softmax(dim=-1)[0].max(dim=-1)
+        kl = float(kl_bits(final, here)[0])
+        rows.append(Guess(after, run.token(int(id)), float(prob), kl))
+    return rows
+
+
+def _spread(n: int, most: int) -> list[int]:
+    """At most `most` of 0 .. n-1, evenly spaced, the last always among them."""
+    return sorted({n - 1 - round(i * n / min(n, most)) for i in range(min(n, most))})
+
+
+@torch.inference_mode()
+def _sources(run: Run, seen: dict[str, Tensor], position: int) -> list[Source]:
+    """The places that `position` reads from, the most attended (over all heads) first."""
+    n_layer, H = run.config.n_layer, run.config.n_head
+    rows = torch.stack([seen[f"{layer}.pattern"][:, position] for layer in range(n_layer)])
+    weights = rows.float().flatten(0, 1)[:, : position + 1]  # (L * H, S)
+    mean, keenest = weights.mean(dim=0), weights.max(dim=0)
+    order = mean.sort(descending=True, stable=True).indices.tolist()
+    return [
+        Source(
+            position=place,
+            token=run.tokens[place],
+            weight=float(mean[place]),
+            layer=int(keenest.indices[place]) // H,
+            head=int(keenest.indices[place]) % H,
+            head_weight=float(keenest.values[place]),
+        )
+        for place in order
+    ]

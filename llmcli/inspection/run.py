@@ -1,0 +1,123 @@
+"""One prompt through one model, and the values that a view asks for on the way.
+
+Each view runs the forward for itself and records only what it shows, so that attention stays fused
+wherever nobody looks at it. Knows ids and how to name one, no tokenizer and no options.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from llmcli.config import ModelConfig, Sampling
+from llmcli.errors import IntegrityError, UsageError
+from llmcli.gpt.model import GPT
+from llmcli.gpt.tap import Patch, Probe
+from llmcli.inspection.values import Token
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What a view is asked to show; indices are resolved, so none is negative."""
+
+    position: int
+    layer: int | None = None
+    head: int | None = None
+    token: int | None = None  # an id
+    versus: int | None = None  # an id
+    rows: int | None = None
+    sampling: Sampling = field(default_factory=Sampling)
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Run:
+    """`ids` through `model`; every forward of a view happens here, with `patch` in force."""
+
+    model: GPT
+    ids: Sequence[int]
+    token_bytes: Callable[[int], bytes]
+    patch: Mapping[str, Patch] = field(default_factory=dict)
+    load_fp32: Callable[[], GPT] | None = None  # the same model in fp32, for `check`
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.model.config
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.token_embedding.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.token_embedding.weight.device
+
+    def on(self, ids: Sequence[int]) -> Run:
+        """The same model on other ids."""
+        return replace(self, ids=ids)
+
+    def token(self, id: int) -> Token:
+        """A vocabulary entry; one that the tokenizer does not know (padding) has no bytes."""
+        try:
+            return Token(id, self.token_bytes(id))
+        except UsageError:
+            return Token(id, b"")
+
+    @property
+    def ids_tensor(self) -> Tensor:
+        """The prompt's ids: (T,)."""
+        return torch.tensor(list(self.ids), device=self.device)
+
+    @cached_property
+    def tokens(self) -> tuple[Token, ...]:
+        """The prompt's tokens, one per position."""
+        return tuple(self.token(id) for id in self.ids)
+
+    @cached_property
+    def final(self) -> Tensor:
+        """The residual stream after the last block, attention fused: (T, C)."""
+        return self._forward(())[1]
+
+    def record(self, *names: str) -> dict[str, Tensor]:
+        """The values at these points of one forward, without their batch dimension."""
+        values, _ = self._forward(names)
+        return {name: value[0] for name, value in values.items()}
+
+    def probe(self, names: Sequence[str] = ()) -> Probe:
+        """A probe that records `names`, with the patches of this run."""
+        return Probe(self.config.n_layer, record=names, patch=self.patch)
+
+    @torch.inference_mode()
+    def _forward(self, names: Sequence[str]) -> tuple[dict[str, Tensor], Tensor]:
+        probe = self.probe(names)
+        x = self.model.stream(self.ids_tensor[None], None, probe)  # (1, T, C)
+        return probe.values, x[0]
+
+    @torch.inference_mode()
+    def logits(self, positions: range) -> Tensor:
+        """The model's own logits at `positions`: (len(positions), V), in fp32.
+
+        Raises IntegrityError where they are not numbers.
+        """
+        x = self.final[None, positions.start : positions.stop]
+        logits = self.model.unembed(x, positions.start, self.probe())[0].float()
+        if not torch.isfinite(logits).all():
+            raise IntegrityError(
+                "The model's logits are not numbers (NaN or infinite).",
+                "Its weights are damaged, or too large for this dtype; try --dtype float32.",
+            )
+        return logits
+
+
+def entropy_bits(logprobs: Tensor) -> Tensor:
+    """Shannon entropy of natural-log probabilities (..., V), in bits: (...)."""
+    return torch.special.entr(logprobs.exp()).sum(dim=-1) / torch.log(torch.tensor(2.0))
+
+
+def rank_of(logits: Tensor, ids: Tensor) -> Tensor:
+    """How many of `logits` (..., V) are larger than that of `ids` (...): 0 is the most probable."""
+    return (logits > logits.gather(-1, ids[..., None])).sum(dim=-1)

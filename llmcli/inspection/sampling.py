@@ -1,0 +1,133 @@
+"""From logits to the token drawn, one filter at a time, in the order that `generate` uses."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from llmcli.gpt.sampling import draw, generator_for, seen, stages
+from llmcli.inspection.run import Ask, Run, entropy_bits
+from llmcli.inspection.values import Token, View
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """The distribution that one filter leaves."""
+
+    stage: str  # "model", then each filter in force
+    kept: int  # tokens with any probability left
+    cut_mass: float  # the probability, before this stage, of the tokens it removed
+    entropy_bits: float
+    top: Token
+    top_prob: float
+
+
+@dataclass(frozen=True, slots=True)
+class Fate:
+    """One token at one stage; `rank` is its place in the model's own order."""
+
+    stage: str
+    rank: int
+    token: Token
+    logit: float | None  # None once it is cut
+    prob: float
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingView(View):
+    """Every stage between the logits and the choice."""
+
+    name: ClassVar[str] = "sampling"
+
+    position: int
+    seed: int
+    greedy: Token
+    drawn: Token
+    drawn_prob: float  # after the filters
+    drawn_model_prob: float  # before them
+    stages: tuple[Stage, ...]
+    candidates: tuple[Fate, ...]
+    notes: tuple[str, ...]
+
+
+def view(run: Run, ask: Ask) -> SamplingView:
+    """The stages at `position`; the draw is the first one of `generate` with the same seed."""
+    left = staged(run, ask)
+    probs = {stage: logits.softmax(dim=-1) for stage, logits in left.items()}
+    model, last = probs["model"], list(probs.values())[-1]
+    drawn = first_draw(last, ask.seed)
+    order = left["model"].sort(descending=True, stable=True).indices.tolist()
+    shown = [*order[: ask.rows or 12]]
+    if drawn not in shown:
+        shown.append(drawn)
+    ranks = {id: rank for rank, id in enumerate(order)}
+    return SamplingView(
+        position=ask.position,
+        seed=ask.seed,
+        greedy=run.token(order[0]),
+        drawn=run.token(drawn),
+        drawn_prob=float(last[drawn]),
+        drawn_model_prob=float(model[drawn]),
+        stages=tuple(_stages(run, left, probs)),
+        candidates=tuple(
+            Fate(
+                stage=stage,
+                rank=ranks[id],
+                token=run.token(id),
+                logit=_finite(float(logits[id])),
+                prob=float(probs[stage][id]),
+            )
+            for id in shown
+            for stage, logits in left.items()
+        ),
+        notes=("measured: the probabilities of each stage are the softmax of what it leaves.",),
+    )
+
+
+def tensors(run: Run, ask: Ask) -> dict[str, Tensor]:
+    """`N.STAGE` (V,): the logits after each stage, in order."""
+    return {f"{i}.{stage}": logits for i, (stage, logits) in enumerate(staged(run, ask).items())}
+
+
+@torch.inference_mode()
+def staged(run: Run, ask: Ask) -> dict[str, Tensor]:
+    """The logits (V,) that each stage leaves; the first, "model", is before any."""
+    logits = run.logits(range(ask.position, ask.position + 1))[0]
+    before = list(run.ids[: ask.position + 1])
+    counts = seen([before], ask.sampling.penalty_window, len(logits))[0].to(logits.device)
+    return {"model": logits, **dict(stages(logits, ask.sampling, counts))}
+
+
+def first_draw(probs: Tensor, seed: int) -> int:
+    """The id that `generate` draws first from `probs` (V,) with this seed."""
+    point = torch.rand((), generator=generator_for(seed, 0, 0), dtype=torch.float64)
+    return int(draw(probs[None], point[None].to(probs.device))[0])
+
+
+def _stages(run: Run, left: dict[str, Tensor], probs: dict[str, Tensor]) -> list[Stage]:
+    rows = []
+    before = probs["model"]
+    for stage, logits in left.items():
+        kept = logits > -math.inf
+        now = probs[stage]
+        top = int(now.argmax())
+        rows.append(
+            Stage(
+                stage=stage,
+                kept=int(kept.sum()),
+                cut_mass=float(before[~kept].sum()),
+                entropy_bits=float(entropy_bits(logits.log_softmax(dim=-1))),
+                top=run.token(top),
+                top_prob=float(now[top]),
+            )
+        )
+        before = now
+    return rows
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,34 @@
+"""What a view is made of: plain values, no tensor. Imported without torch.
+
+A view is a frozen dataclass. Its fields of numbers, texts and tokens are facts; a field of type
+tuple[Row, ...], Row a dataclass, is a table; `notes` are footnotes. Nothing else is needed for TSV
+and JSON: `render.forms` derives both, so that a picture can show no number that they lack.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A vocabulary entry; its text is bytes, as it need not be whole characters."""
+
+    id: int
+    text: bytes
+
+
+class View:
+    """Base of all views; `name` is what --view takes."""
+
+    __slots__ = ()
+    name: ClassVar[str]
+    notes: tuple[str, ...]
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+def window(length: int, centre: int, size: int) -> range:
+    """`size` of `length` places, `centre` among them and in their middle where there is room."""
+    start = max(0, min(centre - size // 2, length - size))
+    return range(start, min(length, start + size))

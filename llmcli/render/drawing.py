@@ -1,0 +1,120 @@
+"""What the pictures of views share: a canvas, cells of a fixed width, headings, footnotes."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.cells import cell_len, set_cell_size
+from rich.text import Text
+
+from llmcli.render.probs import bar
+from llmcli.render.text import harmless, quoted
+
+MAX_WIDTH = 160  # beyond this, lines are hard to follow
+
+
+@dataclass(frozen=True, slots=True)
+class Canvas:
+    """What there is to draw on; without colour, digits say what colours would."""
+
+    width: int
+    color: bool
+    rows: int | None = None  # --rows, where it was given
+
+
+def fit(text: str, cells: int, right: bool = False) -> str:
+    """`text` in exactly `cells` character cells; "…" stands for what is cut."""
+    if cell_len(text) > cells:
+        return set_cell_size(set_cell_size(text, cells - 1).rstrip() + "…", cells)
+    space = " " * (cells - cell_len(text))
+    return space + text if right else text + space
+
+
+def name(token: bytes) -> str:
+    """A token in quotes, whatever it holds; none at all is padding of the vocabulary."""
+    return quoted(token) if token else "(unused)"
+
+
+def heading(title: str, *facts: str) -> Text:
+    """The first line of a view: its name, and the facts that matter most."""
+    line = Text(title, style="bold cyan")
+    if facts:
+        line.append("  " + harmless(" · ".join(facts)), style="not bold default")
+    return line.append("\n")
+
+
+def columns(*cells: tuple[str, int]) -> Text:
+    """A line of column names; a negative width aligns to the right."""
+    line = " ".join(fit(text, abs(width), right=width < 0) for text, width in cells)
+    return Text(line.rstrip() + "\n", style="dim")
+
+
+def footnotes(notes: Sequence[str], width: int) -> Text:
+    """The caveats, below a view, dimmed and wrapped."""
+    out = Text()
+    for note in notes:
+        lines = textwrap.wrap(harmless(note), width - 2, break_on_hyphens=False)
+        out.append("".join(f"  {line}\n" for line in lines), style="dim italic")
+    return out
+
+
+def signed_bar(share: float, cells: int) -> str:
+    """A bar to the right of the middle for a positive share of 1, to the left for a negative."""
+    half = cells // 2
+    if share >= 0:
+        return " " * half + "│" + bar(share, cells - half - 1)
+    filled = round(min(1.0, -share) * half * 2)  # in half cells: a left eighth has no mirror
+    return ("▐" * (filled % 2) + "█" * (filled // 2)).rjust(half) + "│" + " " * (cells - half - 1)
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """A number with `digits` decimals; "–" where there is none."""
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def share(value: float | None) -> str:
+    """A share of 1 in whole percent, as short as it gets: "62", "<1", "0"."""
+    if value is None:
+        return "–"
+    return "<1" if 0 < value < 0.005 else f"{100 * value:.0f}"
+
+
+def count(value: float) -> str:
+    """A large count in three or four digits: 3752000 -> "3.75 M"."""
+    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{_three(value / size)} {unit}"
+    return f"{value:.0f}"
+
+
+def nbytes(value: float) -> str:
+    """A size in KiB, MiB or GiB: 15006272 -> "14.3 MiB"."""
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if value >= size:
+            return f"{_three(value / size)} {unit}"
+    return f"{value:.0f} B"
+
+
+def _three(value: float) -> str:
+    """About three digits, never an exponent."""
+    return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:.0f}"
+
+
+def plural(n: int, word: str) -> str:
+    """ "1 token", "7 tokens"."""
+    return f"{n} {word}" if n == 1 else f"{n} {word}s"
+
+
+def skipped(shown: range, total: int) -> str:
+    """What a window leaves out, said in words; "" where it leaves out nothing."""
+    if len(shown) == total:
+        return ""
+    return f"positions {shown.start} to {shown.stop - 1} of {total}; --position moves the window"
+
+
+def window(total: int, centre: int, size: int) -> range:
+    """`size` of `total` places, `centre` in their middle where there is room on both sides."""
+    start = max(0, min(centre - size // 2, total - size))
+    return range(start, min(total, start + size))

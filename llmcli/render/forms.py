@@ -1,0 +1,99 @@
+"""A view as JSON and as TSV, derived from its dataclass alone.
+
+A float is written with seven digits, all that fp32 has, and the same ones in both forms. Bytes are
+a token's text: readable in JSON, quoted in TSV.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from llmcli.render.text import quoted
+
+SCHEMA = 1
+
+
+def document(views: Sequence[Any], about: dict[str, Any]) -> dict[str, Any]:
+    """The object that --json prints: what all views share, then the views in the order asked."""
+    named = [{"view": view.name, **plain(view)} for view in views]
+    return {"schema": SCHEMA, **plain(about), "views": named}
+
+
+def plain(value: Any) -> Any:
+    """`value` as what JSON can hold: dataclasses as objects, bytes as readable text."""
+    if is_dataclass(value):
+        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if isinstance(value, float):
+        return float(f"{value:.7g}") if math.isfinite(value) else None
+    return value
+
+
+def tsv(view: Any) -> str:
+    """Facts as `# name<TAB>value` lines, then each table under its header.
+
+    Where there are several tables, a line `# table NAME` stands above each.
+    """
+    facts: list[str] = []
+    tables: dict[str, Sequence[Any]] = {}
+    for field in fields(view):
+        value = getattr(view, field.name)
+        if _is_table(value):
+            tables[field.name] = value
+        elif field.name == "notes":
+            facts += [f"# note\t{note}" for note in value]
+        else:
+            facts += [f"# {name}\t{text}" for name, text in _cells(field.name, value)]
+    lines = facts
+    for name, rows in tables.items():
+        if len(tables) > 1:
+            lines.append(f"# table {name}")
+        lines += _table(rows)
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, tuple) and bool(value) and is_dataclass(value[0])
+
+
+def _table(rows: Sequence[Any]) -> list[str]:
+    cells = [_row(row) for row in rows]
+    width = max(cells, key=len)  # a row without some token has fewer cells
+    header = [name for name, _ in width]
+    return [
+        "\t".join(header),
+        *("\t".join(dict(row).get(name, "") for name in header) for row in cells),
+    ]
+
+
+def _row(row: Any) -> list[tuple[str, str]]:
+    return [cell for field in fields(row) for cell in _cells(field.name, getattr(row, field.name))]
+
+
+def _cells(name: str, value: Any) -> list[tuple[str, str]]:
+    """One value as named cells: a token has two, `NAME_id` and `NAME`, all else has one."""
+    if is_dataclass(value):
+        inner = [(field.name, getattr(value, field.name)) for field in fields(value)]
+        return [(name if key == "text" else f"{name}_{key}", _cell(item)) for key, item in inner]
+    return [(name, _cell(value))]
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bytes):
+        return quoted(value)
+    if isinstance(value, bool):
+        return str(int(value))
+    if isinstance(value, str):
+        return quoted(value.encode())[1:-1] if any(c in value for c in "\t\n\r") else value
+    return json.dumps(plain(value), separators=(",", ":"))

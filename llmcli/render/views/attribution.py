@@ -1,0 +1,54 @@
+"""A logit taken apart: a bar for each part, to the right for it and to the left against it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.text import Text
+
+from llmcli.render.drawing import Canvas, columns, fit, footnotes, heading, name, plural, signed_bar
+from llmcli.render.probs import percent
+
+if TYPE_CHECKING:
+    from llmcli.inspection.attribution import Attribution
+
+PART = 16
+VALUE = 10
+
+
+def draw(view: Attribution, canvas: Canvas) -> Text:
+    target = f"{name(view.token.text)} (id {view.token.id})"
+    if view.versus is not None:
+        target += f" minus {name(view.versus.text)} (id {view.versus.id})"
+    out = heading("attribution", f"the logit of {target} after position {view.position}")
+    out.append(
+        f"  {name(view.token.text)} ranks {view.rank} with{percent(view.prob).rstrip()}\n\n",
+        style="dim",
+    )
+    cells = max(20, min(80, canvas.width - PART - VALUE - 6))
+    half = cells // 2
+    out.append_text(columns(("  part", PART + 2), ("adds", -VALUE),
+                            ("against".rjust(half), half), ("  for", 8)))  # fmt: skip
+    largest = max((abs(part.value) for part in view.parts), default=1.0) or 1.0
+    for part in view.parts:
+        style = "green" if part.value >= 0 else "red"
+        out.append(f"  {fit(part.part, PART)} {part.value:+{VALUE}.4f} ")
+        out.append(f"{signed_bar(part.value / largest, cells)}\n", style=style)
+    if view.n_rest:
+        rest = fit(plural(view.n_rest, "other part"), PART)
+        out.append(f"  {rest} {view.rest:+{VALUE}.4f}\n", style="dim")
+    out.append_text(_total(view))
+    return out.append_text(footnotes(view.notes, canvas.width))
+
+
+def _total(view: Attribution) -> Text:
+    out = Text(f"  {'─' * (PART + VALUE + 1)}\n", style="dim")
+    logit = "difference" if view.versus is not None else "logit"
+    out.append(f"  {fit('sum of the parts', PART)} {view.sum_of_parts:+{VALUE}.4f}\n")
+    out.append(f"  {fit('model’s ' + logit, PART)} {view.logit:+{VALUE}.4f}\n", style="bold")
+    out.append(
+        f"  {fit('residual error', PART)} {view.residual:{VALUE}.1e}   "
+        f"(at most {view.tolerance:.1e} may be)\n",
+        style="dim",
+    )
+    return out

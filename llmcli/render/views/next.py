@@ -1,0 +1,117 @@
+"""The default screen: how the next token comes about."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.cells import cell_len
+from rich.text import Text
+
+from llmcli.render.drawing import Canvas, columns, fit, footnotes, heading, name, number, plural
+from llmcli.render.probs import bar, percent
+
+if TYPE_CHECKING:
+    from llmcli.inspection.next import Next, Place
+
+TOKEN = 16
+MAX_TOKEN = 20  # of the prompt's tokens
+
+
+def draw(view: Next, canvas: Canvas) -> Text:
+    out = heading(
+        "next",
+        f"what follows {name(view.token.text)}, position {view.position} of "
+        f"{plural(view.n_tokens, 'token')}",
+        f"{plural(view.n_layer, 'layer')} × {plural(view.n_head, 'head')}",
+        f"{view.entropy_bits:.2f} bits of doubt",
+    )
+    cells = max(10, canvas.width - 2 * TOKEN - 30)
+    for part in (_prompt(view, canvas), _lens(view, cells), _sources(view, cells),
+                 _candidates(view, cells)):  # fmt: skip
+        out.append("\n").append_text(part)
+    out.append("\n").append_text(footnotes(view.notes, canvas.width))
+    return out.append_text(_deeper())
+
+
+def _title(number: int, text: str, about: str) -> Text:
+    line = Text(f"{number} {text}", style="bold")
+    return line.append(f"  {about}\n", style="not bold dim")
+
+
+def _prompt(view: Next, canvas: Canvas) -> Text:
+    hidden = view.n_tokens - len(view.prompt)
+    about = "the prompt as the model reads it: text, and id below"
+    out = _title(1, "tokens", about + (f"; {hidden} more not shown" if hidden else ""))
+    for line in _lines(view.prompt, canvas.width - 2):
+        for style, text in (("", 0), ("dim", 1)):
+            out.append(" ")
+            for place in line:
+                shown = name(place.token.text) if text == 0 else str(place.token.id)
+                here = "reverse" if text == 0 and place.position == view.position else style
+                out.append(" ")
+                out.append(fit(shown, min(cell_len(shown), _width(place))), style=here)
+                out.append(" " * (_width(place) - min(cell_len(shown), _width(place))))
+            out.rstrip()
+            out.append("\n")
+    return out
+
+
+def _width(place: Place) -> int:
+    return min(MAX_TOKEN, max(cell_len(name(place.token.text)), len(str(place.token.id))))
+
+
+def _lines(places: tuple[Place, ...], width: int) -> list[list[Place]]:
+    """The places in as many lines as they need."""
+    lines: list[list[Place]] = [[]]
+    used = 0
+    for place in places:
+        if lines[-1] and used + _width(place) + 1 > width:
+            lines.append([])
+            used = 0
+        lines[-1].append(place)
+        used += _width(place) + 1
+    return lines
+
+
+def _lens(view: Next, cells: int) -> Text:
+    out = _title(2, "layer by layer", "the best guess, were this layer the last")
+    out.append_text(columns(("  after", 9), ("says", TOKEN), ("", cells), ("prob", -7),
+                            ("KL bits", -9)))  # fmt: skip
+    for row in view.lens:
+        out.append(f"  {fit(row.after, 6)} ", style="cyan")
+        out.append(f" {fit(name(row.top.text), TOKEN)} ")
+        out.append(bar(row.top_prob, cells), style="blue")
+        out.append(f" {percent(row.top_prob)} {fit(number(row.kl_bits), 9, right=True)}\n")
+    return out
+
+
+def _sources(view: Next, cells: int) -> Text:
+    out = _title(3, "attention", "where this position reads: mean of all heads, and the keenest")
+    out.append_text(columns(("  place", 9), ("token", TOKEN), ("", cells), ("mean", -7),
+                            ("", 2), ("keenest head", 16)))  # fmt: skip
+    for row in view.sources:
+        out.append(f"  {fit(str(row.position), 5, right=True)}  ", style="cyan")
+        out.append(f" {fit(name(row.token.text), TOKEN)} ")
+        out.append(bar(row.weight, cells), style="magenta")
+        head = f"L{row.layer}.H{row.head}"
+        out.append(f" {percent(row.weight)}    {fit(head, 7)}{percent(row.head_weight)}\n")
+    return out
+
+
+def _candidates(view: Next, cells: int) -> Text:
+    out = _title(4, "the next token", "the most probable, before any filter")
+    out.append_text(columns(("   rank", 9), ("token", TOKEN), ("", cells), ("prob", -7),
+                            ("logit", -9)))  # fmt: skip
+    for row in view.candidates:
+        style = "bold green" if row.rank == 0 else ""
+        out.append(f"  {fit(str(row.rank), 5, right=True)}  ", style="cyan")
+        out.append(f" {fit(name(row.token.text), TOKEN)} ", style=style)
+        out.append(bar(row.prob, cells), style="green")
+        out.append(f" {percent(row.prob)} {fit(number(row.logit), 9, right=True)}\n", style=style)
+    return out
+
+
+def _deeper() -> Text:
+    out = Text("  deeper: ", style="dim")
+    out.append("--view tokens, lens, attention, attribution, sampling, check, model\n")
+    return out

@@ -1,0 +1,89 @@
+"""Tokens and their surprisal: the text shaded, then a line for each position."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.cells import cell_len
+from rich.text import Text
+
+from llmcli.render.drawing import (
+    Canvas,
+    columns,
+    fit,
+    footnotes,
+    heading,
+    name,
+    number,
+    plural,
+    skipped,
+    window,
+)
+from llmcli.render.heat import on_heat
+from llmcli.render.probs import bar, percent
+from llmcli.render.text import harmless
+
+if TYPE_CHECKING:
+    from llmcli.inspection.tokens import TokenRow, Tokens
+
+LINES = 40  # of a long prompt, unless --rows says otherwise
+MOST_BITS = 16.0  # the far end of the scale: one chance in 65,536
+FIXED = 74  # cells of a line without its bar
+
+
+def draw(view: Tokens, canvas: Canvas) -> Text:
+    total = len(view.rows)
+    shown = window(total, view.position, canvas.rows or LINES)
+    out = heading("tokens", *_facts(view))
+    if canvas.color:
+        out.append("\n").append_text(_shaded(view, shown, canvas.width))
+    bars = max(6, min(30, canvas.width - FIXED))
+    out.append("\n").append_text(
+        columns(("pos", -4), ("id", -6), ("token", 14), ("bytes", 11), ("bits", -5),
+                ("surprisal", bars), ("rank", -5), ("entropy", -7), ("likeliest other", 16))
+    )  # fmt: skip
+    for row in view.rows[shown.start : shown.stop]:
+        out.append_text(_line(row, bars))
+    if left_out := skipped(shown, total):
+        out.append(f"  {left_out}, --rows its size\n", style="dim")
+    return out.append_text(footnotes(view.notes, canvas.width))
+
+
+def _facts(view: Tokens) -> list[str]:
+    facts = [plural(view.n_tokens, "token"), plural(view.n_bytes, "byte")]
+    if view.perplexity is not None:
+        facts += [
+            f"perplexity {view.perplexity:.2f}",
+            f"{view.bits_per_token:.2f} bits a token",
+            f"{number(view.bits_per_byte)} a byte",
+        ]
+    if view.n_windows > 1:
+        facts.append(plural(view.n_windows, "window"))
+    return facts
+
+
+def _shaded(view: Tokens, shown: range, width: int) -> Text:
+    """The text itself, each token on the colour of its surprisal."""
+    out, used = Text(" "), 1
+    for row in view.rows[shown.start : shown.stop]:
+        text = harmless(row.token.text.decode("utf-8", "replace").replace("\n", "⏎"))
+        if used + cell_len(text) > width:
+            out.append("\n ")
+            used = 1
+        style = on_heat((row.surprisal_bits or 0.0) / MOST_BITS)
+        out.append(text, style="dim" if row.surprisal_bits is None else style)
+        used += cell_len(text)
+    return out.append("\n")
+
+
+def _line(row: TokenRow, bars: int) -> Text:
+    out = Text(f"{row.position:>4} ", style="cyan")
+    out.append(f"{row.token.id:>6} ", style="dim")
+    out.append(f"{fit(name(row.token.text), 14)} ", style="default not dim")
+    out.append(f"{fit(row.bytes, 11)} ", style="dim")
+    if row.surprisal_bits is None or row.alternative is None or row.alternative_prob is None:
+        return out.append(f"{'–':>5}\n")
+    out.append(f"{row.surprisal_bits:5.2f} ", style="default not dim")
+    out.append(bar(row.surprisal_bits / MOST_BITS, bars), style="yellow")
+    out.append(f" {row.rank:>5} {row.entropy_bits:7.2f} ", style="default not dim")
+    return out.append(f"{fit(name(row.alternative.text), 9)}{percent(row.alternative_prob)}\n")
