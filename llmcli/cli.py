@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -12,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from llmcli import __version__
-from llmcli.commands import generate, tokenize
+from llmcli.commands import download, generate, inspect, tokenize
 from llmcli.errors import LLMCLIError, ResourceError
 
 app = typer.Typer(
@@ -27,6 +28,8 @@ app = typer.Typer(
 
 def main() -> None:
     """Run the command line and exit with a code of the table in the README."""
+    # Ended politely, a command still closes its files and takes its half-written ones away.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     app(prog_name="llmcli")
 
 
@@ -43,6 +46,11 @@ def reported(command: Callable[..., None]) -> Callable[..., None]:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         except LLMCLIError as error:
             fail(error)
+        except (MemoryError, RuntimeError) as error:
+            # torch has no error of its own for memory on a CPU
+            if not isinstance(error, MemoryError) and "allocate memory" not in str(error):
+                raise
+            fail(ResourceError("There is not enough memory.", "See llmcli generate --dry-run."))
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
@@ -85,5 +93,5 @@ def options(
     """
 
 
-for command in (generate.generate, tokenize.tokenize):
+for command in (generate.generate, inspect.inspect, tokenize.tokenize, download.download):
     app.command()(reported(command))

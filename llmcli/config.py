@@ -41,6 +41,20 @@ class ModelConfig:
     def head_dim(self) -> int:
         return self.n_embd // self.n_head
 
+    @property
+    def n_parameters(self) -> int:
+        """How many numbers the model has learned; a tied head counts once."""
+        C, M = self.n_embd, self.mlp_dim
+        attention = 3 * C * C + 3 * C + C * C + C
+        mlp = C * M + M + M * C + C
+        heads = 1 if self.tie_embeddings else 2
+        outside = heads * self.vocab_size * C + self.n_ctx * C + 2 * C
+        return self.n_layer * (attention + mlp + 4 * C) + outside
+
+    def kv_nbytes(self, itemsize: int) -> int:
+        """Bytes of keys and values that one token adds to the cache."""
+        return 2 * self.n_layer * self.n_embd * itemsize
+
     def attn_scale(self, layer: int) -> float:
         """What q.k is multiplied by in `layer`."""
         scale = 1 / math.sqrt(self.head_dim) if self.scale_by_head_dim else 1.0
@@ -62,13 +76,32 @@ class ModelConfig:
         return FAMILIES[family](raw)
 
 
+# The order in which the filters of `Sampling` apply; gpt.sampling.stages holds them.
+ORDER = (
+    "bias", "repetition_penalty", "presence_penalty", "frequency_penalty", "temperature", "top_k",
+    "top_p", "min_p", "typical_p",
+)  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True)
 class Sampling:
     """How the next token is chosen; these defaults leave the model's distribution as it is."""
 
+    bias: tuple[tuple[int, float], ...] = ()  # (id, what is added to its logit)
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    penalty_window: int = 0  # ids, the prompt's too, that the penalties look back on; 0 is all
     temperature: float = 1.0  # 0 is greedy
     top_k: int = 0  # 0 is off
     top_p: float = 1.0
+    min_p: float = 0.0
+    typical_p: float = 1.0
+
+    @property
+    def penalises(self) -> bool:
+        """Whether it matters which ids came before."""
+        return bool(self.repetition_penalty != 1 or self.presence_penalty or self.frequency_penalty)
 
 
 SENSIBLE = Sampling(temperature=0.8, top_p=0.95)
@@ -95,9 +128,12 @@ def read_sampling(folder: Path) -> Sampling:
     if raw.get("do_sample") is False:
         return GREEDY
     return Sampling(
+        repetition_penalty=_number(raw, "repetition_penalty", 1.0, 1e-3, 1e3),
         temperature=_number(raw, "temperature", SENSIBLE.temperature, 0.0, 1e6),
         top_k=int(_number(raw, "top_k", SENSIBLE.top_k, 0, MAX_SIZE)),
         top_p=_number(raw, "top_p", SENSIBLE.top_p, 0.0, 1.0),
+        min_p=_number(raw, "min_p", 0.0, 0.0, 1.0),
+        typical_p=_number(raw, "typical_p", 1.0, 0.0, 1.0),
     )
 
 

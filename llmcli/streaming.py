@@ -5,9 +5,14 @@ Knows the tokenizer and text, not where the text goes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from llmcli.tokenizer import Tokenizer, Utf8Stream
+
+if TYPE_CHECKING:
+    from llmcli.gpt.generation import Step
 
 
 class StopMatcher:
@@ -74,3 +79,33 @@ class TextStream:
     def flush(self) -> str:
         """The end of the text: an unfinished character becomes U+FFFD."""
         return self.matcher.feed(self.utf8.flush()) + self.matcher.flush()
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A step, and the text of its row that has become certain with it."""
+
+    step: Step
+    text: str
+    finish_reason: str | None  # "stop" also where a stop string was met
+
+
+def pieces(
+    steps: Iterable[Step],
+    streams: Sequence[TextStream],
+    ended: set[int],
+    hidden_ids: Collection[int] = (),
+) -> Iterator[Piece]:
+    """Each step with its text; a row that meets a stop string is put into `ended`.
+
+    `hidden_ids` (end-of-text) end a text and are no part of it.
+    """
+    for step in steps:
+        stream, reason = streams[step.row], step.finish_reason
+        text = "" if step.id in hidden_ids else stream.feed(step.id)
+        if stream.stopped:
+            reason = "stop"
+            ended.add(step.row)
+        if reason:
+            text += stream.flush()
+        yield Piece(step, text, reason)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from test_model import ours
@@ -9,6 +11,7 @@ from test_model import ours
 from llmcli.config import Sampling
 from llmcli.errors import IntegrityError, UsageError
 from llmcli.gpt.generation import generate
+from llmcli.gpt.sampling import generator_for
 from llmcli.gpt.tap import Probe
 
 GREEDY = Sampling(temperature=0)
@@ -21,8 +24,9 @@ def model(save_gpt2):
     return ours(save_gpt2()[0])
 
 
-def run(model, prompts=(PROMPT,), sampling=WILD, **options):
-    return list(generate(model, prompts, sampling, **{"max_new_tokens": 12, "seed": 1} | options))
+def run(model, prompts=(PROMPT,), sampling=WILD, seed=1, **options):
+    generators = [generator_for(seed, row) for row in range(len(prompts))]
+    return list(generate(model, prompts, sampling, generators, **{"max_new_tokens": 12} | options))
 
 
 def ids(steps, row=0):
@@ -98,21 +102,73 @@ def test_a_full_context_ends_with_length(model):
 def test_a_row_of_a_ragged_batch_equals_its_single_run(model):
     prompts = [[7, 3], PROMPT, [8] * 9]
     together = run(model, prompts)
-    assert ids(together, 0) == ids(run(model, [prompts[0]]))
+    generators = [generator_for(1, 0)]
+    alone = list(generate(model, [prompts[0]], WILD, generators, max_new_tokens=12))
+    assert ids(together, 0) == ids(alone)
     padded = [s.chosen.logprob for s in together if s.row == 0]
-    alone = [s.chosen.logprob for s in run(model, [prompts[0]])]
-    assert torch.allclose(torch.tensor(padded), torch.tensor(alone), atol=1e-4)
+    single = [s.chosen.logprob for s in alone]
+    assert torch.allclose(torch.tensor(padded), torch.tensor(single), atol=1e-4)
     assert len(together) == 36
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_rows_end_one_by_one_and_leave_the_others_alone(model, use_cache):
+    """Each row stops at an id of its own; the rest of the batch goes on as if nothing had been."""
+    prompts = [[7, 3], PROMPT, [8] * 9, [1], [2, 2]]
+    free = run(model, prompts, max_new_tokens=20, use_cache=use_cache)
+    stop_ids = {ids(free, 1)[2], ids(free, 4)[5], ids(free, 0)[9]}
+    stopped = run(model, prompts, max_new_tokens=20, stop_ids=stop_ids, use_cache=use_cache)
+    for row in range(5):
+        whole = ids(free, row)
+        end = next((i + 1 for i, id in enumerate(whole) if id in stop_ids), 20)
+        assert ids(stopped, row) == whole[:end]
+        a = torch.tensor([s.chosen.logprob for s in stopped if s.row == row])
+        b = torch.tensor([s.chosen.logprob for s in free if s.row == row])[:end]
+        assert torch.allclose(a, b, atol=1e-4)
+    assert len(stopped) < len(free)
 
 
 def test_a_row_that_the_caller_ends_yields_no_more(model):
     ended: set[int] = set()
     seen = []
-    for step in generate(model, [PROMPT, PROMPT], WILD, max_new_tokens=5, seed=1, ended=ended):
+    generators = [generator_for(1, row) for row in range(2)]
+    for step in generate(model, [PROMPT, PROMPT], WILD, generators, max_new_tokens=5, ended=ended):
         seen.append((step.index, step.row))
         if step.index == 1 and step.row == 0:
             ended.add(0)
     assert seen == [(0, 0), (0, 1), (1, 0), (1, 1), (2, 1), (3, 1), (4, 1)]
+
+
+def test_a_forced_id_is_taken_and_its_probability_told(model):
+    free = run(model)
+    steps = run(model, forced={2: 50})
+    assert ids(steps)[:2] == ids(free)[:2]
+    assert ids(steps)[2] == 50
+    assert [step.forced for step in steps] == [i == 2 for i in range(12)]
+    with torch.inference_mode():
+        logits = model(torch.tensor([PROMPT + ids(steps)[:2]]))[0, -1]
+    assert abs(steps[2].chosen.logprob - logits.log_softmax(-1)[50].item()) < 1e-4
+    assert (
+        ids(run(model, prompts=[PROMPT + ids(steps)[:3]], sampling=GREEDY))
+        == ids(run(model, prompts=[PROMPT + ids(steps)[:2]], sampling=GREEDY, forced={0: 50}))[1:]
+        + ids(run(model, prompts=[PROMPT + ids(steps)[:3]], sampling=GREEDY))[-1:]
+    )
+
+
+def test_kept_is_the_share_of_probability_that_the_filters_leave(model):
+    step = run(model, sampling=Sampling(top_k=3), top_probs=97)[0]
+    probs = [math.exp(choice.logprob) for choice in step.top]
+    assert abs(sum(probs) - 1) < 1e-5
+    assert abs(step.kept - sum(probs[:3])) < 1e-5
+    assert [c.id for c in step.drawn_top] == [c.id for c in step.top[:3]]
+
+
+def test_a_repetition_penalty_counts_the_prompt_within_its_window(model):
+    greedy = ids(run(model, sampling=GREEDY))[0]
+    harsh = Sampling(temperature=0, bias=((greedy, 20.0),), presence_penalty=1e6, penalty_window=3)
+    prompt = [greedy, 5, 6, 7]
+    assert ids(run(model, prompts=[prompt], sampling=harsh, max_new_tokens=5)).index(greedy) == 0
+    assert greedy not in ids(run(model, prompts=[prompt[1:] + [greedy]], sampling=harsh))[:3]
 
 
 def test_a_prompt_longer_than_the_context_names_both_numbers(model):

@@ -7,15 +7,22 @@ import math
 import pytest
 import torch
 
-from llmcli.config import Sampling
+from llmcli.config import ORDER, Sampling
 from llmcli.gpt.sampling import (
     draw,
     filtered,
     generator_for,
+    seen,
     stages,
+    with_bias,
+    with_frequency_penalty,
+    with_min_p,
+    with_presence_penalty,
+    with_repetition_penalty,
     with_temperature,
     with_top_k,
     with_top_p,
+    with_typical_p,
 )
 
 
@@ -50,6 +57,57 @@ def test_top_p_equals_transformers(p, logits):
     assert torch.equal(with_top_p(logits, p), theirs(TopPLogitsWarper(p), logits))
 
 
+@pytest.mark.parametrize("p", [1e-4, 0.05, 0.5, 1.0])
+def test_min_p_equals_transformers(p, logits):
+    from transformers import MinPLogitsWarper
+
+    assert torch.equal(with_min_p(logits, p), theirs(MinPLogitsWarper(p), logits))
+
+
+@pytest.mark.parametrize("p", [0.05, 0.5, 0.95])
+def test_typical_p_equals_transformers(p, logits):
+    from transformers import TypicalLogitsWarper
+
+    assert torch.equal(with_typical_p(logits, p), theirs(TypicalLogitsWarper(p), logits))
+
+
+@pytest.mark.parametrize("penalty", [0.5, 1.3, 4.0])
+def test_repetition_penalty_equals_transformers(penalty, logits):
+    from transformers import RepetitionPenaltyLogitsProcessor
+
+    ids = torch.randint(50, (5, 12), generator=torch.Generator().manual_seed(1))
+    expected = RepetitionPenaltyLogitsProcessor(penalty)(ids, logits.clone())
+    counts = seen(ids.tolist(), 0, 50)
+    assert torch.equal(with_repetition_penalty(logits, counts, penalty), expected)
+
+
+def test_bias_equals_transformers(logits):
+    from transformers import SequenceBiasLogitsProcessor
+
+    bias = {3: 2.5, 7: -1.0, 9: -100.0}
+    expected = theirs(SequenceBiasLogitsProcessor({(id,): v for id, v in bias.items()}), logits)
+    torch.testing.assert_close(with_bias(logits, bias), expected)
+    assert with_bias(logits, {3: -math.inf}).softmax(-1)[:, 3].tolist() == [0] * 5
+
+
+def test_presence_and_frequency_penalties_follow_their_formula(logits):
+    """logit - presence * (count > 0) - frequency * count, as the OpenAI API documents them."""
+    counts = seen([[4, 4, 4, 9]] * 5, 0, 50)
+    by_hand = logits.clone()
+    by_hand[:, 4] -= 0.5
+    by_hand[:, 9] -= 0.5
+    torch.testing.assert_close(with_presence_penalty(logits, counts, 0.5), by_hand)
+    by_hand = logits.clone()
+    by_hand[:, 4] -= 3 * 0.5
+    by_hand[:, 9] -= 0.5
+    torch.testing.assert_close(with_frequency_penalty(logits, counts, 0.5), by_hand)
+
+
+def test_the_window_forgets_what_lies_before_it():
+    assert seen([[1, 1, 2, 3]], 2, 5).tolist() == [[0, 0, 1, 1, 0]]
+    assert seen([[1, 1, 2, 3], [4]], 0, 5).tolist() == [[0, 2, 1, 1, 0], [0, 0, 0, 0, 1]]
+
+
 def test_ties_in_top_k_keep_exactly_k_with_the_lowest_ids():
     logits = torch.tensor([[1.0, 5.0, 5.0, 2.0, 5.0, 2.0], [0.0, 0.0, 0.0, 0.0, 0.0, 0.0]])
     kept = [row.isfinite().nonzero().flatten().tolist() for row in with_top_k(logits, 2)]
@@ -62,13 +120,31 @@ def test_top_p_zero_keeps_the_most_probable():
     assert with_top_p(logits, 0.0).isfinite().tolist() == [False, True, False]
 
 
-def test_the_order_is_temperature_top_k_top_p(logits):
-    sampling = Sampling(temperature=0.5, top_k=10, top_p=0.8)
-    names, left = zip(*stages(logits, sampling), strict=True)
-    assert names == ("temperature", "top_k", "top_p")
-    by_hand = with_top_p(with_top_k(with_temperature(logits, 0.5), 10), 0.8)
+EVERYTHING = Sampling(
+    bias=((3, 1.0),),
+    repetition_penalty=1.2,
+    presence_penalty=0.1,
+    frequency_penalty=0.1,
+    temperature=0.5,
+    top_k=10,
+    top_p=0.8,
+    min_p=0.01,
+    typical_p=0.9,
+)
+
+
+def test_the_filters_apply_in_their_documented_order(logits):
+    counts = seen([[1, 2, 3]] * 5, 0, 50)
+    names, left = zip(*stages(logits, EVERYTHING, counts), strict=True)
+    assert names == ORDER
+    by_hand = with_bias(logits, {3: 1.0})
+    by_hand = with_repetition_penalty(by_hand, counts, 1.2)
+    by_hand = with_presence_penalty(by_hand, counts, 0.1)
+    by_hand = with_frequency_penalty(by_hand, counts, 0.1)
+    by_hand = with_top_k(with_temperature(by_hand, 0.5), 10)
+    by_hand = with_typical_p(with_min_p(with_top_p(by_hand, 0.8), 0.01), 0.9)
     assert torch.equal(left[-1], by_hand)
-    assert torch.equal(filtered(logits, sampling), by_hand)
+    assert torch.equal(filtered(logits, EVERYTHING, counts), by_hand)
 
 
 def test_filters_that_are_off_change_nothing(logits):
@@ -84,10 +160,9 @@ def test_temperature_zero_leaves_one_token(logits):
 
 def test_draws_follow_the_probabilities():
     probs = torch.tensor([0.0, 0.5, 0.0, 0.3, 0.2, 0.0])
-    generator = generator_for(seed=5, row=0)
-    counts = torch.zeros(6)
-    for _ in range(4000):
-        counts[draw(probs, generator)] += 1
+    generator = generator_for(5, 0)
+    points = torch.rand(4000, generator=generator, dtype=torch.float64)
+    counts = draw(probs.expand(4000, 6), points).bincount(minlength=6).float()
     assert counts[probs == 0].sum() == 0
     chi_squared = ((counts - 4000 * probs) ** 2 / (4000 * probs))[probs > 0].sum()
     assert chi_squared < 13.8  # 2 degrees of freedom: exceeded once in 1,000 seeds; this one is set
@@ -101,9 +176,10 @@ def test_a_row_draws_its_own_numbers_whatever_the_others_do():
 
 
 def test_a_probability_of_one_is_always_drawn():
-    probs = torch.zeros(9)
-    probs[8] = 1.0
-    assert {draw(probs, generator_for(s, 0)) for s in range(50)} == {8}
+    probs = torch.eye(9)
+    for point in (0.0, 0.3, 1 - 2**-53):
+        points = torch.full((9,), point, dtype=torch.float64)
+        assert draw(probs, points).tolist() == list(range(9))
 
 
 def test_top_k_of_logits_that_are_already_cut_stays_cut():

@@ -1,77 +1,89 @@
-"""`llmcli generate`: a prompt continued, token by token."""
+"""`llmcli generate`: prompts continued, token by token."""
 
 from __future__ import annotations
 
-import math
-import sys
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
-from llmcli.commands.options import Color, ColorMode, Model, Quiet
-from llmcli.errors import IntegrityError, UsageError
-
-if TYPE_CHECKING:
-    from llmcli.commands.writers import Writer
-    from llmcli.config import ModelConfig, Sampling
-    from llmcli.gpt.generation import Step
-    from llmcli.tokenizer import Tokenizer
+from llmcli.commands import options as o
+from llmcli.errors import UsageError
 
 
 def generate(
     prompt: Annotated[
         str | None, typer.Argument(help="What to continue; - or a pipe reads stdin.")
     ] = None,
-    model: Model = "fable",
+    model: o.Model = "fable",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Stop after this many tokens.")] = 400,
-    temperature: Annotated[
-        float | None,
-        typer.Option(
-            min=0,
-            help="Below 1 safer, above 1 wilder; 0 is greedy. [default: the model's, else 0.8]",
-        ),
+    bias: o.Bias = None,
+    repetition_penalty: o.RepetitionPenalty = None,
+    presence_penalty: o.PresencePenalty = None,
+    frequency_penalty: o.FrequencyPenalty = None,
+    penalty_window: o.PenaltyWindow = None,
+    temperature: o.Temperature = None,
+    top_k: o.TopK = None,
+    top_p: o.TopP = None,
+    min_p: o.MinP = None,
+    typical_p: o.TypicalP = None,
+    seed: o.Seed = None,
+    stop: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="End before this text. Repeatable.")
     ] = None,
-    top_k: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            help="Draw from the k most probable tokens; 0: all. [default: the model's, else 0]",
-        ),
+    stop_id: Annotated[
+        list[int] | None, typer.Option(metavar="ID", help="End at this token. Repeatable.")
     ] = None,
-    top_p: Annotated[
-        float | None,
-        typer.Option(
-            min=0,
-            max=1,
-            help="Draw from the fewest tokens that together reach this probability. "
-            "[default: the model's, else 0.95]",
-        ),
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option(min=0, max=2**63 - 1, help="The same seed, the same text.")
-    ] = None,
+    keep_stop: Annotated[bool, typer.Option("--keep-stop", help="Print what ended it.")] = False,
     ignore_eos: Annotated[
         bool, typer.Option("--ignore-eos", help="Go on after the end-of-text token, and print it.")
     ] = False,
+    force: Annotated[
+        list[str] | None,
+        typer.Option(metavar="STEP=TOKEN", help='Take this token at this step: "3= cat".'),
+    ] = None,
     truncate_prompt: Annotated[
         Literal["left", "right"] | None,
         typer.Option(help="Which end of a prompt that is too long to drop."),
     ] = None,
+    num_samples: Annotated[
+        int, typer.Option(min=1, max=4096, help="Continue the prompt this many times.")
+    ] = 1,
+    separator: Annotated[str, typer.Option(help="The line between samples in a pipe.")] = "---",
+    prompts: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Many prompts: one a line, or JSON lines with `prompt`."),
+    ] = None,
+    batch_size: Annotated[
+        int, typer.Option(min=1, max=4096, help="How many of them to run at once.")
+    ] = 16,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Where their results go; finished ones are skipped."),
+    ] = None,
     top_probs: Annotated[
-        int,
-        typer.Option(
-            min=0, max=50, metavar="K", help="Show the K most probable tokens of each step."
-        ),
+        int, typer.Option(min=0, max=100, metavar="K", help="Show the K likeliest tokens a step.")
     ] = 0,
+    color_probs: Annotated[
+        bool, typer.Option("--color-probs", help="Tint each token by its probability.")
+    ] = False,
+    echo: Annotated[
+        bool, typer.Option("--echo", help="Print the prompt too, with its own probabilities.")
+    ] = False,
+    json: o.Json = False,
+    jsonl: Annotated[bool, typer.Option("--jsonl", help="Print one JSON line per event.")] = False,
     stats: Annotated[bool, typer.Option("--stats", help="Show timings on stderr.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only tell the memory needed and the speed expected.")
+    ] = False,
     no_cache: Annotated[
         bool, typer.Option("--no-cache", help="Compute all tokens anew at each step: slower.")
     ] = False,
-    color: Color = ColorMode.auto,
-    quiet: Quiet = False,
+    dtype: o.DTypeOption = o.DType.auto,
+    device: o.DeviceOption = o.Device.auto,
+    threads: o.Threads = None,
+    color: o.Color = o.ColorMode.auto,
+    quiet: o.Quiet = False,
 ) -> None:
     """Continue a prompt.
 
@@ -79,123 +91,84 @@ def generate(
 
     llmcli generate "Tom had a red ball." --temperature 0 --top-probs 5
 
-    cat prompt.txt | llmcli generate --seed 7 > story.txt
+    llmcli generate "Lily saw a" --num-samples 3 --color-probs
 
-    Filters apply in this order: temperature, top-k, top-p.
+    cat prompt.txt | llmcli generate --seed 7 --stop "The end" > story.txt
+
+    llmcli generate --prompts prompts.txt --out stories.jsonl
+
+    The next token is drawn after these filters, in this order: bias, repetition, presence and
+    frequency penalty, temperature, top-k, top-p, min-p, typical-p.
     """
     import secrets
-    import time
 
+    from llmcli.commands.dry_run import tell_budget
     from llmcli.commands.input import read_text
-    from llmcli.config import read_config
-    from llmcli.hub import resolve
-    from llmcli.streaming import TextStream
-    from llmcli.tokenizer import Tokenizer
+    from llmcli.commands.job import Job, forced_ids, prompt_ids
+    from llmcli.commands.loading import Place, open_model, sampling_from
+    from llmcli.commands.many import run_many
+    from llmcli.commands.single import Show, run_one
 
+    _check_combinations(
+        prompt=prompt, prompts=prompts, out=out, json=json, jsonl=jsonl, top_probs=top_probs,
+        color_probs=color_probs, echo=echo, dry_run=dry_run,
+    )  # fmt: skip
+    opened = open_model(model)
+    sampling = sampling_from(
+        opened, bias, repetition_penalty=repetition_penalty, presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty, penalty_window=penalty_window,
+        temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, typical_p=typical_p,
+    )  # fmt: skip
+    eos_ids = () if ignore_eos else opened.config.eos_ids
+    stop_ids = _known_ids(stop_id or [], opened.config.vocab_size)
+    job = Job(
+        opened, sampling, secrets.randbits(32) if seed is None else seed, max_new_tokens,
+        stop_ids=stop_ids.union(eos_ids),
+        hidden_ids=frozenset(eos_ids) if keep_stop else stop_ids.union(eos_ids),
+        stops=tuple(stop or ()), keep_stop=keep_stop,
+        forced=forced_ids(opened, force or (), max_new_tokens),
+        top_probs=top_probs, use_cache=not no_cache,
+    )  # fmt: skip
+    place = Place(dtype, device, threads)
+    if prompts is not None:
+        run_many(
+            job, place, prompts, out, truncate_prompt, batch_size, num_samples,
+            keep_seed=seed is not None, quiet=quiet,
+        )  # fmt: skip
+        return
     text = read_text(prompt, 'llmcli generate "Once upon a time"').removesuffix("\n")
-    started = time.perf_counter()
-    folder = resolve(model)
-    config = read_config(folder)
-    sampling = _sampling(folder, config.vocab_size, temperature, top_k, top_p)
-    tokenizer = Tokenizer.from_folder(folder)
-    ids = _prompt_ids(tokenizer, text, config, truncate_prompt, quiet)
-
-    from llmcli.gpt import generation, weights  # torch: only now that all else is well
-    from llmcli.gpt.place import use_threads
-
-    loaded = weights.load_model(folder, config)
-    use_threads(loaded)
-    load_s = time.perf_counter() - started
-    seed = secrets.randbits(32) if seed is None else seed
-    steps = generation.generate(
-        loaded,
-        [ids],
-        sampling,
-        max_new_tokens=max_new_tokens,
-        seed=seed,
-        stop_ids=() if ignore_eos else config.eos_ids,
-        top_probs=top_probs,
-        use_cache=not no_cache,
-    )
-    writer = _writer(tokenizer, text, top_probs, color)
-    stream = TextStream(tokenizer)
-    taken: list[generation.Step] = []
-    try:
-        for step in steps:
-            # The end-of-text token ends the text and is no part of it.
-            piece = "" if step.finish_reason == "stop" else stream.feed(step.id)
-            writer.step(step, piece)
-            taken.append(step)
-    finally:
-        writer.end(stream.flush())
-    if stats:
-        print(_stats(load_s, len(ids), taken, seed), file=sys.stderr)
+    ids = prompt_ids(opened, text, truncate_prompt, quiet)
+    if dry_run:
+        tell_budget(job, place, ids, num_samples, json)
+        return
+    show = Show(
+        num_samples, separator, color_probs, echo, json, jsonl, stats, color.value,
+    )  # fmt: skip
+    run_one(job, place, ids, show)
 
 
-def _sampling(
-    folder: Path,
-    vocab_size: int,
-    temperature: float | None,
-    top_k: int | None,
-    top_p: float | None,
-) -> Sampling:
-    """The options given, over what the model's generation_config.json says."""
-    from llmcli.config import read_sampling
-
-    if temperature is not None and not math.isfinite(temperature):
-        raise UsageError(f"--temperature must be a number, not {temperature}.", "0 is greedy.")
-    if top_k is not None and top_k > vocab_size:
-        raise UsageError(f"--top-k {top_k} is more than the {vocab_size} tokens that there are.")
-    default = read_sampling(folder)
-    given: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-    return replace(default, **{key: value for key, value in given.items() if value is not None})
+def _check_combinations(**given: object) -> None:
+    """Refuse options that contradict each other or that nothing would read."""
+    on = {name for name, value in given.items() if value}
+    clashes = [
+        {"prompt", "prompts"}, {"json", "jsonl"}, {"top_probs", "color_probs"},
+        {"prompts", "color_probs"}, {"prompts", "echo"}, {"prompts", "json"}, {"prompts", "jsonl"},
+        {"prompts", "dry_run"}, {"json", "color_probs"}, {"jsonl", "color_probs"},
+    ]  # fmt: skip
+    for pair in clashes:
+        if pair <= on:
+            first, second = sorted(_option(name) for name in pair)
+            raise UsageError(f"{first} and {second} do not go together.", "Choose one of them.")
+    if "out" in on and "prompts" not in on:
+        raise UsageError("--out is for the results of --prompts.", "For one prompt use > FILE.")
 
 
-def _prompt_ids(
-    tokenizer: Tokenizer,
-    text: str,
-    config: ModelConfig,
-    truncate: Literal["left", "right"] | None,
-    quiet: bool,
-) -> list[int]:
-    """What the model is given: the tokenizer's own prefix and the text's ids, if need be cut."""
-    prefix, ids = list(tokenizer.prefix_ids), tokenizer.encode(text)
-    if (highest := max(prefix + ids, default=0)) >= config.vocab_size:
-        raise IntegrityError(
-            f"The tokenizer gives the id {highest}; the model knows ids below {config.vocab_size}.",
-            "tokenizer.json and config.json belong to different models.",
-        )
-    room = config.n_ctx - len(prefix)
-    if len(ids) > room and truncate:
-        if not quiet:
-            print(f"The prompt's {len(ids)} tokens are cut to {room}.", file=sys.stderr)
-        ids = ids[-room:] if truncate == "left" else ids[:room]
-    if len(ids) > room:
-        raise UsageError(
-            f"The prompt has {len(ids)} tokens; the model's context has room for {room}.",
-            "Shorten it, or cut it with --truncate-prompt left (keeps its end) or right.",
-        )
-    return prefix + ids
+def _option(name: str) -> str:
+    return "a prompt" if name == "prompt" else f"--{name.replace('_', '-')}"
 
 
-def _writer(tokenizer: Tokenizer, prompt: str, top_probs: int, color: ColorMode) -> Writer:
-    from llmcli.commands.writers import PictureWriter, TextWriter, TsvWriter
-
-    if not top_probs:
-        return TextWriter()
-    if sys.stdout.isatty() or color == ColorMode.always:
-        return PictureWriter(tokenizer, prompt, color)
-    return TsvWriter(tokenizer)
-
-
-def _stats(load_s: float, n_prompt: int, steps: Sequence[Step], seed: int) -> str:
-    """One line of timings; decoding is timed from the first token to the last."""
-    if not steps:
-        return f"load {load_s:.2f} s, no token"
-    first_s, decode_s = steps[0].time_s, steps[-1].time_s - steps[0].time_s
-    decode = f"{(len(steps) - 1) / decode_s:.0f} tok/s" if decode_s else "-"
-    return (
-        f"load {load_s:.2f} s | first token {1000 * first_s:.0f} ms | prefill {n_prompt} tokens, "
-        f"{n_prompt / first_s:.0f} tok/s | decode {len(steps)} tokens, {decode} | "
-        f"finish {steps[-1].finish_reason or 'interrupted'} | seed {seed}"
-    )
+def _known_ids(ids: list[int], vocab_size: int) -> frozenset[int]:
+    for id in ids:
+        if not 0 <= id < vocab_size:
+            raise UsageError(f"--stop-id {id} is not an id from 0 to {vocab_size - 1}.")
+    return frozenset(ids)

@@ -7,12 +7,20 @@ from typing import Annotated
 
 import typer
 
+
+def _model_names(incomplete: str) -> list[str]:
+    from llmcli.hub import known_names
+
+    return [name for name in known_names() if name.startswith(incomplete)]
+
+
 Model = Annotated[
     str,
     typer.Option(
-        "--model", "-m", envvar="LLMCLI_MODEL", help="A model's name or folder.", metavar="MODEL"
+        "--model", "-m", envvar="LLMCLI_MODEL", help="A model's name or folder.", metavar="MODEL",
+        autocompletion=_model_names,
     ),
-]
+]  # fmt: skip
 
 
 class ColorMode(StrEnum):
@@ -23,9 +31,97 @@ class ColorMode(StrEnum):
     never = "never"
 
 
+class DType(StrEnum):
+    """What a model computes in."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class Device(StrEnum):
+    """Where a model computes."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+    mps = "mps"
+
+
 Color = Annotated[
     ColorMode,
     typer.Option("--color", help="When to use colour; always: as on a terminal, even in a pipe."),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing on stderr but errors.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+DTypeOption = Annotated[DType, typer.Option("--dtype", help="What to compute in.")]
+DeviceOption = Annotated[Device, typer.Option("--device", help="Where to compute.")]
+Threads = Annotated[
+    int | None, typer.Option("--threads", min=1, max=1024, help="How many threads to use.")
+]
+Seed = Annotated[
+    int | None,
+    typer.Option("--seed", min=0, max=2**63 - 1, help="The same seed, the same text."),
+]
+
+# How the next token is chosen. None: what the model's generation_config.json says.
+Bias = Annotated[
+    list[str] | None,
+    typer.Option("--bias", metavar="TOKEN=N", help='Add to a logit: " king=+2", 464=-inf.'),
+]
+RepetitionPenalty = Annotated[
+    float | None,
+    typer.Option(
+        "--repetition-penalty", min=0.001, max=1000,
+        help="Divide the logits of tokens seen before. [default: the model's, else 1]",
+    ),
+]  # fmt: skip
+PresencePenalty = Annotated[
+    float | None, typer.Option("--presence-penalty", help="Take this off each token seen before.")
+]
+FrequencyPenalty = Annotated[
+    float | None, typer.Option("--frequency-penalty", help="The same, once for each occurrence.")
+]
+PenaltyWindow = Annotated[
+    int | None,
+    typer.Option(
+        "--penalty-window", min=0, metavar="N",
+        help="Penalties see the last N tokens, the prompt's too; 0: all. [default: 0]",
+    ),
+]  # fmt: skip
+Temperature = Annotated[
+    float | None,
+    typer.Option(
+        "--temperature", min=0,
+        help="Below 1 safer, above 1 wilder; 0 is greedy. [default: the model's, else 0.8]",
+    ),
+]  # fmt: skip
+TopK = Annotated[
+    int | None,
+    typer.Option(
+        "--top-k", min=0,
+        help="Draw from the k most probable tokens; 0: all. [default: the model's, else 0]",
+    ),
+]  # fmt: skip
+TopP = Annotated[
+    float | None,
+    typer.Option(
+        "--top-p", min=0, max=1,
+        help="Draw from the fewest that together reach this. [default: the model's, else 0.95]",
+    ),
+]  # fmt: skip
+MinP = Annotated[
+    float | None,
+    typer.Option(
+        "--min-p", min=0, max=1,
+        help="Draw from those at least this times as probable as the first. [default: 0]",
+    ),
+]  # fmt: skip
+TypicalP = Annotated[
+    float | None,
+    typer.Option(
+        "--typical-p", min=0, max=1,
+        help="Draw from the least unexpected that reach this. [default: 1]",
+    ),
+]  # fmt: skip

@@ -1,41 +1,99 @@
-"""Where the steps of a run go: text, a picture of the probabilities, or rows of them.
+"""Where the pieces of a run go: text, pictures or rows of probabilities, JSON.
 
-A writer is told of each step with the piece of text that has become certain, and of the end with
-the rest; it is closed on Ctrl-C too, so what was generated is out.
+A writer takes the pieces as they come and is told of the end, on Ctrl-C too, with what was still
+held back of each row, so that all that was generated is out.
 """
 
 from __future__ import annotations
 
 import math
 import sys
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
-from llmcli.commands.options import ColorMode
 from llmcli.render.text import harmless, quoted
+from llmcli.streaming import Piece
 from llmcli.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
+    from llmcli.commands.single import Echo
     from llmcli.gpt.generation import Choice, Step
     from llmcli.render.probs import Candidate
 
 
 class Writer(Protocol):
-    def step(self, step: Step, piece: str) -> None: ...
+    """What takes the pieces of all rows, in the order in which they are made."""
 
-    def end(self, rest: str) -> None: ...
+    def take(self, piece: Piece) -> None: ...
+
+    def end(self, held: Sequence[str]) -> None: ...
+
+
+class RowWriter(Protocol):
+    """What takes the pieces of one row after the other."""
+
+    def begin(self, row: int) -> None: ...
+
+    def take(self, piece: Piece) -> None: ...
+
+    def close(self, held: str) -> None: ...
+
+
+class InOrder:
+    """Shows row 0 as it grows and each later row once those before it are complete."""
+
+    def __init__(self, writer: RowWriter, n_rows: int) -> None:
+        self.writer, self.row = writer, 0
+        self.waiting: list[list[Piece]] = [[] for _ in range(n_rows)]
+        writer.begin(0)
+
+    def take(self, piece: Piece) -> None:
+        self.waiting[piece.step.row].append(piece)
+        while self.row < len(self.waiting) and self._show():
+            self.writer.close("")
+            self.row += 1
+            if self.row < len(self.waiting):
+                self.writer.begin(self.row)
+
+    def end(self, held: Sequence[str]) -> None:
+        for row in range(self.row, len(self.waiting)):
+            if row > self.row:
+                self.writer.begin(row)
+            for piece in self.waiting[row]:
+                self.writer.take(piece)
+            self.writer.close(held[row])
+
+    def _show(self) -> bool:
+        """Hand on what waits for the current row; whether that row is now complete."""
+        waiting = self.waiting[self.row]
+        shown, waiting[:] = list(waiting), []
+        for piece in shown:
+            self.writer.take(piece)
+        return bool(shown) and shown[-1].finish_reason is not None
 
 
 class TextWriter:
-    """The text alone, as it comes: to the byte in a pipe, harmless on a terminal."""
+    """The text alone: to the byte in a pipe, harmless on a terminal.
 
-    def __init__(self) -> None:
+    Several samples are parted by a line with `separator`, on a terminal by a heading.
+    """
+
+    def __init__(self, n_rows: int, separator: str, echo: str = "") -> None:
         self.terminal = sys.stdout.isatty()
+        self.n_rows, self.separator, self.echo = n_rows, separator, echo
 
-    def step(self, step: Step, piece: str) -> None:
-        self._write(piece)
+    def begin(self, row: int) -> None:
+        if self.terminal and self.n_rows > 1:
+            self._write(f"── sample {row} of {self.n_rows} ──\n")
+        elif row:
+            self._write(f"\n{self.separator}\n")
+        self._write(self.echo)
 
-    def end(self, rest: str) -> None:
-        self._write(rest)
+    def take(self, piece: Piece) -> None:
+        self._write(piece.text)
+
+    def close(self, held: str) -> None:
+        self._write(held)
         if self.terminal:
             self._write("\n")
 
@@ -47,52 +105,200 @@ class TextWriter:
         sys.stdout.flush()
 
 
-class TsvWriter:
-    """The probabilities of each step as rows, for a pipe."""
+class TintWriter:
+    """The text with each token tinted by its probability, for a terminal."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, n_rows: int, color: str, echo: Echo | None) -> None:
+        from llmcli.render.console import console
+        from llmcli.render.tint import legend
+
+        self.n_rows, self.echo = n_rows, echo
+        self.console = console(color)
+        self.console.print(legend())
+        self.prob = 1.0
+
+    def begin(self, row: int) -> None:
+        if self.n_rows > 1:
+            self.console.print(f"── sample {row} of {self.n_rows} ──", style="dim")
+        if self.echo:
+            self._show(self.echo.before(0), None)  # what no token came before has no probability
+            for text, step in zip(self.echo.texts, self.echo.steps, strict=True):
+                self._show(text, math.exp(step.chosen.logprob))
+
+    def take(self, piece: Piece) -> None:
+        # Several tokens may make one character: the least probable of them gives the tint.
+        self.prob = min(self.prob, math.exp(piece.step.chosen.logprob))
+        if piece.text:
+            self._show(piece.text, self.prob)
+            self.prob = 1.0
+
+    def close(self, held: str) -> None:
+        self._show(held, self.prob)
+        self.console.print()
+
+    def _show(self, text: str, prob: float | None) -> None:
+        from llmcli.render.tint import tinted
+
+        self.console.print(tinted(text, prob), end="")
+
+
+class TsvWriter:
+    """The probabilities of each step as rows, for a pipe; echoed steps of the prompt first."""
+
+    def __init__(self, tokenizer: Tokenizer, echoed: Sequence[Step]) -> None:
         from llmcli.render.probs import TSV_HEADER
 
         self.tokenizer = tokenizer
         print(TSV_HEADER, flush=True)
+        for step in echoed:
+            self._rows("prompt", step)
 
-    def step(self, step: Step, piece: str) -> None:
+    def begin(self, row: int) -> None:
+        self.row = row
+
+    def take(self, piece: Piece) -> None:
+        self._rows(str(self.row), piece.step)
+
+    def close(self, held: str) -> None:
+        pass
+
+    def _rows(self, sample: str, step: Step) -> None:
         from llmcli.render.probs import tsv
 
         rows = candidates(step, self.tokenizer)
-        print(tsv(step.index, rows, step.entropy_bits), end="", flush=True)
-
-    def end(self, rest: str) -> None:
-        pass
+        print(tsv(sample, step.index, rows, step.entropy_bits), end="", flush=True)
 
 
 class PictureWriter:
     """The probabilities of each step as bars beside the text so far, for a terminal."""
 
-    def __init__(self, tokenizer: Tokenizer, prompt: str, color: ColorMode) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        n_rows: int,
+        prompt: str,
+        color: str,
+        echoed: Sequence[tuple[str, Step]],
+    ) -> None:
         from llmcli.render.console import console
         from llmcli.render.probs import legend
 
-        self.tokenizer, self.text, self.prompt = tokenizer, "", prompt
-        self.console = console(color.value)
+        self.tokenizer, self.n_rows, self.prompt = tokenizer, n_rows, prompt
+        self.console = console(color)
+        self.width = min(self.console.width, 120)
         self.console.print(legend(self.width))
+        for before, step in echoed:
+            self._picture(before, step)
 
-    @property
-    def width(self) -> int:
-        return min(self.console.width, 120)
+    def begin(self, row: int) -> None:
+        self.text = ""
+        if self.n_rows > 1:
+            self.console.print(f"── sample {row} of {self.n_rows} ──", style="bold")
 
-    def step(self, step: Step, piece: str) -> None:
+    def take(self, piece: Piece) -> None:
+        self._picture(self.prompt + self.text, piece.step)
+        self.text += piece.text
+
+    def close(self, held: str) -> None:
+        self.console.print()
+        self.console.file.write(harmless(self.text + held) + "\n")
+
+    def _picture(self, before: str, step: Step) -> None:
         from llmcli.render.probs import picture
 
         rows = candidates(step, self.tokenizer)
-        before = self.prompt + self.text
-        lines = picture(step.index, before, rows, step.entropy_bits, self.width)
+        lines = picture(step.index, before, rows, step.entropy_bits, step.kept, self.width)
         self.console.print(lines, end="")
-        self.text += piece
 
-    def end(self, rest: str) -> None:
-        self.console.print()
-        self.console.file.write(harmless(self.text + rest) + "\n")
+
+class JsonWriter:
+    """Keeps all steps, and prints one object at the end."""
+
+    def __init__(self, tokenizer: Tokenizer, n_rows: int, header: dict[str, Any]) -> None:
+        from llmcli.render.json import strict
+
+        self.tokenizer, self.header, self.strict = tokenizer, header, strict
+        self.texts = [""] * n_rows
+        self.reasons: list[str | None] = [None] * n_rows
+        self.tokens: list[list[dict[str, Any]]] = [[] for _ in range(n_rows)]
+        self.times: list[float] = []
+
+    def take(self, piece: Piece) -> None:
+        row = piece.step.row
+        self.tokens[row].append(as_json(piece.step, self.tokenizer))
+        self.texts[row] += piece.text
+        self.reasons[row] = piece.finish_reason
+        self.times.append(piece.step.time_s)
+
+    def end(self, held: Sequence[str]) -> None:
+        from llmcli.commands.results import timings
+
+        samples = [
+            {"text": text + rest, "finish_reason": reason, "tokens": tokens}
+            for text, rest, reason, tokens in zip(
+                self.texts, held, self.reasons, self.tokens, strict=True
+            )
+        ]
+        result = {**self.header, "samples": samples, **timings(self.header, self.times)}
+        sys.stdout.write(self.strict(result) + "\n")
+
+
+class JsonlWriter:
+    """One line per event, as it happens: start, step, end of a sample, done."""
+
+    def __init__(self, tokenizer: Tokenizer, n_rows: int, header: dict[str, Any]) -> None:
+        from llmcli.render.json import strict
+
+        self.tokenizer, self.header, self.strict = tokenizer, header, strict
+        self.texts = [""] * n_rows
+        self.times: list[float] = []
+        self._event("start", header)
+
+    def take(self, piece: Piece) -> None:
+        row = piece.step.row
+        self.texts[row] += piece.text
+        self.times.append(piece.step.time_s)
+        token = as_json(piece.step, self.tokenizer)
+        self._event("step", {"sample": row, "new_text": piece.text, **token})
+        if piece.finish_reason:
+            ending = {"text": self.texts[row], "finish_reason": piece.finish_reason}
+            self._event("end", {"sample": row, **ending})
+
+    def end(self, held: Sequence[str]) -> None:
+        from llmcli.commands.results import timings
+
+        self._event("done", timings(self.header, self.times))
+
+    def _event(self, event: str, values: dict[str, Any]) -> None:
+        values = {key: value for key, value in values.items() if key != "schema"}
+        line = self.strict({"schema": self.header["schema"], "event": event, **values})
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
+
+
+def as_json(step: Step, tokenizer: Tokenizer) -> dict[str, Any]:
+    """A step as JSON has it; `bytes` only where the token is not UTF-8 by itself."""
+
+    def choice(c: Choice) -> dict[str, Any]:
+        data = tokenizer.token_bytes(c.id)
+        text = data.decode("utf-8", "replace")
+        whole = {} if text.encode() == data else {"bytes": list(data)}
+        return {
+            "id": c.id, "text": text, **whole, "logprob": c.logprob,
+            "drawn_logprob": c.drawn_logprob,
+        }  # fmt: skip
+
+    return {
+        "step": step.index,
+        **choice(step.chosen),
+        "rank": step.rank,
+        "entropy_bits": step.entropy_bits,
+        "kept": step.kept,
+        "forced": step.forced,
+        "time_s": step.time_s,
+        "top": [choice(c) for c in step.top],
+        "drawn_top": [choice(c) for c in step.drawn_top],
+    }
 
 
 def candidates(step: Step, tokenizer: Tokenizer) -> list[Candidate]:

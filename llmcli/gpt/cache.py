@@ -49,6 +49,16 @@ class KVCache:
         self.capacity = capacity
         self.pad = pad
 
+    def drop(self, row: int) -> None:
+        """Forget a row of the batch; the last row takes its place, so that one row is copied."""
+        for layer in self.layers:
+            for stored in (layer.keys, layer.values):
+                stored[row, :, : layer.length] = stored[-1, :, : layer.length]
+            layer.keys, layer.values = layer.keys[:-1], layer.values[:-1]
+        if self.pad is not None:
+            self.pad[row] = self.pad[-1]
+            self.pad = self.pad[:-1]
+
     @property
     def length(self) -> int:
         """S, the tokens seen so far."""

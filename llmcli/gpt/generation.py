@@ -1,14 +1,17 @@
 """Ids in, Steps out: one prefill, then one decode step per token, none wasted.
 
-Knows ids only; text, stop strings and prompts as words are someone else's.
+Knows ids only; text, stop strings and prompts as words are someone else's. `generate` is a pure
+function of its arguments, so that bulk work can be cut into batches and given to anyone.
 """
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from types import MappingProxyType
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,7 +20,7 @@ from llmcli.config import Sampling
 from llmcli.errors import IntegrityError, UsageError
 from llmcli.gpt.cache import KVCache
 from llmcli.gpt.model import GPT, NO_TAP
-from llmcli.gpt.sampling import draw, filtered, generator_for
+from llmcli.gpt.sampling import draw, filtered, seen
 from llmcli.gpt.tap import Tap
 
 
@@ -39,7 +42,10 @@ class Step:
     chosen: Choice
     rank: int  # of the chosen token by `logprob`, from 0
     entropy_bits: float  # of the model's own distribution
-    top: tuple[Choice, ...]  # the most probable first
+    kept: float  # the share of that distribution which the filters leave
+    top: tuple[Choice, ...]  # by `logprob`, the most probable first
+    drawn_top: tuple[Choice, ...]  # by `drawn_logprob`; what the filters cut is not listed
+    forced: bool
     time_s: float  # since `generate` was called
     finish_reason: Literal["stop", "length"] | None
 
@@ -53,57 +59,82 @@ def generate(
     model: GPT,
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
+    generators: Sequence[torch.Generator],
     *,
     max_new_tokens: int,
-    seed: int,
     stop_ids: Collection[int] = (),
+    forced: Mapping[int, int] = MappingProxyType({}),
     top_probs: int = 0,
     use_cache: bool = True,
     tap: Tap = NO_TAP,
     ended: Collection[int] = (),
 ) -> Iterator[Step]:
-    """Continue each of `prompts` by up to `max_new_tokens`, as one batch: a Step a row and token.
+    """Continue `prompts` as one batch, each row drawing from its own generator: Steps, by index.
 
-    Row i draws with numbers of its own, made of (`seed`, i). A row ends at one of `stop_ids`, at
-    `max_new_tokens`, when the context is full, or once the caller has put it into `ended`.
+    A row ends at one of `stop_ids`, at `max_new_tokens`, when the context is full, or once the
+    caller has put it into `ended`. `forced` gives the id at some indices whatever the draw says.
     Without `use_cache` every step computes all tokens anew, which changes the time, not the text.
 
     Raises UsageError for an empty prompt or one longer than the context.
     """
     started = time.perf_counter()
     longest = _check(prompts, model.config.n_ctx)
-    total = min(longest + max_new_tokens, model.config.n_ctx + 1)
-    device = model.token_embedding.weight.device
-    pad = torch.tensor([longest - len(prompt) for prompt in prompts], device=device)
-    ids = torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts], device=device)
-    generators = [generator_for(seed, row) for row in range(len(prompts))]
-
-    def new_cache() -> KVCache:
-        ragged = pad if bool(pad.any()) else None
-        dtype = model.token_embedding.weight.dtype
-        return KVCache(model.config, len(prompts), total - 1, dtype, device, ragged)
-
-    cache = new_cache()
-    running = set(range(len(prompts)))
-    fed = ids
-    for index in range(total - longest):
+    n_steps = min(max_new_tokens, model.config.n_ctx + 1 - longest)
+    running = list(range(len(prompts)))  # which row of the caller's each row of the batch is
+    history = [list(prompt) for prompt in prompts]
+    for index in range(n_steps):
+        if index == 0 or not use_cache:
+            now = [history[row] for row in running]
+            cache = _new_cache(model, now, capacity=longest + n_steps - 1)
+            fed = _left_padded(now).to(model.device)
         logits = model(fed, cache, tap, last_only=True)[:, -1].float()  # (B, V)
-        drawn = filtered(logits, sampling)
-        last = index == total - longest - 1
-        chosen = ids.new_zeros(len(prompts), 1)
-        for row in sorted(running):
-            id = _draw(drawn[row], generators[row])
-            chosen[row] = id
-            reason: Literal["stop", "length"] | None = "length" if last else None
-            reason = "stop" if id in stop_ids else reason
-            yield _step(row, index, id, logits[row], drawn[row], top_probs, started, reason)
-            if reason or row in ended:
-                running.discard(row)
-        if not running:
+        drawn = filtered(logits, sampling, _counts(history, running, sampling, logits))
+        if index in forced:
+            ids = torch.full((len(running),), forced[index], device=model.device)
+        else:
+            ids = _draw(drawn, [generators[row] for row in running])
+        limit = index == n_steps - 1
+        time_s = time.perf_counter() - started
+        for place, facts in enumerate(_facts(logits, drawn, ids, top_probs)):
+            row, id = running[place], facts["chosen"].id
+            history[row].append(id)
+            yield Step(
+                row=row,
+                index=index,
+                forced=index in forced,
+                time_s=time_s,
+                finish_reason="stop" if id in stop_ids else "length" if limit else None,
+                **facts,
+            )
+        over = [history[row][-1] in stop_ids or row in ended for row in running]
+        if limit or all(over):
             return
-        ids = torch.cat([ids, chosen], dim=1)
-        fed = chosen if use_cache else ids
-        cache = cache if use_cache else new_cache()
+        fed = ids[:, None]
+        for place in reversed(range(len(running))):
+            if over[place]:  # the last row takes its place
+                cache.drop(place)
+                running[place] = running[-1]
+                fed[place] = fed[len(running) - 1]
+                running.pop()
+        fed = fed[: len(running)]
+
+
+@torch.inference_mode()
+def score(model: GPT, ids: Sequence[int], top_probs: int = 0) -> list[Step]:
+    """What the model thought of each of `ids` but the first, which nothing predicts: as Steps.
+
+    A step's `index` is the token's position. Raises UsageError as `generate` does.
+    """
+    _check([ids], model.config.n_ctx)
+    if len(ids) == 1:
+        return []
+    logits = model(torch.tensor([ids[:-1]], device=model.device))[0].float()  # (T - 1, V)
+    following = torch.tensor(ids[1:], device=model.device)
+    facts = _facts(logits, logits, following, top_probs)
+    return [
+        Step(row=0, index=position, forced=True, time_s=0.0, finish_reason=None, **values)
+        for position, values in enumerate(facts, start=1)
+    ]
 
 
 def _check(prompts: Sequence[Sequence[int]], n_ctx: int) -> int:
@@ -119,37 +150,72 @@ def _check(prompts: Sequence[Sequence[int]], n_ctx: int) -> int:
     return longest
 
 
-def _draw(drawn: Tensor, generator: torch.Generator) -> int:
+def _left_padded(rows: Sequence[Sequence[int]]) -> Tensor:
+    """`rows` as one tensor (B, T), the shorter ones filled up at the left with id 0."""
+    longest = max(len(row) for row in rows)
+    return torch.tensor([[0] * (longest - len(row)) + list(row) for row in rows])
+
+
+def _new_cache(model: GPT, rows: Sequence[Sequence[int]], capacity: int) -> KVCache:
+    longest = max(len(row) for row in rows)
+    pad = torch.tensor([longest - len(row) for row in rows], device=model.device)
+    ragged = pad if bool(pad.any()) else None
+    return KVCache(model.config, len(rows), capacity, model.dtype, model.device, ragged)
+
+
+def _counts(
+    history: Sequence[Sequence[int]], running: Sequence[int], sampling: Sampling, logits: Tensor
+) -> Tensor | None:
+    """What the penalties need to know of the ids before; None where none is in force."""
+    if not sampling.penalises:
+        return None
+    rows = [history[row] for row in running]
+    return seen(rows, sampling.penalty_window, logits.shape[-1]).to(logits.device)
+
+
+def _draw(drawn: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+    """An id for each row of `drawn` (B, V), from its own generator: (B,)."""
     probs = drawn.softmax(dim=-1)
     if not torch.isfinite(probs).all():
         raise IntegrityError(
             "The model's logits are not numbers (NaN or infinite).",
             "Its weights are damaged, or too large for this dtype; try --dtype float32.",
         )
-    return draw(probs, generator)
+    points = [torch.rand((), generator=generator, dtype=torch.float64) for generator in generators]
+    return draw(probs.cpu(), torch.stack(points)).to(drawn.device)
 
 
-def _step(
-    row: int,
-    index: int,
-    id: int,
-    logits: Tensor,
-    drawn: Tensor,
-    top_probs: int,
-    started: float,
-    reason: Literal["stop", "length"] | None,
-) -> Step:
-    """What there is to know of the choice of `id` from `logits` (V,), filtered to `drawn` (V,)."""
+def _facts(logits: Tensor, drawn: Tensor, ids: Tensor, top_probs: int) -> list[dict[str, Any]]:
+    """What there is to know of the choice of `ids` (B,) from `logits`, filtered to `drawn` (B, V).
+
+    All rows at once, and one list for each of Step's fields: a tensor that is asked for its
+    numbers one by one takes longer than the model.
+    """
     logprobs, drawn_logprobs = logits.log_softmax(dim=-1), drawn.log_softmax(dim=-1)
-    top_ids = logprobs.topk(min(top_probs, len(logprobs))).indices.tolist()
-    choices = [Choice(i, float(logprobs[i]), float(drawn_logprobs[i])) for i in [id, *top_ids]]
-    return Step(
-        row=row,
-        index=index,
-        chosen=choices[0],
-        rank=int((logits > logits[id]).sum()),
-        entropy_bits=float(torch.special.entr(logprobs.exp()).sum()) / 0.6931471805599453,
-        top=tuple(choices[1:]),
-        time_s=time.perf_counter() - started,
-        finish_reason=reason,
-    )
+    probs = logprobs.exp()
+    k = min(top_probs, logits.shape[-1])
+    top, drawn_top = logprobs.topk(k).indices, drawn_logprobs.topk(k).indices  # (B, k)
+    choices = torch.cat([ids[:, None], top, drawn_top], dim=1)  # (B, 1 + 2 k)
+    rank = (logits > logits.gather(1, ids[:, None])).sum(dim=1).tolist()
+    entropy_bits = (torch.special.entr(probs).sum(dim=1) / math.log(2)).tolist()
+    kept = probs.masked_fill(drawn == -math.inf, 0).sum(dim=1).clamp(max=1).tolist()
+    listed = [
+        [Choice(*values) for values in zip(*row, strict=True)]
+        for row in zip(
+            choices.tolist(),
+            logprobs.gather(1, choices).tolist(),
+            drawn_logprobs.gather(1, choices).tolist(),
+            strict=True,
+        )
+    ]
+    return [
+        {
+            "chosen": row[0],
+            "rank": rank[place],
+            "entropy_bits": entropy_bits[place],
+            "kept": kept[place],
+            "top": tuple(row[1 : 1 + k]),
+            "drawn_top": tuple(c for c in row[1 + k :] if c.drawn_logprob > -math.inf),
+        }
+        for place, row in enumerate(listed)
+    ]

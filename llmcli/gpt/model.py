@@ -148,6 +148,15 @@ class GPT(nn.Module):
             x, start = x[:, -1:], start + ids.shape[1] - 1
         return self.unembed(x, start, tap)
 
+    @property
+    def device(self) -> torch.device:
+        return self.token_embedding.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the residual stream is computed in."""
+        return self.token_embedding.weight.dtype
+
     def stream(self, ids: Tensor, cache: KVCache | None, tap: Tap) -> Tensor:
         """The residual stream after the last block, for `ids` (B, T): (B, T, C)."""
         T = ids.shape[1]

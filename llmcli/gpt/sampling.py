@@ -1,23 +1,48 @@
 """From logits to a token: pure filters (..., V) -> (..., V), and the order in which they apply.
 
-A filter sets what it cuts to -inf and knows nothing of models or tokens. The order stands once, in
-`stages`; help text, the sampling view and the draw all follow it.
+A filter that cuts sets logits to -inf; none knows of models or text. The order stands once, in
+`config.ORDER`: help text, the sampling view and the draw all follow it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from llmcli.config import Sampling
+from llmcli.config import ORDER, Sampling
+
+
+def with_bias(logits: Tensor, bias: Mapping[int, float]) -> Tensor:
+    """Logits with something added to some ids; -inf forbids an id."""
+    added = torch.zeros_like(logits)
+    for id, value in bias.items():
+        added[..., id] = value
+    return logits + added
+
+
+def with_repetition_penalty(logits: Tensor, counts: Tensor, penalty: float) -> Tensor:
+    """Ids seen before made less likely: divided if positive, else multiplied (arXiv:1909.05858)."""
+    lower = torch.where(logits > 0, logits / penalty, logits * penalty)
+    return torch.where(counts > 0, lower, logits)
+
+
+def with_presence_penalty(logits: Tensor, counts: Tensor, penalty: float) -> Tensor:
+    """`penalty` taken off each id seen before."""
+    return logits - penalty * (counts > 0)
+
+
+def with_frequency_penalty(logits: Tensor, counts: Tensor, penalty: float) -> Tensor:
+    """`penalty` taken off each id as often as it was seen."""
+    return logits - penalty * counts
 
 
 def with_temperature(logits: Tensor, temperature: float) -> Tensor:
-    """Logits divided by `temperature`: below 1 the likely become likelier."""
-    return logits / temperature
+    """Logits divided by `temperature`: below 1 the likely become likelier; 0 leaves the largest."""
+    return logits / temperature if temperature else with_top_k(logits, 1)
 
 
 def with_top_k(logits: Tensor, k: int) -> Tensor:
@@ -33,48 +58,90 @@ def with_top_k(logits: Tensor, k: int) -> Tensor:
 
 def with_top_p(logits: Tensor, p: float) -> Tensor:
     """The fewest most probable tokens that together reach `p`, at least one (arXiv:1904.09751)."""
-    ordered, ids = logits.sort(dim=-1, descending=True, stable=True)
-    probs = ordered.softmax(dim=-1)
-    before = probs.cumsum(dim=-1) - probs
-    keep_ordered = before < p
-    keep_ordered[..., 0] = True
-    keep = torch.zeros_like(keep_ordered).scatter(-1, ids, keep_ordered)
-    return logits.masked_fill(~keep, -math.inf)
+    return _keep_first(logits, -logits, p)
 
 
-def stages(logits: Tensor, sampling: Sampling) -> Iterator[tuple[str, Tensor]]:
-    """Each filter in force, by name, with the logits that it leaves; the last are drawn from."""
-    if sampling.temperature == 0:
-        yield "greedy", with_top_k(logits, 1)
-        return
-    if sampling.temperature != 1:
-        logits = with_temperature(logits, sampling.temperature)
-        yield "temperature", logits
-    if sampling.top_k:
-        logits = with_top_k(logits, sampling.top_k)
-        yield "top_k", logits
-    if sampling.top_p < 1:
-        logits = with_top_p(logits, sampling.top_p)
-        yield "top_p", logits
+def with_min_p(logits: Tensor, p: float) -> Tensor:
+    """Tokens at least `p` times as probable as the most probable one (arXiv:2407.01082)."""
+    least = logits.amax(dim=-1, keepdim=True) + math.log(p)
+    return logits.masked_fill(logits < least, -math.inf)
 
 
-def filtered(logits: Tensor, sampling: Sampling) -> Tensor:
+def with_typical_p(logits: Tensor, p: float) -> Tensor:
+    """The tokens whose surprise is nearest the entropy, until they reach `p` (arXiv:2202.00666)."""
+    logprobs = logits.log_softmax(dim=-1)
+    entropy = torch.special.entr(logprobs.exp()).sum(dim=-1, keepdim=True)  # nats
+    return _keep_first(logits, (-logprobs - entropy).abs(), p)
+
+
+def _keep_first(logits: Tensor, key: Tensor, p: float) -> Tensor:
+    """The tokens with the smallest `key` whose predecessors have not reached `p`; at least one."""
+    order = key.sort(dim=-1, stable=True).indices
+    probs = logits.softmax(dim=-1).gather(-1, order)
+    keep = probs.cumsum(dim=-1) - probs < p
+    keep[..., 0] = True
+    return logits.masked_fill(~torch.zeros_like(keep).scatter(-1, order, keep), -math.inf)
+
+
+def stages(
+    logits: Tensor, sampling: Sampling, counts: Tensor | None = None
+) -> Iterator[tuple[str, Tensor]]:
+    """Each filter in force, by name, with the logits that it leaves; the last are drawn from.
+
+    `counts` (..., V), as `seen` makes them, is needed only where `sampling.penalises`.
+    """
+    s = sampling
+    c = torch.zeros_like(logits) if counts is None else counts
+    filters: dict[str, tuple[object, Callable[[Tensor], Tensor]]] = {  # in force?, what it does
+        "bias": (s.bias, lambda x: with_bias(x, dict(s.bias))),
+        "repetition_penalty": (
+            s.repetition_penalty != 1,
+            lambda x: with_repetition_penalty(x, c, s.repetition_penalty),
+        ),
+        "presence_penalty": (
+            s.presence_penalty,
+            lambda x: with_presence_penalty(x, c, s.presence_penalty),
+        ),
+        "frequency_penalty": (
+            s.frequency_penalty,
+            lambda x: with_frequency_penalty(x, c, s.frequency_penalty),
+        ),
+        "temperature": (s.temperature != 1, lambda x: with_temperature(x, s.temperature)),
+        "top_k": (s.top_k, lambda x: with_top_k(x, s.top_k)),
+        "top_p": (s.top_p < 1, lambda x: with_top_p(x, s.top_p)),
+        "min_p": (s.min_p, lambda x: with_min_p(x, s.min_p)),
+        "typical_p": (s.typical_p < 1, lambda x: with_typical_p(x, s.typical_p)),
+    }
+    for name in ORDER:
+        in_force, apply = filters[name]
+        if in_force:
+            logits = apply(logits)
+            yield name, logits
+
+
+def filtered(logits: Tensor, sampling: Sampling, counts: Tensor | None = None) -> Tensor:
     """The logits to draw from: (..., V) -> (..., V)."""
-    return [logits, *(left for _, left in stages(logits, sampling))][-1]
+    return [logits, *(left for _, left in stages(logits, sampling, counts))][-1]
 
 
-def draw(probs: Tensor, generator: torch.Generator) -> int:
-    """An id drawn from `probs` (V,): where one uniform number falls in their running sum.
+def seen(rows: Sequence[Sequence[int]], window: int, vocab_size: int) -> Tensor:
+    """How often each id occurs among the last `window` ids of each row, 0: of all: (B, V)."""
+    tails = [torch.tensor(row[-window:] if window else row, dtype=torch.long) for row in rows]
+    return torch.stack([tail.bincount(minlength=vocab_size) for tail in tails])
+
+
+def draw(probs: Tensor, points: Tensor) -> Tensor:
+    """Where numbers `points` (B,) from 0 to 1 fall in the running sums of `probs` (B, V): (B,).
 
     One number a token, whatever V is, so that the last bits of the logits hardly ever change the
     choice: the same seed gives the same text with and without cache, stream and batch.
     """
-    total = probs.double().cumsum(dim=0)
-    point = torch.rand((), generator=generator, dtype=torch.float64) * total[-1]
-    place = torch.searchsorted(total, point.to(total.device), right=True)
-    return min(int(place), len(total) - 1)
+    sums = probs.double().cumsum(dim=-1)  # (B, V)
+    places = torch.searchsorted(sums, points[:, None] * sums[:, -1:], right=True)[:, 0]
+    return places.clamp(max=probs.shape[-1] - 1)
 
 
-def generator_for(seed: int, row: int) -> torch.Generator:
-    """The random numbers of sample `row`; the same however many samples there are."""
-    return torch.Generator().manual_seed((seed + row * 0x9E3779B97F4A7C15) % 2**63)
+def generator_for(seed: int, *path: int) -> torch.Generator:
+    """The random numbers of one sample, say `(seed, prompt, sample)`, whatever others there are."""
+    digest = hashlib.sha256(repr((seed, *path)).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)

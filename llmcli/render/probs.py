@@ -13,7 +13,7 @@ from llmcli.render.text import harmless
 CHOSEN = "▶"
 TOKEN_CELLS = 18
 EIGHTHS = " ▏▎▍▌▋▊▉"
-TSV_HEADER = "step\tchosen\trank\tid\ttoken\tprob\tdrawn_prob\tentropy_bits"
+TSV_HEADER = "sample\tstep\tchosen\trank\tid\ttoken\tprob\tdrawn_prob\tentropy_bits"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +60,16 @@ def legend(width: int) -> Text:
 
 
 def picture(
-    index: int, before: str, candidates: Sequence[Candidate], entropy_bits: float, width: int
+    index: int,
+    before: str,
+    candidates: Sequence[Candidate],
+    entropy_bits: float,
+    kept: float,
+    width: int,
 ) -> Text:
     """One step: the text so far, then a line per candidate, the chosen one marked."""
     rank = next(c.rank for c in candidates if c.chosen)
-    facts = f"  rank {rank}, {entropy_bits:.2f} bits"
+    facts = f"  rank {rank}, {entropy_bits:.2f} bits, kept {percent(kept).strip()}"
     head = f"{index:>3} "
     room = width - cell_len(head) - cell_len(facts) - 1
     out = Text()
@@ -89,10 +94,10 @@ def _line(candidate: Candidate, width: int) -> Text:
     return line
 
 
-def tsv(index: int, candidates: Sequence[Candidate], entropy_bits: float) -> str:
+def tsv(sample: str, index: int, candidates: Sequence[Candidate], entropy_bits: float) -> str:
     """One step as rows under TSV_HEADER, numbers in full."""
     return "".join(
-        f"{index}\t{int(c.chosen)}\t{c.rank}\t{c.id}\t{c.token}\t{c.prob:.6g}\t{c.drawn_prob:.6g}"
+        f"{sample}\t{index}\t{int(c.chosen)}\t{c.rank}\t{c.id}\t{c.token}\t{c.prob:.6g}\t{c.drawn_prob:.6g}"
         f"\t{entropy_bits:.6g}\n"
         for c in candidates
     )

@@ -1,0 +1,73 @@
+"""What a run needs before it begins: bytes of weights, cache and intermediate values. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmcli.config import ModelConfig
+from llmcli.errors import ResourceError
+
+TORCH_NBYTES = 300 << 20  # what the process holds once torch is imported
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """Bytes of memory that a run needs, by what needs them."""
+
+    weights: int
+    cache: int
+    activations: int
+    available: int | None  # None where the system does not tell
+
+    @property
+    def needed(self) -> int:
+        return self.weights + self.cache + self.activations + TORCH_NBYTES
+
+
+def budget(
+    config: ModelConfig, itemsize: int, batch: int = 1, n_tokens: int | None = None
+) -> Budget:
+    """What `batch` rows of up to `n_tokens` (None: the whole context) take at `itemsize` bytes."""
+    tokens = min(n_tokens or config.n_ctx, config.n_ctx)
+    rows = batch * tokens
+    return Budget(
+        weights=config.n_parameters * itemsize,
+        cache=batch * tokens * config.kv_nbytes(itemsize),
+        # In the prefill: the stream, its norm, q, k, v and z, the MLP twice; then the logits,
+        # of which sampling holds some ten copies.
+        activations=rows * (8 * config.n_embd + 2 * config.mlp_dim) * itemsize
+        + 10 * batch * config.vocab_size * 4,
+        available=available_nbytes(),
+    )
+
+
+def check_fits(plan: Budget) -> None:
+    """Raises ResourceError, with the numbers, where the run would not fit into memory."""
+    if plan.available is not None and plan.needed > plan.available:
+        raise ResourceError(
+            f"This needs {mib(plan.needed)} of memory (weights {mib(plan.weights)}, KV cache "
+            f"{mib(plan.cache)}, the rest {mib(plan.activations + TORCH_NBYTES)}); "
+            f"{mib(plan.available)} are available.",
+            "Try --dtype bfloat16, fewer samples, a smaller --batch-size or a smaller model.",
+        )
+
+
+def available_nbytes() -> int | None:
+    """Memory that can be had without swapping: the system's, or the container's if that is less."""
+    found = []
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        found += [int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")]
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        if limit != "max":
+            used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+            found.append(max(0, int(limit) - used))
+    except (OSError, ValueError, IndexError):
+        pass  # not Linux, or no such limit: what was found counts
+    return min(found, default=None)
+
+
+def mib(nbytes: int) -> str:
+    """Bytes as a person reads them."""
+    return f"{nbytes / 2**30:.1f} GiB" if nbytes >= 2**30 else f"{nbytes / 2**20:.0f} MiB"

@@ -1,0 +1,55 @@
+"""`generate --dry-run`: the memory that a run would take, and the speed to expect."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from llmcli.budget import TORCH_NBYTES, budget, mib
+from llmcli.commands.job import Job
+from llmcli.commands.loading import Place, load
+from llmcli.render.json import strict
+
+MEASURED_TOKENS = 16
+
+
+def tell_budget(job: Job, place: Place, ids: Sequence[int], n_rows: int, json: bool) -> None:
+    """Print what continuing `ids` would take; the speed is measured over a few tokens."""
+    from llmcli.gpt.place import choose
+
+    config = job.opened.config
+    n_tokens = min(len(ids) + job.max_new_tokens, config.n_ctx)
+    _, dtype = choose(place.device.value, place.dtype.value)
+    plan = budget(config, dtype.itemsize, n_rows, n_tokens)
+    model = load(job.opened, place, n_rows, n_tokens)
+    few = replace(job, max_new_tokens=MEASURED_TOKENS, stop_ids=frozenset(), stops=())
+    rows = [(0, row) for row in range(n_rows)]
+    pieces = list(few.run(model, [ids[: config.n_ctx // 2]] * n_rows, rows, few.streams(n_rows)))
+    times = sorted({piece.step.time_s for piece in pieces})
+    rate = n_rows * (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else None
+    told = {
+        "schema": 1,
+        "dtype": str(dtype).removeprefix("torch."),
+        "n_tokens": n_tokens,
+        "weights_nbytes": plan.weights,
+        "cache_nbytes": plan.cache,
+        "activations_nbytes": plan.activations,
+        "torch_nbytes": TORCH_NBYTES,
+        "needed_nbytes": plan.needed,
+        "available_nbytes": plan.available,
+        "first_token_s": times[0],
+        "decode_tokens_per_s": rate,
+    }
+    if json:
+        print(strict(told))
+        return
+    rows_text = f"{n_rows} x {n_tokens} tokens" if n_rows > 1 else f"{n_tokens} tokens"
+    available = mib(plan.available) if plan.available is not None else "unknown"
+    print(f"weights      {mib(plan.weights):>9}  {told['dtype']}")
+    print(f"KV cache     {mib(plan.cache):>9}  {rows_text}")
+    print(f"activations  {mib(plan.activations):>9}  at the prefill")
+    print(f"torch        {mib(TORCH_NBYTES):>9}  about")
+    print(f"needed       {mib(plan.needed):>9}")
+    print(f"available    {available:>9}")
+    if rate:
+        print(f"speed        {rate:>9.0f}  tok/s, measured over {MEASURED_TOKENS} tokens")

@@ -1,0 +1,124 @@
+"""What to generate with: everything about a run that does not depend on the prompt."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from llmcli.commands.loading import Opened, one_token
+from llmcli.config import Sampling
+from llmcli.errors import UsageError
+from llmcli.streaming import Piece, TextStream, pieces
+
+if TYPE_CHECKING:
+    from llmcli.gpt.generation import Step
+    from llmcli.gpt.model import GPT
+
+
+MAX_TOKEN_CHARS = 1024  # longer than any token in use: GPT-2's longest has 128
+
+
+@dataclass(frozen=True)
+class Job:
+    """The options of a run; `run` applies them to a batch of prompts."""
+
+    opened: Opened
+    sampling: Sampling
+    seed: int
+    max_new_tokens: int
+    stop_ids: frozenset[int] = frozenset()
+    hidden_ids: frozenset[int] = frozenset()  # stop ids that are no part of the text
+    stops: tuple[str, ...] = ()
+    keep_stop: bool = False
+    forced: dict[int, int] = field(default_factory=dict)
+    top_probs: int = 0
+    use_cache: bool = True
+
+    def streams(self, n_rows: int) -> list[TextStream]:
+        """What turns each row's ids into text."""
+        tokenizer = self.opened.tokenizer
+        return [TextStream(tokenizer, self.stops, self.keep_stop) for _ in range(n_rows)]
+
+    def run(
+        self,
+        model: GPT,
+        prompts: Sequence[Sequence[int]],
+        draws: Sequence[tuple[int, int]],
+        streams: Sequence[TextStream],
+    ) -> Iterator[Piece]:
+        """Continue `prompts` as one batch; `draws` name each row's random numbers."""
+        from llmcli.gpt.generation import generate
+        from llmcli.gpt.sampling import generator_for
+
+        ended: set[int] = set()
+        steps: Iterator[Step] = generate(
+            model,
+            prompts,
+            self.sampling,
+            [generator_for(self.seed, *draw) for draw in draws],
+            max_new_tokens=self.max_new_tokens,
+            stop_ids=self.stop_ids,
+            forced=self.forced,
+            top_probs=self.top_probs,
+            use_cache=self.use_cache,
+            ended=ended,
+        )
+        return pieces(steps, streams, ended, self.hidden_ids)
+
+
+def prompt_ids(opened: Opened, text: str, truncate: str | None, quiet: bool = True) -> list[int]:
+    """What the model is given: the tokenizer's own prefix and the text's ids, if need be cut.
+
+    Raises UsageError, with both numbers, where they are more than the context holds.
+    """
+    tokenizer, prefix = opened.tokenizer, list(opened.tokenizer.prefix_ids)
+    room = opened.config.n_ctx - len(prefix)
+    ids, more = _encode_end(opened, text, room, truncate)
+    if len(ids) > room and truncate:
+        if not quiet:
+            print(f"The prompt's {more}{len(ids)} tokens are cut to {room}.", file=sys.stderr)
+        ids = ids[-room:] if truncate == "left" else ids[:room]
+    if len(ids) > room:
+        raise UsageError(
+            f"The prompt has {more}{len(ids)} tokens; the model's context has room for {room}.",
+            "Shorten it, or cut it with --truncate-prompt left (keeps its end) or right.",
+        )
+    if not prefix and not ids:
+        raise UsageError(
+            "The prompt is empty, and this model has no token to begin with.",
+            f"Give it a word, or the text {tokenizer.decode([tokenizer.eot_id])!r}."
+            if tokenizer.eot_id is not None
+            else "Give it a word.",
+        )
+    return prefix + ids
+
+
+def _encode_end(
+    opened: Opened, text: str, room: int, truncate: str | None
+) -> tuple[list[int], str]:
+    """The ids of `text`, or of the end of it that will be kept where it is far too long anyway."""
+    enough = room * MAX_TOKEN_CHARS
+    if len(text) > enough:
+        text = text[-enough:] if truncate == "left" else text[:enough]
+        return opened.tokenizer.encode(text), "more than "
+    return opened.tokenizer.encode(text), ""
+
+
+def forced_ids(opened: Opened, entries: Sequence[str], max_new_tokens: int) -> dict[int, int]:
+    """The id forced at each step, from "STEP=TOKEN" entries."""
+    forced: dict[int, int] = {}
+    for entry in entries:
+        step, equals, token = entry.partition("=")
+        if not equals or not token or not (step.isascii() and step.isdigit()):
+            raise UsageError(f"--force {entry!r} is not STEP=TOKEN.", 'For example "3= cat".')
+        index = int(step[:10])
+        if index >= max_new_tokens:
+            raise UsageError(
+                f"--force {entry!r}: the last step is {max_new_tokens - 1}; they count from 0."
+            )
+        if index in forced:
+            raise UsageError(f"--force gives step {index} twice.")
+        forced[index] = one_token(opened.tokenizer, token, "--force")
+    return forced

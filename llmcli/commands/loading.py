@@ -1,0 +1,125 @@
+"""From a model's name to a model: what every command that computes does first.
+
+`open_model` reads what is small and needs no torch, so that a mistake is told at once; `load`
+brings in torch and the weights, after it has looked whether they fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmcli.commands.options import Device, DType
+from llmcli.config import ModelConfig, Sampling, read_config, read_sampling
+from llmcli.errors import IntegrityError, UsageError, shown
+from llmcli.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from llmcli.gpt.model import GPT
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model's folder and all of it but the weights."""
+
+    name: str
+    folder: Path
+    revision: str | None
+    config: ModelConfig
+    tokenizer: Tokenizer
+
+
+def open_model(name: str) -> Opened:
+    """The model called `name`, its tokenizer fitting its config."""
+    from llmcli import hub
+
+    folder = hub.resolve(name)
+    config, tokenizer = read_config(folder), Tokenizer.from_folder(folder)
+    if tokenizer.vocab_size > config.vocab_size:
+        raise IntegrityError(
+            f"The tokenizer in {shown(str(folder), 4096)} has ids up to "
+            f"{tokenizer.vocab_size - 1}, the model only {config.vocab_size} of them.",
+            "tokenizer.json and config.json belong to different models.",
+        )
+    return Opened(name, folder, hub.revision_of(folder), config, tokenizer)
+
+
+def sampling_from(opened: Opened, bias: list[str] | None, **given: Any) -> Sampling:
+    """The options given, over what the model's generation_config.json says."""
+    vocab_size = opened.config.vocab_size
+    for name, value in given.items():
+        if isinstance(value, float) and not abs(value) < float("inf"):
+            raise UsageError(f"--{name.replace('_', '-')} must be a number, not {value}.")
+    if (given.get("top_k") or 0) > vocab_size:
+        raise UsageError(
+            f"--top-k {given['top_k']} is more than the {vocab_size} tokens that there are."
+        )
+    default = read_sampling(opened.folder)
+    default = replace(default, top_k=min(default.top_k, vocab_size))
+    chosen: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    if bias:
+        chosen["bias"] = tuple(_bias(opened.tokenizer, entry) for entry in bias)
+    return replace(default, **chosen)
+
+
+def one_token(tokenizer: Tokenizer, text: str, option: str) -> int:
+    """The id that `text` names: digits are an id, else it must be the text of one token.
+
+    Raises UsageError that shows the tokens where there are several.
+    """
+    if text.isascii() and text.isdigit():
+        tokenizer.token_bytes(id := int(text[:20]))  # or there is no such id
+        return id
+    if (found := tokenizer.id_of(text)) is not None:
+        return found
+    parts = [tokenizer.token_bytes(id).decode("utf-8", "replace") for id in tokenizer.encode(text)]
+    raise UsageError(
+        f"{option}: {text!r} is {len(parts)} tokens, {' '.join(map(repr, parts[:20]))}, not one.",
+        "Give one token's text, with its leading space if it has one, or its id.",
+    )
+
+
+def _bias(tokenizer: Tokenizer, entry: str) -> tuple[int, float]:
+    """An id and what to add to its logit, from "TOKEN=N"."""
+    token, equals, number = entry.rpartition("=")
+    try:
+        value = float(number)
+    except ValueError:
+        equals = ""
+    if not equals or not token or value != value or value == float("inf"):
+        raise UsageError(f"--bias {entry!r} is not TOKEN=NUMBER.", 'For example --bias " king=+2".')
+    return one_token(tokenizer, token, "--bias"), value
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a model shall compute, in what and with how much help, as the user said it."""
+
+    dtype: DType = DType.auto
+    device: Device = Device.auto
+    threads: int | None = None
+
+
+def load(opened: Opened, place: Place, batch: int = 1, n_tokens: int | None = None) -> GPT:
+    """The model with its weights; `n_tokens` a row, of `batch` rows, are what it must hold.
+
+    Raises ResourceError, before anything is loaded, where memory would not suffice.
+    """
+    from llmcli.budget import budget, check_fits
+    from llmcli.gpt.place import choose, use_threads
+    from llmcli.gpt.weights import load_model
+
+    device, dtype = choose(place.device.value, place.dtype.value)
+    if device == "cpu":
+        check_fits(budget(opened.config, dtype.itemsize, batch, n_tokens))
+    use_threads(opened.config, place.threads)
+    return load_model(opened.folder, opened.config, dtype, device)
+
+
+def as_options(sampling: Sampling) -> Mapping[str, Any]:
+    """The filters in force, as JSON has them: bias as a list of pairs."""
+    return {name: getattr(sampling, name) for name in sampling.__slots__ if name != "bias"} | {
+        "bias": [list(pair) for pair in sampling.bias]
+    }

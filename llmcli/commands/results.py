@@ -1,0 +1,84 @@
+"""What a run is told by besides its text: the JSON header, timings, perplexity, the stats line."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from llmcli.commands.loading import Opened, as_options
+from llmcli.config import Sampling
+
+if TYPE_CHECKING:
+    from llmcli.gpt.generation import Step
+    from llmcli.gpt.model import GPT
+
+SCHEMA = 1
+
+
+def header(
+    opened: Opened, model: GPT, sampling: Sampling, seed: int, load_s: float, **more: Any
+) -> dict[str, Any]:
+    """What JSON tells of a run before its first token."""
+    return {
+        "schema": SCHEMA,
+        "model": {
+            "name": opened.name,
+            "revision": opened.revision,
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "device": str(model.device),
+        },
+        "seed": seed,
+        "options": {**as_options(sampling), **more.pop("options")},
+        "load_s": load_s,
+        **more,
+    }
+
+
+def timings(head: dict[str, Any], times: Sequence[float]) -> dict[str, Any]:
+    """Seconds to the first token and after it, tokens a second, and the process's peak memory."""
+    first_s = times[0] if times else None
+    decode_s = times[-1] - times[0] if times else 0.0
+    n_first = sum(time == first_s for time in times)  # the rows of a batch share their steps
+    return {
+        "timings": {
+            "load_s": head["load_s"],
+            "first_token_s": first_s,
+            "decode_s": decode_s,
+            "decode_tokens_per_s": (len(times) - n_first) / decode_s if decode_s else None,
+        },
+        "peak_memory_nbytes": peak_nbytes(),
+    }
+
+
+def peak_nbytes() -> int | None:
+    """The largest resident size of this process so far; None where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak << 10
+
+
+def perplexity(steps: Sequence[Step]) -> float | None:
+    """exp of the mean of -log p over the tokens of `steps`."""
+    if not steps:
+        return None
+    return math.exp(-sum(step.chosen.logprob for step in steps) / len(steps))
+
+
+def stats_line(head: dict[str, Any], n_prompt: int, times: Sequence[float], reason: str) -> str:
+    """One line of timings; decoding is timed from the first token to the last."""
+    told = timings(head, times)["timings"]
+    first_s, rate = told["first_token_s"], told["decode_tokens_per_s"]
+    if first_s is None:
+        return f"load {told['load_s']:.2f} s | no token"
+    decode = f"{rate:.0f} tok/s" if rate else "-"
+    return (
+        f"load {told['load_s']:.2f} s | first token {1000 * first_s:.0f} ms | "
+        f"prefill {n_prompt} tokens, {n_prompt / first_s:.0f} tok/s | "
+        f"decode {len(times)} tokens, {decode} | finish {reason} | "
+        f"{head['model']['dtype']} on {head['model']['device']} | seed {head['seed']}"
+    )
