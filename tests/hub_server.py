@@ -11,14 +11,22 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import numpy as np
+import pytest
+
+from llmcli.hub.download import Result, download
+from llmcli.hub.http import Patience
+from llmcli.hub.names import parse
+from llmcli.hub.transfer import Silent
+from llmcli.tokenizer_file import ALPHABET
 
 
 def git_hash(data: bytes) -> str:
@@ -31,8 +39,6 @@ def sha256(data: bytes) -> str:
 
 def byte_tokenizer() -> bytes:
     """A tokenizer.json of the 256 bytes and <|endoftext|>, without a merge."""
-    from llmcli.tokenizer_file import ALPHABET
-
     vocab = {char: i for i, char in enumerate(ALPHABET)} | {"<|endoftext|>": 256}
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
     special = {"id": 256, "content": "<|endoftext|>", "special": True, "normalized": False}
@@ -359,3 +365,53 @@ def _entry(name: str, data: bytes) -> dict[str, Any]:
     if is_lfs(name):
         entry["lfs"] = {"oid": sha256(data), "size": len(data), "pointerSize": 134}
     return entry
+
+
+# --- for the test files that import it -----------------------------------------------------------
+
+TOKEN = "hf_TheSecretThatNobodySees"
+QUICK = Patience(stall_s=0.4, backoff_s=(0.01,), longest_wait_s=5)
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """A hub, which every command of this test asks, with a cache of its own and a token."""
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    with HubServer() as made:
+        monkeypatch.setenv("HF_ENDPOINT", made.url)
+        yield made
+
+
+class Told(Silent):
+    """Keeps what a download says."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def fetch(name: str, told: Told | None = None, **options: Any) -> Result:
+    """A download with the command's own checks, but with little patience."""
+    from llmcli.commands.download import _check
+
+    parsed = parse(name, options.pop("revision", None))
+    assert parsed
+    options = {"patience": QUICK, **options}
+    return download(parsed, _check, progress=told or Told(), **options)
+
+
+def assert_whole(folder: Path, files: dict[str, bytes]) -> None:
+    """The folder holds what the repository has, to the byte, and nothing that is not needed."""
+    names = {path.name for path in folder.iterdir()}
+    assert {"config.json", "tokenizer.json"} < names
+    assert not {name for name in names if name.endswith((".bin", ".h5", ".msgpack", ".md"))}
+    for name in names:
+        assert (folder / name).read_bytes() == files[name], name

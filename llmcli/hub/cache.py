@@ -16,6 +16,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from llmcli.errors import IntegrityError
 from llmcli.hub.names import is_commit
@@ -164,7 +165,8 @@ def local_models() -> Iterator[LocalModel]:
         for commit in commits(folder):
             snapshot = folder / "snapshots" / commit
             names = tuple(by_commit.get(commit, ()))
-            yield LocalModel(repo, commit, names, folder_nbytes(snapshot), state(snapshot), snapshot)
+            nbytes = folder_nbytes(snapshot)
+            yield LocalModel(repo, commit, names, nbytes, state(snapshot), snapshot)
         if not commits(folder) and _names(folder / "blobs"):
             yield LocalModel(repo, "", (), folder_nbytes(folder / "blobs"), "partial", folder)
 
@@ -176,7 +178,9 @@ def state(snapshot: Path) -> str:
             return "whole"
     except IntegrityError:
         return "partial"
-    return "partial" if missing_files(snapshot, tokenizer_only=True) else "tokenizer only"
+    weights = (snapshot / WEIGHTS).exists() or (snapshot / INDEX).exists()
+    part = weights or bool(missing_files(snapshot, tokenizer_only=True))
+    return "partial" if part else "tokenizer only"
 
 
 def folder_nbytes(folder: Path) -> int:
@@ -191,7 +195,7 @@ def _names(folder: Path) -> list[str]:
         return []
 
 
-def _read_json(path: Path) -> object:
+def _read_json(path: Path) -> Any:
     try:
         with path.open("rb") as file:
             data = file.read(MAX_JSON_NBYTES + 1)

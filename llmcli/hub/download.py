@@ -15,15 +15,16 @@ import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from llmcli.errors import IntegrityError, LLMCLIError, NotFoundError, shown
 from llmcli.hub import cache, listing, transfer
 from llmcli.hub.cache import Manifest
 from llmcli.hub.http import Hub, Patience
-from llmcli.hub.listing import Listing, RemoteFile
+from llmcli.hub.listing import RemoteFile
 from llmcli.hub.names import HubName, is_commit
-from llmcli.hub.transfer import Progress, Transfer
+from llmcli.hub.transfer import Progress, Silent, Transfer
 
 Check = Callable[[Path, str], None]  # a folder, and what of it is new: "config", "text", "weights"
 
@@ -61,22 +62,22 @@ def download(
     With all present, a commit is answered without the network. Raises what goes wrong as a known
     error; what has come so far stays for the next run, out of every other command's sight.
     """
-    progress, patience = progress or Progress(), patience or Patience()
+    progress, patience = progress or Silent(), patience or Patience()
     if done := _done_before(name, tokenizer_only):
         return done
     hub = Hub(patience)
-    found = listing.ask(hub, name, patience, progress.say)
+    found = listing.ask(hub, name, progress.say)
     small = found.text_files(tokenizer_only)
     weights = [] if tokenizer_only else [found.files[n] for n in found.weight_names()]
     folder = cache.repo_folder(name.repo)
     if dry_run:
         with tempfile.TemporaryDirectory() as scratch:
-            carrier = Transfer(hub, found, Path(scratch), Path(scratch), patience, progress)
+            carrier = Transfer(hub, found, Path(scratch), Path(scratch), progress)
             return _planned(carrier, small, weights, folder)
     try:
         room = _Room(folder, found.commit)
         with tempfile.TemporaryDirectory(prefix="llmcli-") as stage:
-            carrier = Transfer(hub, found, room.blobs, room.locks, patience, progress)
+            carrier = Transfer(hub, found, room.blobs, room.locks, progress)
             delivery = _Delivery(carrier, room, Path(stage), check, name)
             files = delivery.all(small, weights)
         room.show(name, delivery.blobs, files, tokenizer_only)
@@ -160,7 +161,8 @@ class _Delivery:
 
     def _reserve(self, files: list[RemoteFile]) -> None:
         """Tell the size of it all, and raise ResourceError where the disk has no room for it."""
-        self.carrier.progress.planned(sum(file.nbytes for file in files))
+        nbytes = sum(file.nbytes for file in files)
+        self.carrier.progress.planned(self.name.repo, self.carrier.listing.commit, nbytes)
         needed = 0
         for file in {file.hash: file for file in files}.values():
             blob = self.room.blobs / file.hash
@@ -217,7 +219,7 @@ class _Room:
     def show(
         self, name: HubName, blobs: dict[str, Path], files: list[RemoteFile], part: bool
     ) -> None:
-        """Link the verified files, config.json last; then say what was verified; then the branch."""
+        """Link the verified files, config.json last; write what was verified; move the branch."""
         _make(self.snapshot, inside=self.folder)
         for file in sorted(files, key=lambda file: file.name == listing.CONFIG):
             self._link(file, self.snapshot / file.name)
@@ -278,7 +280,10 @@ def remove(name: HubName, whole: bool) -> int:
         raise NotFoundError(f"{name} is not here.", "See what is: llmcli download --list")
     if whole or not others:
         nbytes = cache.folder_nbytes(folder / "blobs")
-        (folder.unlink if folder.is_symlink() else lambda: shutil.rmtree(folder))()
+        if folder.is_symlink():
+            folder.unlink()
+        else:
+            shutil.rmtree(folder)
         shutil.rmtree(cache.cache_dir() / ".locks" / folder.name, ignore_errors=True)
         return nbytes
     strategy = scan_cache_dir(cache.cache_dir()).delete_revisions(str(commit))
@@ -301,9 +306,8 @@ def verify(snapshot: Path, progress: Progress) -> list[str]:
         hash = os.path.basename(os.readlink(path)) if path.is_symlink() else ""
         hash = stamps[path.name][1] if path.name in stamps else hash
         nbytes = path.stat().st_size if path.is_file() else 0
-        right = path.is_file() and hash == transfer.digest(
-            path, hash, lambda n, path=path, nbytes=nbytes: progress.checking(path.name, n, nbytes)
-        )
+        tell = partial(progress.checking, path.name, nbytes=nbytes)
+        right = path.is_file() and hash == transfer.digest(path, hash, tell)
         if right:
             progress.done(path.name, nbytes, fetched=False)
         elif path.name not in wrong:

@@ -73,7 +73,8 @@ class Attempts:
         backoff_s = self.patience.backoff_s[min(self.used, len(self.patience.backoff_s) - 1)]
         wait_s = backoff_s if hiccup.wait_s is None else hiccup.wait_s
         if wait_s > self.patience.longest_wait_s:
-            raise NetworkError(f"{self.what}: {hiccup}; to be asked in {wait_s:.0f} s again.", again)
+            fact = f"{self.what}: {hiccup}, and wants to be asked again in {wait_s:.0f} s."
+            raise NetworkError(fact, again)
         self.used += 1
         count = f"retry {self.used} of {self.patience.retries}"
         self.say(f"{self.what}: {hiccup}; {count} in {wait_s:.3g} s")
@@ -81,11 +82,11 @@ class Attempts:
 
 
 class Hub:
-    """The hub, or the mirror that HF_ENDPOINT names, asked with the user's token if there is one."""
+    """The hub, or the mirror that HF_ENDPOINT names, asked with the user's token if any."""
 
     def __init__(self, patience: Patience) -> None:
         self.patience = patience
-        self.endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+        self.endpoint = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
         self.host = _host(self.endpoint)
         self.reached = False  # it has answered once
         if any(os.environ.get(key, "").upper() in TRUE for key in OFFLINE):
@@ -109,10 +110,11 @@ class Hub:
         A status is the caller's to judge: see `refusal`.
         """
         headers = {**self.headers, "Range": f"bytes={offset}-"} if offset else self.headers
-        request = {"headers": headers, "params": params or None, "timeout": self.patience.stall_s}
+        request: dict[str, Any] = {"headers": headers, "timeout": self.patience.stall_s}
         try:
             url = f"{self.endpoint}{path}"
-            with get_session().stream("GET", url, follow_redirects=True, **request) as response:
+            request |= {"params": params or None, "follow_redirects": True}
+            with get_session().stream("GET", url, **request) as response:
                 self.reached = True
                 yield response
         except (httpx.RequestError, httpx.InvalidURL, httpx.StreamError) as error:

@@ -6,6 +6,7 @@ a repository says can become a path of its own choosing.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from urllib.parse import quote
 
 from llmcli.errors import IntegrityError, NetworkError, NotFoundError, UnsupportedModelError, shown
 from llmcli.hub.cache import INDEX, TOKENIZERS, WEIGHTS, Manifest, is_plain, local_models
-from llmcli.hub.http import Attempts, Hub, Patience
+from llmcli.hub.http import Attempts, Hub
 from llmcli.hub.names import HubName, is_commit, nearest
 
 CONFIG = "config.json"
@@ -90,7 +91,7 @@ class Listing:
         return [self.files[name] for name in names]
 
 
-def ask(hub: Hub, name: HubName, patience: Patience, say: Callable[[str], None]) -> Listing:
+def ask(hub: Hub, name: HubName, say: Callable[[str], None]) -> Listing:
     """The files of `name` today, from one request."""
     path = f"/api/models/{name.repo}/revision/{quote(name.revision, safe='')}"
 
@@ -101,7 +102,7 @@ def ask(hub: Hub, name: HubName, patience: Patience, say: Callable[[str], None])
             raise hub.refusal(response, name.repo, name.revision, f"model {name.repo}")
 
     try:
-        return _listing(name, Attempts(hub.host, patience, say).until(attempt))
+        return _listing(name, Attempts(hub.host, hub.patience, say).until(attempt))
     except NotFoundError as error:
         near = nearest(name.short or name.repo, [m.repo for m in local_models()])
         near = [other for other in near if other not in (name.repo, name.short)]
@@ -121,8 +122,6 @@ def _json(response: Any, hub: Hub) -> Any:
         data += chunk
         if len(data) > 64 << 20:
             break
-    import json
-
     try:
         return json.loads(data)
     except (ValueError, RecursionError):

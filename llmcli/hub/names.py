@@ -18,13 +18,14 @@ DEFAULT_REVISION = "main"
 
 _PART = r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?"
 _REPO = re.compile(rf"(?!.*(?:--|\.\.))(?!.*\.git$){_PART}(?:/{_PART})?", re.ASCII)
-_REVISION = re.compile(r"(?!.*\.\.)[A-Za-z0-9_][A-Za-z0-9._+=-]*(?:/[A-Za-z0-9_][A-Za-z0-9._+=-]*)*")
+_LABEL = r"[A-Za-z0-9_][A-Za-z0-9._+=-]*"
+_REVISION = re.compile(rf"(?!.*\.\.){_LABEL}(?:/{_LABEL})*")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True, slots=True)
 class KnownModel:
-    """A model with a short name, and what it takes; the numbers are the checkpoint's, in float32."""
+    """A model with a short name, and what it takes in float32, as its checkpoint has it."""
 
     repo: str
     n_params: int
@@ -76,7 +77,7 @@ def parse(name: str, revision: str | None = None) -> HubName | None:
     if repo not in KNOWN and not is_repo(repo):
         return None
     if not _REVISION.fullmatch(revision) or len(revision) > 200 or revision.endswith(".lock"):
-        raise UsageError(f"{shown(revision)!r} cannot be a revision: it is a branch, tag or commit.")
+        raise UsageError(f"{shown(revision)!r} can be no branch, tag or commit of a model.")
     return HubName(KNOWN[repo].repo, revision, repo) if repo in KNOWN else HubName(repo, revision)
 
 

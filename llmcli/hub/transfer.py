@@ -16,24 +16,24 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import quote
 
 from huggingface_hub.utils import WeakFileLock
 
 from llmcli.errors import IntegrityError, NotFoundError, ResourceError, shown
-from llmcli.hub.http import Attempts, Hiccup, Hub, Patience
+from llmcli.hub.http import Attempts, Hiccup, Hub
 from llmcli.hub.listing import Listing, RemoteFile
 
 CHUNK_NBYTES = 1 << 20
 _CONTENT_RANGE = re.compile(r"bytes (?:(\d{1,18})-\d{1,18}|\*)/(\d{1,18}|\*)")
 
 
-class Progress:
-    """What a download tells while it runs. This one is silent."""
+class Progress(Protocol):
+    """What a download tells while it runs."""
 
-    def planned(self, nbytes: int) -> None:
-        """So many bytes are to come in all, those here already included."""
+    def planned(self, model: str, commit: str, nbytes: int) -> None:
+        """So many bytes make the model, those that are here included; more may be found later."""
 
     def at(self, file: str, position: int, nbytes: int) -> None:
         """`file` has come as far as byte `position` of `nbytes`."""
@@ -48,6 +48,25 @@ class Progress:
         """A retry, a wait, a file fetched anew: one line."""
 
 
+class Silent:
+    """Tells nothing."""
+
+    def planned(self, model: str, commit: str, nbytes: int) -> None:
+        pass
+
+    def at(self, file: str, position: int, nbytes: int) -> None:
+        pass
+
+    def checking(self, file: str, position: int, nbytes: int) -> None:
+        pass
+
+    def done(self, file: str, nbytes: int, fetched: bool) -> None:
+        pass
+
+    def say(self, text: str) -> None:
+        pass
+
+
 class _WrongContent(Exception):
     """What came is not what the hub states; the text says how."""
 
@@ -60,7 +79,6 @@ class Transfer:
     listing: Listing
     blobs: Path
     locks: Path
-    patience: Patience
     progress: Progress
 
     def bring(self, file: RemoteFile, trusted: bool = False) -> Path:
@@ -86,7 +104,7 @@ class Transfer:
 
     def _fetch(self, file: RemoteFile, path: Path) -> None:
         """Fill `path` until it is `file`; wrong content is dropped and fetched once more."""
-        attempts = Attempts(file.name, self.patience, self.progress.say)
+        attempts = Attempts(file.name, self.hub.patience, self.progress.say)
         for last in (False, True):
             try:
                 attempts.until(lambda: self._pull(file, path))
@@ -97,19 +115,21 @@ class Transfer:
                 path.unlink(missing_ok=True)
                 if last:
                     raise IntegrityError(
-                        f"{self.listing.name.repo}: {file.name} {wrong}, twice; nothing of it is kept.",
+                        f"{self.listing.name.repo}: {file.name} {wrong}, twice; it is not kept.",
                         "Try again later, or another --revision.",
                     ) from None
                 self.progress.say(f"{file.name} {wrong}; fetched anew")
 
     def _pull(self, file: RemoteFile, path: Path) -> None:
-        """Append to `path` what it lacks. Raises Hiccup where less comes, _WrongContent for more."""
+        """Append to `path` what it lacks. Raises Hiccup where less comes, _WrongContent for more.
+
+        Bytes are written as they come: however this ends, the next attempt goes on from there.
+        """
         with _opened(path) as out:
             here = os.fstat(out).st_size
             here = here if here <= file.nbytes else 0
             if here < file.nbytes:
-                where = f"/{self.listing.name.repo}/resolve/{self.listing.commit}/{quote(file.name)}"
-                with self.hub.get(where, offset=here) as response:
+                with self.hub.get(self._path(file), offset=here) as response:
                     here = self._judge(response, file, here)
                     os.ftruncate(out, here)
                     os.lseek(out, here, os.SEEK_SET)
@@ -131,9 +151,9 @@ class Transfer:
         status, headers = response.status_code, response.headers
         span = _CONTENT_RANGE.fullmatch(headers.get("Content-Range", ""))
         total = span[2] if span else headers.get("Content-Length", "") if status == 200 else ""
-        if total.isdecimal() and status in (200, 206, 416) and int(total) != file.nbytes:
-            if headers.get("Content-Encoding", "identity") == "identity":
-                raise _WrongContent(f"has {int(total)} bytes, not the {file.nbytes} stated")
+        plain = headers.get("Content-Encoding", "identity") == "identity"
+        if plain and status in (200, 206, 416) and total.isdecimal() and int(total) != file.nbytes:
+            raise _WrongContent(f"has {int(total)} bytes, not the {file.nbytes} stated")
         if status == 200:
             return 0
         if status == 206 and here and span and span[1] and int(span[1]) == here:
@@ -147,6 +167,9 @@ class Transfer:
         if isinstance(refusal, NotFoundError):
             refusal.remedy = "It may have been moved just now: run the same command again."
         raise refusal
+
+    def _path(self, file: RemoteFile) -> str:
+        return f"/{self.listing.name.repo}/resolve/{self.listing.commit}/{quote(file.name)}"
 
     @property
     def _commit(self) -> str:

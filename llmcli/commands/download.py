@@ -1,0 +1,329 @@
+"""`llmcli download`: models from the Hugging Face hub, whole and verified; and what is here."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from llmcli.commands.options import Json, Quiet
+from llmcli.errors import IntegrityError, NotFoundError, UsageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from llmcli.hub.download import Result
+    from llmcli.hub.names import HubName
+    from llmcli.render.download import Bars, Lines
+
+SCHEMA = 1
+
+
+def download(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[NAME]...", help="gpt2, distilgpt2, ..., or org/name on the hub."),
+    ] = None,
+    revision: Annotated[
+        str | None,
+        typer.Option(help="A branch, tag or commit, as in org/name@REVISION. [default: main]"),
+    ] = None,
+    tokenizer_only: Annotated[
+        bool, typer.Option("--tokenizer-only", help="All but the weights: enough to tokenize.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the files and their bytes; fetch none.")
+    ] = False,
+    list_local: Annotated[bool, typer.Option("--list", help="Show the models that are here.")] = (
+        False
+    ),
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Hash every file of a model that is here anew.")
+    ] = False,
+    remove: Annotated[bool, typer.Option("--remove", help="Remove a model from the cache.")] = (
+        False
+    ),
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Download models, whole and verified, into the Hugging Face cache.
+
+    llmcli download gpt2
+
+    llmcli download HuggingFaceTB/SmolLM2-135M --dry-run
+
+    llmcli download --verify gpt2
+
+    Without a name: what can be had. The last line on stdout is the model's folder.
+    """
+    modes = {"--list": list_local, "--verify": verify, "--remove": remove, "--dry-run": dry_run}
+    chosen = [mode for mode, wanted in modes.items() if wanted]
+    if len(chosen) > 1 or (tokenizer_only and chosen not in ([], ["--dry-run"])):
+        both = [*chosen, *(["--tokenizer-only"] if tokenizer_only else [])]
+        raise UsageError(f"{' and '.join(both)} do not go together.", "Choose one.")
+    if list_local and names:
+        raise UsageError("--list takes no name.", "All that is here: llmcli download --list")
+    if not names and (verify or remove or dry_run or tokenizer_only or revision is not None):
+        raise UsageError("Name a model.", "What can be had: llmcli download")
+    if list_local:
+        _list(as_json)
+    elif not names:
+        _offer(as_json)
+    elif remove:
+        _remove([_parsed(name, revision) for name in names], as_json, quiet)
+    elif verify:
+        _verify([_parsed(name, revision) for name in names], as_json, quiet)
+    else:
+        _fetch(names, revision, tokenizer_only, dry_run, as_json, quiet)
+
+
+def _parsed(name: str, revision: str | None) -> HubName:
+    """The hub's name for what the user typed. Raises NotFoundError with the nearest names."""
+    from llmcli.hub import EMBEDDED, resolve
+    from llmcli.hub.names import parse
+
+    if name in EMBEDDED:
+        raise UsageError(f"{name} is a part of llmcli: it is whole, and stays.")
+    if parsed := parse(name, revision):
+        return parsed
+    folder = resolve(name)  # the error, if it is no folder either
+    raise UsageError(f"{folder} is a folder, not a model on the hub.", "Use it with --model.")
+
+
+def _fetch(
+    names: list[str],
+    revision: str | None,
+    tokenizer_only: bool,
+    dry_run: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Fetch the models one after another, or say what would be fetched."""
+    from llmcli.hub import EMBEDDED
+    from llmcli.hub.download import download as fetch
+    from llmcli.render.json import strict
+
+    parsed = [(name, None if name in EMBEDDED else _parsed(name, revision)) for name in names]
+    done: list[dict[str, Any]] = []
+    for typed, name in parsed:
+        if name is None:
+            done.append({"model": typed, "commit": None, "folder": str(EMBEDDED[typed])})
+            if not as_json:
+                print(EMBEDDED[typed])
+            continue
+        try:
+            with _progress(quiet or dry_run) as progress:
+                result = fetch(
+                    name, _check, tokenizer_only=tokenizer_only, dry_run=dry_run, progress=progress
+                )
+        except KeyboardInterrupt:
+            if not quiet and not dry_run:
+                print(
+                    "Stopped. The same command goes on from here: nothing that came is lost.",
+                    file=sys.stderr,
+                )
+            raise
+        done.append(_as_json(result))
+        if as_json:
+            continue
+        if dry_run:
+            _print_plan(result)
+        else:
+            if not quiet:
+                print(_summary(result), file=sys.stderr)
+            print(result.folder, flush=True)
+    if as_json:
+        print(strict({"schema": SCHEMA, "dry_run": dry_run, "models": done}))
+
+
+def _check(folder: Path, new: str) -> None:
+    """Refuse a model that llmcli cannot run, as soon as the files that tell are there."""
+    from llmcli.checkpoint import read_checkpoint
+    from llmcli.config import read_config
+    from llmcli.tokenizer import Tokenizer
+
+    if new == "config":
+        read_config(folder)
+    elif new == "text":
+        Tokenizer.from_folder(folder)
+    else:
+        read_checkpoint(folder)
+
+
+def _progress(quiet: bool) -> Bars | Lines:
+    from llmcli.render.download import Bars, Lines, Quiet
+
+    if quiet:
+        return Quiet()
+    return Bars() if sys.stderr.isatty() else Lines()
+
+
+def _summary(result: Result) -> str:
+    from llmcli.render.download import sized
+
+    fetched = sized(result.fetched_nbytes) if result.fetched_nbytes else "nothing"
+    n_files = len(result.files)
+    return f"{result.name} is here: {n_files} files, {sized(result.nbytes)}; {fetched} was fetched."
+
+
+def _print_plan(result: Result) -> None:
+    """The files that a download would bring: a table, or rows for a pipe."""
+    head = ("file", "bytes", "here")
+    rows = [(f.name, f.nbytes, "yes" if f.name in result.here else "no") for f in result.files]
+    total = (f"to fetch of {result.name}", result.fetched_nbytes, "")
+    _print_rows(head, [*rows, total] if sys.stdout.isatty() else rows, numbers=[1])
+
+
+def _as_json(result: Result) -> dict[str, Any]:
+    return {
+        "model": result.name.repo,
+        "revision": result.name.revision,
+        "commit": result.commit,
+        "folder": str(result.folder),
+        "nbytes": result.nbytes,
+        "fetched_nbytes": result.fetched_nbytes,
+        "files": [
+            {"name": f.name, "nbytes": f.nbytes, "hash": f.hash, "here": f.name in result.here}
+            for f in result.files
+        ],
+    }
+
+
+def _offer(as_json: bool) -> None:
+    """The models with short names: what each takes, and whether it is here."""
+    from llmcli.config import FAMILIES
+    from llmcli.hub import resolve
+    from llmcli.hub.names import KNOWN
+    from llmcli.render.download import sized
+    from llmcli.render.json import strict
+
+    def is_here(name: str) -> bool:
+        try:
+            return bool(resolve(name))
+        except (NotFoundError, IntegrityError):
+            return False
+
+    models: list[dict[str, Any]] = [
+        {
+            "model": name,
+            "repo": known.repo,
+            "n_params": known.n_params,
+            "download_nbytes": known.download_nbytes,
+            "memory_nbytes": known.memory_nbytes,
+            "license": known.license,
+            "here": is_here(name),
+        }
+        for name, known in KNOWN.items()
+    ]
+    if as_json:
+        print(strict({"schema": SCHEMA, "models": models}))
+        return
+    head = ("model", "parameters", "download", "memory", "license", "here")
+    terminal = sys.stdout.isatty()
+    rows = [
+        (
+            m["model"],
+            f"{m['n_params'] / 1e6:,.0f} M" if terminal else m["n_params"],
+            sized(m["download_nbytes"]) if terminal else m["download_nbytes"],
+            sized(m["memory_nbytes"]) if terminal else m["memory_nbytes"],
+            m["license"],
+            "yes" if m["here"] else "no",
+        )
+        for m in models
+    ]
+    _print_rows(head, rows, numbers=[1, 2, 3])
+    if terminal:
+        print(
+            "\nMemory: the weights in float32 and a full KV cache. Get one: llmcli download NAME\n"
+            f"NAME may be any org/name with safetensors of: {', '.join(sorted(FAMILIES))}.",
+            file=sys.stderr,
+        )
+
+
+def _list(as_json: bool) -> None:
+    """The models in the cache, whoever put them there."""
+    from llmcli.hub.cache import local_models
+    from llmcli.render.download import sized
+    from llmcli.render.json import strict
+
+    found = list(local_models())
+    if as_json:
+        models = [
+            {
+                "model": m.repo,
+                "commit": m.commit or None,
+                "refs": list(m.refs),
+                "nbytes": m.nbytes,
+                "state": m.state,
+                "folder": str(m.folder),
+            }
+            for m in found
+        ]
+        print(strict({"schema": SCHEMA, "models": models}))
+        return
+    terminal = sys.stdout.isatty()
+    head = ("model", "commit", "refs", "size" if terminal else "bytes", "state")
+    rows = [
+        (
+            m.repo,
+            m.commit[:12] if terminal else m.commit,
+            ",".join(m.refs),
+            sized(m.nbytes) if terminal else m.nbytes,
+            m.state,
+        )
+        for m in found
+    ]
+    _print_rows(head, rows, numbers=[3])
+
+
+def _remove(names: list[HubName], as_json: bool, quiet: bool) -> None:
+    from llmcli.hub.download import remove
+    from llmcli.hub.names import DEFAULT_REVISION
+    from llmcli.render.download import sized
+    from llmcli.render.json import strict
+
+    removed = []
+    for name in names:
+        nbytes = remove(name, whole=name.revision == DEFAULT_REVISION)
+        removed.append({"model": str(name), "nbytes": nbytes})
+        if not quiet and not as_json:
+            print(f"{name} is removed: {sized(nbytes)} set free.", file=sys.stderr)
+    if as_json:
+        print(strict({"schema": SCHEMA, "removed": removed}))
+
+
+def _verify(names: list[HubName], as_json: bool, quiet: bool) -> None:
+    """Hash all files of each model. Raises IntegrityError naming those that are damaged."""
+    from llmcli.hub import resolve
+    from llmcli.hub.download import verify
+    from llmcli.render.json import strict
+
+    reports: list[dict[str, Any]] = []
+    for name in names:
+        folder = resolve(str(name), tokenizer_only=True)
+        with _progress(quiet) as progress:
+            wrong = verify(folder, progress)
+        reports.append({"model": str(name), "folder": str(folder), "damaged": wrong})
+        if not as_json and not wrong:
+            print(folder, flush=True)
+    if as_json:
+        print(strict({"schema": SCHEMA, "models": reports}))
+    for name, report in zip(names, reports, strict=True):
+        if wrong := list(report["damaged"]):
+            more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+            raise IntegrityError(
+                f"{name}: {wrong[0]}{more} is damaged.", f"Fetch it anew: llmcli download {name}"
+            )
+
+
+def _print_rows(head: tuple[str, ...], rows: list[tuple[Any, ...]], numbers: list[int]) -> None:
+    """A table on a terminal, tab-separated values elsewhere, both on stdout."""
+    if not sys.stdout.isatty():
+        for row in (head, *rows):
+            print(*row, sep="\t")
+        return
+    from llmcli.render.console import console
+    from llmcli.render.download import table
+
+    console().print(table(head, rows, numbers))
