@@ -12,7 +12,7 @@ from llmcli.commands.options import Device, DType
 if TYPE_CHECKING:
     from llmcli.commands.loading import Opened
     from llmcli.inspection.catalogue import Entry
-    from llmcli.inspection.run import Ask, Run
+    from llmcli.inspection.run import Run
     from llmcli.inspection.values import View
     from llmcli.render.drawing import Canvas
     from llmcli.tokenizer import Tokenizer
@@ -79,7 +79,7 @@ class Request:
         targets = {}
         for name in ("token", "versus"):
             targets[name] = token_id(f"--{name}", g[name], opened.tokenizer, config.vocab_size)
-            if targets[name] is not None and not self.quiet:
+            if not self.quiet:
                 _say_which(f"--{name}", g[name], targets[name], opened.tokenizer)
         return {
             **targets,
@@ -93,16 +93,17 @@ class Request:
 
     def _run(self, opened: Opened, ids: list[int]) -> Run:
         """The model with its weights, and the prompt: torch is imported here."""
-        from llmcli.commands.loading import load
+        from llmcli.commands.loading import Place, load
         from llmcli.inspection.run import Run
 
         n_tokens = min(len(ids), opened.config.n_ctx)
-        loaded = load(opened, self.dtype, self.device, self.given["threads"], n_tokens=n_tokens)
+        place = Place(self.dtype, self.device, self.given["threads"])
+        loaded = load(opened, place, n_tokens=n_tokens)
         return Run(
             loaded,
             ids,
             opened.tokenizer.token_bytes,
-            load_fp32=lambda: load(opened, DType.float32, self.device),
+            load_fp32=lambda: load(opened, replace(place, dtype=DType.float32)),
         )
 
     def _view(self, name: str, opened: Opened, run: Run, ask: dict[str, Any]) -> View:
@@ -131,7 +132,7 @@ class Request:
         from llmcli.inspection.run import Ask
         from llmcli.inspection.tensors import save
 
-        tensors = {}
+        tensors: dict[str, Any] = {}
         for name in wanted:
             make = getattr(import_module(f"llmcli.inspection.{name}"), "tensors", None)
             if make is not None:
@@ -140,11 +141,11 @@ class Request:
         save(tensors, self.given["tensors"], about)
 
 
-def _say_which(option: str, text: str, id: int, tokenizer: Tokenizer) -> None:
+def _say_which(option: str, text: str | None, id: int | None, tokenizer: Tokenizer) -> None:
     """Where the token was found only after a space, or there is one of each kind, say which."""
     from llmcli.render.text import quoted
 
-    if text.startswith("id:"):
+    if text is None or text.startswith("id:"):
         return
     spaced = tokenizer.id_of(f" {text}")
     with_space = quoted(f" {text}".encode())

@@ -1,4 +1,4 @@
-"""What --layer, --head, --position and --token point at: words and numbers of the user -> indices."""
+"""What --layer, --head, --position and --token point at: the user's words -> indices and ids."""
 
 from __future__ import annotations
 
@@ -43,9 +43,7 @@ def token_id(option: str, text: str | None, tokenizer: Tokenizer, vocab_size: in
         id_ = tokenizer.id_of(candidate) if text else None
         if id_ is not None and id_ < vocab_size:
             return id_
-    pieces = [
-        f"{quoted(tokenizer.token_bytes(id))} (id:{id})" for id in tokenizer.encode(text)[:8]
-    ]
+    pieces = [f"{quoted(tokenizer.token_bytes(id))} (id:{id})" for id in tokenizer.encode(text)[:8]]
     raise UsageError(
         f"{option} {quoted(text.encode())} is not one token but {len(tokenizer.encode(text))}: "
         f"{', '.join(pieces)}.",

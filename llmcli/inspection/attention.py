@@ -19,7 +19,9 @@ from llmcli.inspection.values import Token, View
 MAP_SIZE = 16  # pixels of a small map, each way
 ROLE_FROM = 0.4  # the least share that earns a head the name of a role
 ROLES = ("previous", "first", "duplicate", "induction")
-CAVEAT = "measured: the weights of this prompt. Attention is where a head reads, not proof of cause."
+CAVEAT = (
+    "measured: the weights of this prompt. Attention is where a head reads, not proof of cause."
+)
 
 Map = tuple[tuple[float, ...], ...]  # row i holds i + 1 weights: the lower triangle
 

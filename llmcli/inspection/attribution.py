@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from llmcli.errors import IntegrityError
-from llmcli.gpt.model import GPT
+from llmcli.gpt.model import GPT, Block
 from llmcli.inspection.run import Ask, Run
 from llmcli.inspection.values import Token, View
 
@@ -129,7 +129,8 @@ def written(run: Run, position: int) -> tuple[dict[str, Tensor], Tensor]:
     last = f"{run.config.n_layer - 1}.resid_post"
     seen = run.record("embed", "pos_embed", "*.z", "*.mlp_post", last)
     parts = {name: seen[name][position].double() for name in ("embed", "pos_embed")}
-    for layer, block in enumerate(run.model.blocks):
+    blocks: list[Block] = list(run.model.blocks)  # type: ignore[arg-type]
+    for layer, block in enumerate(blocks):
         z = seen[f"{layer}.z"][:, position].double()  # (H, D)
         H, D = z.shape
         w_out = block.attn.out.weight.double().view(-1, H, D)  # (C, H, D)

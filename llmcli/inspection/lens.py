@@ -104,9 +104,7 @@ CHUNK = 16  # positions at once: what a processor's cache holds of a vocabulary 
 
 
 @torch.inference_mode()
-def _rows(
-    run: Run, ask: Ask, after: str, x: Tensor, final: Tensor, places: range
-) -> list[LensRow]:
+def _rows(run: Run, ask: Ask, after: str, x: Tensor, final: Tensor, places: range) -> list[LensRow]:
     """One layer's rows; `final` (W, V) are the model's own log probabilities at `places`."""
     rows = []
     for low in range(0, len(places), CHUNK):

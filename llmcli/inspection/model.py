@@ -116,8 +116,8 @@ def parameters(infos: Mapping[str, TensorInfo], tied: bool) -> dict[str, TensorI
 def flops(config: ModelConfig, seen: int) -> int:
     """Floating-point operations of one new token that sees `seen` tokens.
 
-    Two for each weight of a matrix product, two for each key and each value: 2 N + 4 L S H D. Norms,
-    softmax and activations, below 1 %, are left out.
+    Two for each weight of a matrix product, two for each number of each key and value seen:
+    2 N + 4 L S H D. Norms, softmax and activations, below 1 %, are left out.
     """
     width = config.n_head * config.head_dim
     block = 4 * config.n_embd * width + 2 * config.n_embd * config.mlp_dim

@@ -39,34 +39,34 @@ def name(token: bytes) -> str:
 
 def heading(title: str, *facts: str) -> Text:
     """The first line of a view: its name, and the facts that matter most."""
-    line = Text(title, style="bold cyan")
+    line = Text().append(title, style="bold cyan")
     if facts:
-        line.append("  " + harmless(" · ".join(facts)), style="not bold default")
+        line.append("  " + harmless(" · ".join(facts)))
     return line.append("\n")
 
 
 def columns(*cells: tuple[str, int]) -> Text:
     """A line of column names; a negative width aligns to the right."""
     line = " ".join(fit(text, abs(width), right=width < 0) for text, width in cells)
-    return Text(line.rstrip() + "\n", style="dim")
+    return Text().append(line.rstrip() + "\n", style="dim")
 
 
 def footnotes(notes: Sequence[str], width: int) -> Text:
-    """The caveats, below a view, dimmed and wrapped."""
-    out = Text()
+    """The caveats, a line below a view, dimmed and wrapped."""
+    out = Text("\n")
     for note in notes:
         lines = textwrap.wrap(harmless(note), width - 2, break_on_hyphens=False)
         out.append("".join(f"  {line}\n" for line in lines), style="dim italic")
     return out
 
 
-def signed_bar(share: float, cells: int) -> str:
-    """A bar to the right of the middle for a positive share of 1, to the left for a negative."""
+def signed_bar(share: float, cells: int) -> tuple[str, str]:
+    """What stands left and right of the middle: a bar to the right for a positive share of 1."""
     half = cells // 2
     if share >= 0:
-        return " " * half + "│" + bar(share, cells - half - 1)
+        return " " * half, bar(share, half).rstrip()
     filled = round(min(1.0, -share) * half * 2)  # in half cells: a left eighth has no mirror
-    return ("▐" * (filled % 2) + "█" * (filled // 2)).rjust(half) + "│" + " " * (cells - half - 1)
+    return ("▐" * (filled % 2) + "█" * (filled // 2)).rjust(half), ""
 
 
 def number(value: float | None, digits: int = 2) -> str:

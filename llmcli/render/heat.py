@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from rich.color import Color
 from rich.style import Style
+from rich.text import Text
 
 ANCHORS = ((50, 24, 94), (52, 78, 138), (33, 133, 141), (60, 182, 112), (162, 212, 54),
            (253, 231, 55))  # fmt: skip
@@ -28,7 +29,17 @@ def on_heat(value: float) -> Style:
     """Text that is readable on the colour of `value`."""
     dark = Color.from_rgb(16, 16, 16)
     light = Color.from_rgb(245, 245, 245)
-    return Style(color=dark if value > 0.45 else light, bgcolor=Color.from_rgb(*heat(value)))
+    return Style(color=dark if value > 0.5 else light, bgcolor=Color.from_rgb(*heat(value)))
+
+
+def scale(low: str, middle: str, high: str) -> Text:
+    """What the colours mean: a bar of them with `low`, `middle` and `high` at their places."""
+    out = Text().append(f"  {low} ", style="dim")
+    for step in range(20):
+        if step == 10:
+            out.append(f" {middle} ", style="dim")
+        out.append("█", style=Style(color=Color.from_rgb(*heat(step / 19))))
+    return out.append(f" {high}\n", style="dim")
 
 
 def half_blocks(top: float | None, bottom: float | None) -> tuple[str, Style]:

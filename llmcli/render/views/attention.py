@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from rich.text import Text
 
@@ -20,22 +20,22 @@ from llmcli.render.drawing import (
     skipped,
     window,
 )
-from llmcli.render.heat import half_blocks, heat, on_heat
+from llmcli.render.heat import half_blocks, on_heat, scale
 from llmcli.render.probs import percent
 
 if TYPE_CHECKING:
     from llmcli.inspection.attention import Grid, HeadRow, OneHead, QueryRow
 
-PITCH = 19  # cells from one map to the next: 16 pixels and a gap
+PITCH = 19  # cells from one map to the next: 16 pixels and a gap, or a label
 LABEL = 18  # position and token, left of a large map
 CELL = 3  # of a large map: two digits of percent
 ENTROPY = 6
 
 
 def draw(view: Grid | OneHead, canvas: Canvas) -> Text:
-    if hasattr(view, "heads"):
-        return _grid(view, canvas)
-    return _one_head(view, canvas)
+    if hasattr(view, "queries"):
+        return _one_head(cast("OneHead", view), canvas)
+    return _grid(cast("Grid", view), canvas)
 
 
 def _grid(view: Grid, canvas: Canvas) -> Text:
@@ -47,18 +47,14 @@ def _grid(view: Grid, canvas: Canvas) -> Text:
         heads = list(layer)
         for start in range(0, len(heads), per_line):
             out.append("\n").append_text(_maps(heads[start : start + per_line], canvas))
-    return out.append("\n").append_text(footnotes(view.notes, canvas.width))
+    return out.append_text(footnotes(view.notes, canvas.width))
 
 
 def _scale(canvas: Canvas) -> Text:
     """What the colours mean; without colour, what the digits mean."""
     if not canvas.color:
         return Text("  digits are tenths: 0 below 10 %, 9 from 90 %; · below 5 %\n", style="dim")
-    out = Text("  0 % ", style="dim")
-    for step in range(20):
-        red, green, blue = heat(step / 19)
-        out.append("█", style=f"rgb({red},{green},{blue})")
-    return out.append(" 100 %\n")
+    return scale("0 %", "25 %", "100 %")
 
 
 def _maps(heads: Sequence[HeadRow], canvas: Canvas) -> Text:
@@ -66,12 +62,15 @@ def _maps(heads: Sequence[HeadRow], canvas: Canvas) -> Text:
     out = Text("  ")
     for head in heads:
         label = f"L{head.layer}.H{head.head}"
-        role = f" {head.role} {share(head.role_score)} %" if head.role else ""
         out.append(label, style="bold")
-        out.append(fit(role, PITCH - len(label)), style="green")
+        out.append(fit(f" {head.entropy_bits:.2f} bits", PITCH - len(label)), style="dim")
     out.append("\n  ")
-    for head in heads:
-        out.append(fit(f"{head.entropy_bits:.2f} bits", PITCH), style="dim")
+    for head in heads if any(head.role for head in heads) else ():
+        role = f"{head.role} {share(head.role_score)} %" if head.role else "–"
+        out.append(fit(role, PITCH), style="green" if head.role else "dim")
+    if any(head.role for head in heads):
+        out.append("\n  ")
+    out.rstrip()
     out.append("\n")
     size = len(heads[0].map)
     step = 2 if canvas.color else 1
@@ -95,9 +94,14 @@ def _map_line(head: HeadRow, top: int, color: bool) -> Text:
             continue
         below = top + 1
         lower = head.map[below][column] if below < size and column <= below else None
-        character, style = half_blocks(upper, lower)
+        character, style = half_blocks(_shade(upper), _shade(lower))
         out.append(character, style=style)
     return out
+
+
+def _shade(weight: float | None) -> float | None:
+    """The place of a weight on the scale: its root, or all but the largest would be dark."""
+    return None if weight is None else weight**0.5
 
 
 def _digit(weight: float) -> str:
@@ -122,16 +126,16 @@ def _one_head(view: OneHead, canvas: Canvas) -> Text:
 
 
 def _query(query: QueryRow, shown: range, color: bool) -> Text:
-    out = Text(f"{query.position:>4} ", style="cyan")
-    out.append(fit(name(query.token.text), LABEL - 6) + " ", style="default")
+    out = Text().append(f"{query.position:>4} ", style="cyan")
+    out.append(fit(name(query.token.text), LABEL - 6) + " ")
     for place in shown:
         if place > query.position:
             out.append(" " * CELL)
             continue
         weight = query.weights[place]
-        text = "·" if weight < 0.005 else str(min(99, round(100 * weight)))
-        style = on_heat(weight) if color else ""
-        out.append(f"{text:>{CELL - 1}} ", style=style)
+        text = "·" if weight < 0.005 else f"{100 * weight:.0f}"
+        style = on_heat(weight**0.5) if color else ""
+        out.append(f"{text:>{CELL}}", style=style)
     return out.append(f"{query.entropy_bits:{ENTROPY}.2f}\n", style="dim")
 
 
@@ -146,6 +150,6 @@ def _sources(view: OneHead, canvas: Canvas, shown: range) -> Text:
         sources = [row for row in view.sources if row.position == query.position][:fits]
         for source in sources:
             out.append(f" {source.source:>4} ", style="dim")
-            out.append(f"{fit(name(source.token.text), cell - 14)}{percent(source.weight)} ")
+            out.append(f"{fit(name(source.token.text), cell - 14)} {percent(source.weight)}")
         out.append("\n")
     return out

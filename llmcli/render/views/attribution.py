@@ -16,6 +16,11 @@ PART = 16
 VALUE = 10
 
 
+def room(width: int) -> int:
+    """How many parts a picture shows where nobody says."""
+    return 20
+
+
 def draw(view: Attribution, canvas: Canvas) -> Text:
     target = f"{name(view.token.text)} (id {view.token.id})"
     if view.versus is not None:
@@ -33,7 +38,8 @@ def draw(view: Attribution, canvas: Canvas) -> Text:
     for part in view.parts:
         style = "green" if part.value >= 0 else "red"
         out.append(f"  {fit(part.part, PART)} {part.value:+{VALUE}.4f} ")
-        out.append(f"{signed_bar(part.value / largest, cells)}\n", style=style)
+        left, right = signed_bar(part.value / largest, cells)
+        out.append(left, style=style).append("│", style="dim").append(f"{right}\n", style=style)
     if view.n_rest:
         rest = fit(plural(view.n_rest, "other part"), PART)
         out.append(f"  {rest} {view.rest:+{VALUE}.4f}\n", style="dim")
@@ -42,7 +48,7 @@ def draw(view: Attribution, canvas: Canvas) -> Text:
 
 
 def _total(view: Attribution) -> Text:
-    out = Text(f"  {'─' * (PART + VALUE + 1)}\n", style="dim")
+    out = Text().append(f"  {'─' * (PART + VALUE + 1)}\n", style="dim")
     logit = "difference" if view.versus is not None else "logit"
     out.append(f"  {fit('sum of the parts', PART)} {view.sum_of_parts:+{VALUE}.4f}\n")
     out.append(f"  {fit('model’s ' + logit, PART)} {view.logit:+{VALUE}.4f}\n", style="bold")

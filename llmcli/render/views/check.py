@@ -25,10 +25,9 @@ def draw(view: Check, canvas: Canvas) -> Text:
     room = canvas.width - NAME - 27
     for row in view.comparisons:
         out.append("pass " if row.passed else "FAIL ", style="green" if row.passed else "bold red")
-        out.append(f"{fit(row.check, NAME)} {row.max_difference:10.1e} {row.tolerance:8.1e} ",
-                   style="default not bold")  # fmt: skip
+        out.append(f"{fit(row.check, NAME)} {row.max_difference:10.1e} {row.tolerance:8.1e} ")
         out.append(f"{_wrapped(row.means, room)}\n", style="dim")
-    return out.append("\n").append_text(footnotes(view.notes, canvas.width))
+    return out.append_text(footnotes(view.notes, canvas.width))
 
 
 def _wrapped(text: str, room: int) -> str:

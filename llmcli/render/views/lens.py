@@ -48,25 +48,26 @@ def draw(view: Lens, canvas: Canvas) -> Text:
         out.append(fit(line[0].after, LABEL), style="cyan")
         for row in line[shown.start : shown.stop]:
             style = on_heat(row.top_prob) if canvas.color else ""
-            cell = f" {fit(name(row.top.text), CELL - 6)} {fit(share(row.top_prob), 3, right=True)}"
+            cell = f"{fit(name(row.top.text), CELL - 5)} {fit(share(row.top_prob), 3, right=True)}"
             out.append(cell, style=style).append(" ")
         kl = next(row.kl_bits for row in line if row.position == view.position)
         out.append(f"{kl:{KL - 1}.2f}\n")
     span = range(places[0], places[-1] + 1)
     if left_out := skipped(span, view.n_tokens):
         out.append(f"  {left_out}\n", style="dim")
-    out.append(f"  Cells: token and its probability in %. KL: of position {view.position}.\n",
-               style="dim")  # fmt: skip
-    return out.append_text(footnotes(view.notes, canvas.width))
+    about = (
+        f"A cell holds a token and its probability in %; KL is that of position {view.position}."
+    )
+    return out.append_text(footnotes([about, *view.notes], canvas.width))
 
 
 def _header(view: Lens, shown: range) -> Text:
     """Position numbers, and the tokens that stand there."""
     places = view.prompt[shown.start : shown.stop]
-    first = "".join(" " + fit(str(place.position), CELL - 1) for place in places)
-    second = "".join(" " + fit(name(place.token.text), CELL - 2) + " " for place in places)
-    out = Text(f"{'after':<{LABEL}}{first}{'KL bits':>{KL}}\n", style="dim")
-    return out.append(f"{'':{LABEL}}{second.rstrip()}\n", style="bold not dim")
+    first = "".join(fit(str(place.position), CELL) for place in places)
+    second = "".join(fit(name(place.token.text), CELL - 1) + " " for place in places)
+    out = Text().append(f"{'after':<{LABEL}}{first}{'KL bits':>{KL}}\n", style="dim")
+    return out.append(f"{'':{LABEL}}{second.rstrip()}\n", style="bold")
 
 
 def _by_layer(view: Lens) -> list[list[LensRow]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rich.text import Text
@@ -12,8 +13,8 @@ from llmcli.render.probs import bar, percent
 if TYPE_CHECKING:
     from llmcli.inspection.model import Model, Module
 
-NAME = 32
-SHAPE = 18
+NAME = 22
+SHAPE = 23
 
 
 def draw(view: Model, canvas: Canvas) -> Text:
@@ -39,8 +40,8 @@ def _facts(view: Model) -> list[tuple[str, str]]:
                     f"{nbytes(view.fp32_nbytes)} in float32"),
         ("KV cache", f"{nbytes(view.kv_nbytes_per_token)} a token, "
                      f"{nbytes(view.kv_nbytes_full)} with the context full (float32)"),
-        ("arithmetic", f"{count(view.flops_first_token)}FLOPs for the first token, "
-                       f"{count(view.flops_last_token)}FLOPs for the last of a full context"),
+        ("arithmetic", f"{count(view.flops_first_token)}FLOPs for a first token, "
+                       f"{count(view.flops_last_token)}FLOPs with the context full"),
         ("folder", view.folder),
     ]  # fmt: skip
 
@@ -48,34 +49,62 @@ def _facts(view: Model) -> list[tuple[str, str]]:
 def _tree(view: Model, width: int) -> Text:
     cells = max(6, min(40, width - NAME - SHAPE - 25))
     out = columns(("  parameters", NAME + 2), ("shape", SHAPE), ("count", -12), ("share", -7))
-    trunks = _trunks(view.modules)
-    for module, trunk in zip(view.modules, trunks, strict=True):
-        label = module.name.split(".")[-1]
-        if label == "{}":
-            label = f"0 … {module.copies - 1}"
+    lines = _folded(view.modules)
+    for line, trunk in zip(lines, _trunks([line.depth for line in lines]), strict=True):
+        module = line.module
         out.append(f"  {trunk}", style="dim")
-        out.append(fit(label, NAME - len(trunk)), style="" if module.shape else "bold")
-        shape = " × ".join(map(str, module.shape))
-        times = f"  ×{module.copies}" if module.copies > 1 and module.shape else ""
-        out.append(f" {fit(shape + times, SHAPE)} {module.parameters:>12,} ",
-                   style="default not bold")  # fmt: skip
-        out.append(f"{percent(module.share)} ", style="default not bold")
+        out.append(fit(line.label, NAME - len(trunk)), style="" if line.shape else "bold")
+        times = f"  ×{module.copies}" if module.copies > 1 and line.shape else ""
+        out.append(f" {fit(line.shape + times, SHAPE)} {module.parameters:>12,} ")
+        out.append(f"{percent(module.share)} ")
         out.append(f"{bar(module.share, cells).rstrip()}\n", style="blue")
     return out
 
 
-def _trunks(modules: tuple[Module, ...]) -> list[str]:
+@dataclass(frozen=True, slots=True)
+class _Line:
+    label: str
+    depth: int
+    shape: str  # "256 × 768 + 768": a weight and its bias
+    module: Module
+
+
+def _folded(modules: tuple[Module, ...]) -> list[_Line]:
+    """A line per module: its weight and bias stand in it, and an only child joins its parent."""
+    children: dict[str, list[Module]] = {}
+    for module in modules:
+        children.setdefault(module.name.rpartition(".")[0], []).append(module)
+
+    def lines(module: Module, label: str, depth: int) -> list[_Line]:
+        inside = children.get(module.name, [])
+        if len(inside) == 1 and not inside[0].shape:
+            last = inside[0].name.split(".")[-1]
+            copies = f"0 … {inside[0].copies - 1}" if last == "{}" else last
+            return lines(inside[0], f"{label}.{copies}", depth)
+        if inside and all(child.shape for child in inside):
+            ordered = sorted(
+                inside, key=lambda child: (-len(child.shape), child.name), reverse=False
+            )
+            shapes = [" × ".join(map(str, child.shape)) for child in ordered]
+            return [_Line(label, depth, " + ".join(shapes), module)]
+        own = [_Line(label, depth, " × ".join(map(str, module.shape)), module)]
+        return own + [
+            line for child in inside for line in lines(child, child.name.split(".")[-1], depth + 1)
+        ]
+
+    top = [module for module in modules if module.depth == 0]
+    return [line for module in top for line in lines(module, module.name.split(".")[-1], 0)]
+
+
+def _trunks(depths: list[int]) -> list[str]:
     """The lines that join each module to its parent: "├─ ", "│  └─ "."""
     trunks = []
-    for i, module in enumerate(modules):
-        if module.depth == 0:
-            trunks.append("")
-            continue
+    for i, own_depth in enumerate(depths):
         parts = []
-        for depth in range(1, module.depth + 1):
-            after = next((m.depth for m in modules[i + 1 :] if m.depth <= depth), 0)
+        for depth in range(1, own_depth + 1):
+            after = next((d for d in depths[i + 1 :] if d <= depth), 0)
             more = after == depth
-            own = depth == module.depth
+            own = depth == own_depth
             parts.append(("├─ " if more else "└─ ") if own else ("│  " if more else "   "))
         trunks.append("".join(parts))
     return trunks

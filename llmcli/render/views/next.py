@@ -23,19 +23,18 @@ def draw(view: Next, canvas: Canvas) -> Text:
         f"what follows {name(view.token.text)}, position {view.position} of "
         f"{plural(view.n_tokens, 'token')}",
         f"{plural(view.n_layer, 'layer')} × {plural(view.n_head, 'head')}",
-        f"{view.entropy_bits:.2f} bits of doubt",
     )
-    cells = max(10, canvas.width - 2 * TOKEN - 30)
+    cells = max(10, min(40, canvas.width - 2 * TOKEN - 30))
     for part in (_prompt(view, canvas), _lens(view, cells), _sources(view, cells),
                  _candidates(view, cells)):  # fmt: skip
         out.append("\n").append_text(part)
-    out.append("\n").append_text(footnotes(view.notes, canvas.width))
+    out.append_text(footnotes(view.notes, canvas.width))
     return out.append_text(_deeper())
 
 
 def _title(number: int, text: str, about: str) -> Text:
-    line = Text(f"{number} {text}", style="bold")
-    return line.append(f"  {about}\n", style="not bold dim")
+    line = Text().append(f"{number} {text}", style="bold")
+    return line.append(f"  {about}\n", style="dim")
 
 
 def _prompt(view: Next, canvas: Canvas) -> Text:
@@ -99,7 +98,8 @@ def _sources(view: Next, cells: int) -> Text:
 
 
 def _candidates(view: Next, cells: int) -> Text:
-    out = _title(4, "the next token", "the most probable, before any filter")
+    about = f"the most probable, before any filter; {view.entropy_bits:.2f} bits of doubt in all"
+    out = _title(4, "the next token", about)
     out.append_text(columns(("   rank", 9), ("token", TOKEN), ("", cells), ("prob", -7),
                             ("logit", -9)))  # fmt: skip
     for row in view.candidates:
@@ -112,6 +112,6 @@ def _candidates(view: Next, cells: int) -> Text:
 
 
 def _deeper() -> Text:
-    out = Text("  deeper: ", style="dim")
+    out = Text().append("  deeper: ", style="dim")
     out.append("--view tokens, lens, attention, attribution, sampling, check, model\n")
     return out

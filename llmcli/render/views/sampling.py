@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 STAGE = 20
 TOKEN = 16
-CELL = 10
+CELL = 11
 
 
 def draw(view: SamplingView, canvas: Canvas) -> Text:
@@ -31,8 +31,10 @@ def _stages(view: SamplingView, width: int) -> Text:
     out = columns(("  stage", STAGE), ("kept", -7), ("cut", -7), ("", cells), ("entropy", -7),
                   ("likeliest", TOKEN), ("", -7))  # fmt: skip
     for stage in view.stages:
-        out.append(f"  {fit(stage.stage, STAGE - 2)} ", style="cyan")
-        out.append(f"{stage.kept:>7} {percent(stage.cut_mass)} ")
+        label = fit(stage.stage.replace("_", "-"), STAGE - 2)
+        cut = "–" if stage.stage == view.stages[0].stage else percent(stage.cut_mass)
+        out.append(f"  {label} ", style="cyan")
+        out.append(f"{stage.kept:>7} {cut:>7} ")
         out.append(bar(stage.cut_mass, cells), style="red")
         out.append(f" {stage.entropy_bits:7.2f} {fit(name(stage.top.text), TOKEN)}")
         out.append(f"{percent(stage.top_prob)}\n")
@@ -45,7 +47,7 @@ def _candidates(view: SamplingView, width: int) -> Text:
     fits = max(2, (width - TOKEN - 19) // (CELL + 1))
     shown = stages if len(stages) <= fits else [stages[0], *stages[1 - fits :]]
     out = columns(("  rank", -6), ("token", TOKEN + 1), ("logit", -8),
-                  *((stage, -CELL) for stage in shown))  # fmt: skip
+                  *((stage.replace("_", "-"), -CELL) for stage in shown))  # fmt: skip
     for rank, group in groupby(view.candidates, key=lambda fate: fate.rank):
         fates: dict[str, Fate] = {fate.stage: fate for fate in group}
         first = fates[stages[0]]
@@ -64,13 +66,10 @@ def _candidates(view: SamplingView, width: int) -> Text:
 
 
 def _draw(view: SamplingView) -> Text:
-    out = Text(f"{CHOSEN} drawn   ", style="bold green")
+    out = Text().append(f"{CHOSEN} drawn   ", style="bold green")
     out.append(f"{fit(name(view.drawn.text), TOKEN)} ", style="bold green")
-    out.append(
-        f"with{percent(view.drawn_prob)} after the filters,{percent(view.drawn_model_prob)} before\n",
-        style="default not bold",
-    )
+    after, before = percent(view.drawn_prob), percent(view.drawn_model_prob)
+    out.append(f"with{after} after the filters,{before} before\n")
     same = ", the same" if view.greedy.id == view.drawn.id else ""
-    out.append(f"  greedy  {fit(name(view.greedy.text), TOKEN)} always the likeliest{same}\n",
-               style="default not bold")  # fmt: skip
+    out.append(f"  greedy  {fit(name(view.greedy.text), TOKEN)} always the likeliest{same}\n")
     return out

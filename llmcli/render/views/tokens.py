@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from codecs import getincrementaldecoder
 from typing import TYPE_CHECKING
 
 from rich.cells import cell_len
@@ -19,7 +20,7 @@ from llmcli.render.drawing import (
     skipped,
     window,
 )
-from llmcli.render.heat import on_heat
+from llmcli.render.heat import on_heat, scale
 from llmcli.render.probs import bar, percent
 from llmcli.render.text import harmless
 
@@ -27,23 +28,25 @@ if TYPE_CHECKING:
     from llmcli.inspection.tokens import TokenRow, Tokens
 
 LINES = 40  # of a long prompt, unless --rows says otherwise
-MOST_BITS = 16.0  # the far end of the scale: one chance in 65,536
-FIXED = 74  # cells of a line without its bar
+LEAST_BITS = 4.0  # the far end of the scale is here, or at the largest surprisal shown
+FIXED = 75  # cells of a line without its bar
 
 
 def draw(view: Tokens, canvas: Canvas) -> Text:
     total = len(view.rows)
     shown = window(total, view.position, canvas.rows or LINES)
     out = heading("tokens", *_facts(view))
+    bars = max(5, min(30, canvas.width - FIXED))
+    bits = [row.surprisal_bits or 0.0 for row in view.rows[shown.start : shown.stop]]
+    most = max([LEAST_BITS, *bits])
     if canvas.color:
-        out.append("\n").append_text(_shaded(view, shown, canvas.width))
-    bars = max(6, min(30, canvas.width - FIXED))
+        out.append("\n").append_text(_shaded(view, shown, canvas.width, most))
     out.append("\n").append_text(
         columns(("pos", -4), ("id", -6), ("token", 14), ("bytes", 11), ("bits", -5),
-                ("surprisal", bars), ("rank", -5), ("entropy", -7), ("likeliest other", 16))
+                ("", bars), ("rank", -5), ("entropy", -7), ("likeliest other", 17))
     )  # fmt: skip
     for row in view.rows[shown.start : shown.stop]:
-        out.append_text(_line(row, bars))
+        out.append_text(_line(row, bars, most))
     if left_out := skipped(shown, total):
         out.append(f"  {left_out}, --rows its size\n", style="dim")
     return out.append_text(footnotes(view.notes, canvas.width))
@@ -62,28 +65,31 @@ def _facts(view: Tokens) -> list[str]:
     return facts
 
 
-def _shaded(view: Tokens, shown: range, width: int) -> Text:
+def _shaded(view: Tokens, shown: range, width: int, most: float) -> Text:
     """The text itself, each token on the colour of its surprisal."""
     out, used = Text(" "), 1
+    decoder = getincrementaldecoder("utf-8")("replace")  # a character may take several tokens
     for row in view.rows[shown.start : shown.stop]:
-        text = harmless(row.token.text.decode("utf-8", "replace").replace("\n", "⏎"))
+        text = harmless(decoder.decode(row.token.text).replace("\n", "⏎"))
         if used + cell_len(text) > width:
             out.append("\n ")
             used = 1
-        style = on_heat((row.surprisal_bits or 0.0) / MOST_BITS)
+        style = on_heat((row.surprisal_bits or 0.0) / most)
         out.append(text, style="dim" if row.surprisal_bits is None else style)
         used += cell_len(text)
-    return out.append("\n")
+    return out.append("\n").append_text(
+        scale("surprisal: 0", f"{most / 2:.1f}", f"{most:.1f} bits")
+    )
 
 
-def _line(row: TokenRow, bars: int) -> Text:
-    out = Text(f"{row.position:>4} ", style="cyan")
+def _line(row: TokenRow, bars: int, most: float) -> Text:
+    out = Text().append(f"{row.position:>4} ", style="cyan")
     out.append(f"{row.token.id:>6} ", style="dim")
-    out.append(f"{fit(name(row.token.text), 14)} ", style="default not dim")
+    out.append(f"{fit(name(row.token.text), 14)} ")
     out.append(f"{fit(row.bytes, 11)} ", style="dim")
     if row.surprisal_bits is None or row.alternative is None or row.alternative_prob is None:
         return out.append(f"{'–':>5}\n")
-    out.append(f"{row.surprisal_bits:5.2f} ", style="default not dim")
-    out.append(bar(row.surprisal_bits / MOST_BITS, bars), style="yellow")
-    out.append(f" {row.rank:>5} {row.entropy_bits:7.2f} ", style="default not dim")
-    return out.append(f"{fit(name(row.alternative.text), 9)}{percent(row.alternative_prob)}\n")
+    out.append(f"{row.surprisal_bits:5.2f} ")
+    out.append(bar(row.surprisal_bits / most, bars), style="yellow")
+    out.append(f" {row.rank:>5} {row.entropy_bits:7.2f} ")
+    return out.append(f"{fit(name(row.alternative.text), 10)}{percent(row.alternative_prob)}\n")
