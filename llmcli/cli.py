@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import wraps
 from typing import Annotated, Any
 
@@ -42,8 +43,7 @@ def reported(command: Callable[..., None]) -> Callable[..., None]:
             command(*args, **kwargs)
             sys.stdout.flush()
         except BrokenPipeError:
-            # The reader has gone, which is its right; what is left must not be flushed at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _abandon_stdout()  # the reader has gone, which is its right
         except LLMCLIError as error:
             fail(error)
         except (MemoryError, RuntimeError) as error:
@@ -54,10 +54,16 @@ def reported(command: Callable[..., None]) -> Callable[..., None]:
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _abandon_stdout()
             fail(ResourceError("The disk is full.", "Free some space and run this again."))
 
     return run
+
+
+def _abandon_stdout() -> None:
+    """Let what is still in stdout's buffer go nowhere at exit, where it would fail once more."""
+    with suppress(OSError):  # a stdout without a descriptor keeps no one waiting
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def fail(error: LLMCLIError) -> None:

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import FABLE, edit_json
@@ -16,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from llmcli import __version__
 
+PACKAGE_SCHEMAS = Path(__file__).resolve().parents[1] / "llmcli" / "schemas"
 LLMCLI = [sys.executable, "-m", "llmcli"]
 
 
@@ -131,7 +133,7 @@ def test_stats_go_to_stderr(llmcli, model_folder):
                     "--max-new-tokens", 5)  # fmt: skip
     assert re.fullmatch(
         r"load [\d.]+ s \| first token \d+ ms \| prefill \d+ tokens, \d+ tok/s \| "
-        r"decode \d tokens, \d+ tok/s \| finish (stop|length) \| seed 4\n",
+        r"decode \d tokens, \d+ tok/s \| finish (stop|length) \| float32 on cpu \| seed 4\n",
         result.stderr,
     )
 
@@ -139,13 +141,13 @@ def test_stats_go_to_stderr(llmcli, model_folder):
 def test_top_probs_in_a_pipe_are_rows(llmcli, model_folder):
     common = ["generate", "Once", "-m", model_folder, "--seed", 4, "--max-new-tokens", 3]
     rows = [line.split("\t") for line in llmcli(*common, "--top-probs", 4).stdout.splitlines()]
-    assert rows[0] == ["step", "chosen", "rank", "id", "token", "prob", "drawn_prob",
+    assert rows[0] == ["sample", "step", "chosen", "rank", "id", "token", "prob", "drawn_prob",
                        "entropy_bits"]  # fmt: skip
     for step in range(3):
-        ours = [row for row in rows[1:] if row[0] == str(step)]
-        assert sum(row[1] == "1" for row in ours) == 1
-        assert [row[2] for row in ours[:4]] == ["0", "1", "2", "3"]
-        probs = [float(row[5]) for row in ours]
+        ours = [row for row in rows[1:] if row[1] == str(step)]
+        assert sum(row[2] == "1" for row in ours) == 1
+        assert [row[3] for row in ours[:4]] == ["0", "1", "2", "3"]
+        probs = [float(row[6]) for row in ours]
         assert probs == sorted(probs, reverse=True)
 
 
@@ -244,7 +246,7 @@ def test_ctrl_c_keeps_the_text_so_far_and_ends_with_130(copied):
     head = child.stdout.readline() + child.stdout.readline()
     child.send_signal(signal.SIGINT)
     rest, errors = child.communicate(timeout=30)
-    assert head.startswith(b"step\t")
+    assert head.startswith(b"sample\tstep\t")
     assert (child.returncode, errors) in [(130, b""), (0, b"")]
     if child.returncode == 0:  # it was done before the signal came
         assert (head + rest).count(b"\n") >= 120

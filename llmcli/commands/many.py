@@ -7,6 +7,7 @@ done, and the file is put in order at the end.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -98,8 +99,8 @@ class Results:
         self.items, self.path, self.num_samples = items, path, num_samples
         self.done: dict[str | int, list[dict[str, Any]]] = {}
         self.shown = 0
-        if path is not None and path.exists():
-            self._resume(path)
+        if path is not None:
+            self._resume(path)  # and be sure, before anything is computed, that it can be written
 
     @property
     def seed(self) -> int | None:
@@ -111,10 +112,15 @@ class Results:
         self.done.update((item.id, records) for item, records in batch)
         if self.path is not None:
             lines = [strict(record) + "\n" for _, records in batch for record in records]
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write("".join(lines))
-                file.flush()
-                os.fsync(file.fileno())
+            try:
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.write("".join(lines))
+                    file.flush()
+                    os.fsync(file.fileno())
+            except OSError as error:
+                if error.errno == errno.ENOSPC:
+                    raise  # the disk is full: said in one place for all commands
+                raise _unwritable(self.path, error) from error
             return
         while self.shown < len(self.items) and self.items[self.shown].id in self.done:
             for record in self.done.pop(self.items[self.shown].id):
@@ -127,17 +133,23 @@ class Results:
         if self.path is None:
             return
         part = self.path.with_name(self.path.name + ".part")
-        with part.open("w", encoding="utf-8") as file:
-            for item in self.items:
-                for record in self.done.get(item.id, []):
-                    file.write(strict(record) + "\n")
-        part.replace(self.path)
+        try:
+            with part.open("w", encoding="utf-8") as file:
+                for item in self.items:
+                    for record in self.done.get(item.id, []):
+                        file.write(strict(record) + "\n")
+            part.replace(self.path)
+        finally:
+            part.unlink(missing_ok=True)
 
     def _resume(self, path: Path) -> None:
         """Read what an earlier run finished; a last line cut off by a kill is taken away."""
         known = {item.id for item in self.items}
+        if path.exists() and not path.is_file():  # to read a device may never end
+            raise UsageError(f"--out {shown(str(path), 4096)} is not a regular file.")
         try:
-            with path.open("r+b") as file:
+            with path.open("a+b") as file:
+                file.seek(0)
                 whole = 0
                 for number, line in enumerate(file, 1):
                     if not line.endswith(b"\n"):
@@ -149,9 +161,7 @@ class Results:
                     id: rows for id, rows in self.done.items() if len(rows) == self.num_samples
                 }
         except OSError as error:
-            raise NotFoundError(
-                f"{shown(str(path), 4096)} cannot be written: {error.strerror}."
-            ) from error
+            raise _unwritable(path, error) from error
 
     def _take(self, path: Path, number: int, line: bytes, known: set[str | int]) -> None:
         try:
@@ -165,6 +175,10 @@ class Results:
                 "Give --out another file, or remove this one.",
             )
         self.done.setdefault(id, []).append(record)
+
+
+def _unwritable(path: Path, error: OSError) -> NotFoundError:
+    return NotFoundError(f"{shown(str(path), 4096)} cannot be written: {error.strerror}.")
 
 
 def batches(
@@ -235,7 +249,9 @@ def run_batch(
             "n_tokens": len(tokens[row]),
         }  # fmt: skip
         if job.top_probs:
-            record["tokens"] = [as_json(step, job.opened.tokenizer) for step in tokens[row]]
+            record["tokens"] = [
+                {"step": step.index, **as_json(step, job.opened.tokenizer)} for step in tokens[row]
+            ]
         records[item.id].append(record)
     return records
 

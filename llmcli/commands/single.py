@@ -131,7 +131,9 @@ def _echo(job: Job, ids: Sequence[int], scored: Sequence[Step]) -> Echo:
 
 def _prompt_json(job: Job, ids: Sequence[int], echo: Echo) -> dict:
     scored = {
-        "tokens": [as_json(step, job.opened.tokenizer) for step in echo.steps],
+        "tokens": [
+            {"position": step.index, **as_json(step, job.opened.tokenizer)} for step in echo.steps
+        ],
         "perplexity": results.perplexity(echo.steps),
     }
     return {"text": echo.text, "ids": list(ids), **(scored if echo.steps else {})}

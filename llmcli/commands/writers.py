@@ -225,7 +225,7 @@ class JsonWriter:
 
     def take(self, piece: Piece) -> None:
         row = piece.step.row
-        self.tokens[row].append(as_json(piece.step, self.tokenizer))
+        self.tokens[row].append({"step": piece.step.index, **as_json(piece.step, self.tokenizer)})
         self.texts[row] += piece.text
         self.reasons[row] = piece.finish_reason
         self.times.append(piece.step.time_s)
@@ -258,7 +258,7 @@ class JsonlWriter:
         row = piece.step.row
         self.texts[row] += piece.text
         self.times.append(piece.step.time_s)
-        token = as_json(piece.step, self.tokenizer)
+        token = {"step": piece.step.index, **as_json(piece.step, self.tokenizer)}
         self._event("step", {"sample": row, "new_text": piece.text, **token})
         if piece.finish_reason:
             ending = {"text": self.texts[row], "finish_reason": piece.finish_reason}
@@ -277,7 +277,7 @@ class JsonlWriter:
 
 
 def as_json(step: Step, tokenizer: Tokenizer) -> dict[str, Any]:
-    """A step as JSON has it; `bytes` only where the token is not UTF-8 by itself."""
+    """A step as JSON has it, but for its place; `bytes` where the token alone is not UTF-8."""
 
     def choice(c: Choice) -> dict[str, Any]:
         data = tokenizer.token_bytes(c.id)
@@ -289,7 +289,6 @@ def as_json(step: Step, tokenizer: Tokenizer) -> dict[str, Any]:
         }  # fmt: skip
 
     return {
-        "step": step.index,
         **choice(step.chosen),
         "rank": step.rank,
         "entropy_bits": step.entropy_bits,

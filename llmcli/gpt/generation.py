@@ -89,10 +89,9 @@ def generate(
             fed = _left_padded(now).to(model.device)
         logits = model(fed, cache, tap, last_only=True)[:, -1].float()  # (B, V)
         drawn = filtered(logits, sampling, _counts(history, running, sampling, logits))
-        if index in forced:
-            ids = torch.full((len(running),), forced[index], device=model.device)
-        else:
-            ids = _draw(drawn, [generators[row] for row in running])
+        ids = _draw(drawn, [generators[row] for row in running])
+        if index in forced:  # after the draw, so that later steps draw what they would have drawn
+            ids = torch.full_like(ids, forced[index])
         limit = index == n_steps - 1
         time_s = time.perf_counter() - started
         for place, facts in enumerate(_facts(logits, drawn, ids, top_probs)):

@@ -1,0 +1,389 @@
+"""`llmcli generate`: every control, every probability, and what is told of them."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import subprocess
+import sys
+
+import jsonschema
+import pytest
+import torch
+from conftest import FABLE
+from test_cli import PACKAGE_SCHEMAS, assert_fails, in_terminal, make_it_say
+
+SCHEMA = json.loads((PACKAGE_SCHEMAS / "generate.schema.json").read_text())
+
+
+def schema_of(name):
+    return {**SCHEMA["$defs"][name], "$defs": SCHEMA["$defs"]}
+
+
+@pytest.fixture
+def generate(llmcli, model_folder):
+    """Run `generate "Once"` on the random model, seeded; its result."""
+
+    def run(*arguments, model=model_folder, prompt=("Once",), input=None):
+        return llmcli("generate", *prompt, "-m", model, "--seed", 1, "--max-new-tokens", 12,
+                      *arguments, input=input)  # fmt: skip
+
+    return run
+
+
+@pytest.fixture
+def result(generate):
+    """The object that `--json` prints, checked against the schema."""
+
+    def run(*arguments, **options):
+        done = generate("--json", *arguments, **options)
+        assert done.exit_code == 0, done.stderr
+        assert done.stderr == ""
+        value = json.loads(done.stdout, parse_constant=pytest.fail)
+        jsonschema.validate(value, SCHEMA)
+        return value
+
+    return run
+
+
+def ids(result, sample=0):
+    return [token["id"] for token in result["samples"][sample]["tokens"]]
+
+
+# --- JSON ----------------------------------------------------------------------------------------
+
+
+def test_json_tells_the_same_story_as_the_text(generate, result):
+    value = result("--top-probs", 3, "--top-k", 5)
+    text = generate("--top-k", 5).stdout
+    assert value["samples"][0]["text"] == text
+    assert value["prompt"]["text"] == "Once"
+    for token in value["samples"][0]["tokens"]:
+        assert [c["logprob"] for c in token["top"]] == sorted(
+            (c["logprob"] for c in token["top"]), reverse=True
+        )
+        assert sum(math.exp(c["drawn_logprob"]) for c in token["drawn_top"]) <= 1 + 1e-6
+        assert token["logprob"] <= token["drawn_logprob"]
+
+
+def test_what_the_filters_cut_is_null_not_infinity(result):
+    value = result("--top-probs", 5, "--top-k", 2)
+    cut = [c for t in value["samples"][0]["tokens"] for c in t["top"][2:]]
+    assert {c["drawn_logprob"] for c in cut} == {None}
+
+
+def test_a_token_that_is_not_utf8_by_itself_has_its_bytes(result):
+    tokens = [t for s in range(6) for t in result("--seed", s, "--temperature", 3)["samples"][0]
+              ["tokens"]]  # fmt: skip
+    assert any("bytes" in token for token in tokens)
+    for token in tokens:
+        if "bytes" in token:
+            assert bytes(token["bytes"]).decode("utf-8", "replace") == token["text"]
+
+
+def test_jsonl_events_validate_and_add_up_to_the_json(generate, result):
+    lines = [
+        json.loads(line) for line in generate("--jsonl", "--num-samples", 2).stdout.splitlines()
+    ]
+    for line in lines:
+        jsonschema.validate(line, schema_of("event"))
+    value = result("--num-samples", 2)
+    for sample in range(2):
+        mine = [line for line in lines if line.get("sample") == sample]
+        text = "".join(line["new_text"] for line in mine if line["event"] == "step")
+        assert text == mine[-1]["text"] == value["samples"][sample]["text"]
+    assert [lines[0]["event"], lines[-1]["event"]] == ["start", "done"]
+
+
+def test_a_seed_that_was_drawn_is_told_and_repeats_the_text(llmcli, model_folder):
+    common = ["generate", "Once", "-m", model_folder, "--max-new-tokens", 8, "--json"]
+    first = json.loads(llmcli(*common).stdout)
+    again = json.loads(llmcli(*common, "--seed", first["seed"]).stdout)
+    assert ids(first) == ids(again)
+    assert json.loads(llmcli(*common).stdout)["seed"] != first["seed"]
+
+
+# --- filters -------------------------------------------------------------------------------------
+
+
+def test_bias_forbids_or_forces_a_token(result):
+    free = ids(result())
+    assert free[0] not in ids(result("--bias", f"{free[0]}=-inf"))
+    assert set(ids(result("--bias", "7=1000"))) == {7}
+
+
+def test_every_filter_reaches_the_sampling(result):
+    options = {
+        "repetition_penalty": 1.5, "presence_penalty": 0.5, "frequency_penalty": 0.25,
+        "penalty_window": 7, "temperature": 0.9, "top_k": 40, "top_p": 0.9, "min_p": 0.01,
+        "typical_p": 0.99,
+    }  # fmt: skip
+    arguments = [a for k, v in options.items() for a in (f"--{k.replace('_', '-')}", v)]
+    value = result(*arguments, "--bias", "5=-inf", "--bias", "6=2")
+    told = value["options"]
+    assert {key: told[key] for key in options} == options
+    assert told["bias"] == [[5, None], [6, 2.0]]
+
+
+def test_a_top_k_from_a_file_larger_than_the_vocabulary_is_clamped(result, copied):
+    path = copied / "generation_config.json"
+    path.write_text(json.dumps({"do_sample": True, "top_k": 5000}))
+    assert result(model=copied)["options"]["top_k"] == 300
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        ("x", "TOKEN=NUMBER"),
+        ("=3", "TOKEN=NUMBER"),
+        ("x=much", "TOKEN=NUMBER"),
+        ("x=nan", "TOKEN=NUMBER"),
+        ("x=inf", "TOKEN=NUMBER"),
+        ("little girl=1", "'little girl' is"),
+        ("999=1", "999"),
+    ],
+)
+def test_a_bias_that_makes_no_sense_is_refused(entry, said, generate):
+    assert_fails(generate("--bias", entry), 2, said)
+
+
+def test_help_names_the_filters_in_their_order(llmcli):
+    from llmcli.config import ORDER
+
+    text = " ".join(llmcli("generate", "--help").stdout.split())
+    listed = re.search(r"in this order: (.*?)\.", text)[1]
+    listed = listed.replace("repetition, presence and frequency penalty",
+                            "repetition penalty, presence penalty, frequency penalty")  # fmt: skip
+    assert tuple(re.sub("[ -]", "_", name) for name in listed.split(", ")) == ORDER
+
+
+# --- stops ---------------------------------------------------------------------------------------
+
+
+def test_nothing_from_the_stop_on_is_shown(generate):
+    text = generate().stdout
+    stop = text[5:8]
+    at = text.index(stop)
+    assert generate("--stop", stop).stdout == text[:at]
+    assert generate("--stop", stop, "--keep-stop").stdout == text[: at + 3]
+    assert generate("--stop", "no such text", "--stop", stop).stdout == text[:at]
+
+
+def test_a_stop_ends_the_run_and_says_so(result, generate):
+    text = generate().stdout
+    value = result("--stop", text[5:8])
+    assert value["samples"][0]["finish_reason"] == "stop"
+    assert len(ids(value)) < 12
+
+
+def test_a_stop_id_is_hidden_unless_kept(result):
+    free = result()
+    stop = ids(free)[4]
+    value, kept = result("--stop-id", stop), result("--stop-id", stop, "--keep-stop")
+    assert ids(value)[-1] == ids(kept)[-1] == stop
+    assert len(kept["samples"][0]["text"]) > len(value["samples"][0]["text"])
+    assert value["samples"][0]["finish_reason"] == "stop"
+
+
+# --- samples -------------------------------------------------------------------------------------
+
+
+def test_a_sample_does_not_depend_on_how_many_there_are(result):
+    three, five = result("--num-samples", 3), result("--num-samples", 5)
+    assert [ids(three, i) for i in range(3)] == [ids(five, i) for i in range(3)]
+    assert ids(result()) == ids(five)
+    assert len({tuple(ids(five, i)) for i in range(5)}) > 1
+    alone = [t["logprob"] for t in result()["samples"][0]["tokens"]]
+    batched = [t["logprob"] for t in five["samples"][0]["tokens"]]
+    torch.testing.assert_close(torch.tensor(alone), torch.tensor(batched), atol=1e-4, rtol=0)
+
+
+def test_samples_in_a_pipe_are_parted_by_a_line(generate, result):
+    texts = [sample["text"] for sample in result("--num-samples", 3)["samples"]]
+    assert generate("--num-samples", 3).stdout == "\n---\n".join(texts)
+    assert generate("--num-samples", 3, "--separator", "==").stdout == "\n==\n".join(texts)
+
+
+def test_samples_on_a_terminal_have_headings(model_folder):
+    shown, code = in_terminal(["generate", "Once", "-m", model_folder, "--num-samples", 2,
+                               "--max-new-tokens", 3, "--seed", 5])  # fmt: skip
+    assert code == 0
+    assert [line for line in shown.splitlines() if line.startswith("──")] == [
+        "── sample 0 of 2 ──",
+        "── sample 1 of 2 ──",
+    ]
+
+
+# --- what if -------------------------------------------------------------------------------------
+
+
+def test_a_forced_token_is_marked_with_the_probability_it_had(result):
+    free = result()
+    value = result("--force", "2=Q", "--force", f"0={ids(free)[0]}")
+    tokens = value["samples"][0]["tokens"]
+    assert [token["forced"] for token in tokens[:4]] == [True, False, True, False]
+    assert tokens[2]["text"] == "Q"
+    assert tokens[2]["logprob"] < 0
+    assert ids(value)[:2] == ids(free)[:2]
+
+
+@pytest.mark.parametrize("entry", ["cat", "3=", "x=cat", "12=Q", "-1=Q", "0=little girl"])
+def test_a_force_that_makes_no_sense_is_refused(entry, generate):
+    assert_fails(generate("--force", entry), 2, "--force")
+
+
+# --- seeing --------------------------------------------------------------------------------------
+
+
+def test_echo_prints_the_prompt_to_the_byte(generate):
+    plain = generate().stdout
+    assert generate("--echo").stdout == "Once" + plain
+
+
+def test_echo_tells_the_prompts_own_probabilities(result, model_folder):
+    from llmcli.config import read_config
+    from llmcli.gpt.weights import load_model
+
+    prompt = result("--echo", "--top-probs", 2, prompt=("Once upon a",))["prompt"]
+    model = load_model(model_folder, read_config(model_folder))
+    with torch.inference_mode():
+        logprobs = model(torch.tensor([prompt["ids"]])).log_softmax(-1)[0]
+    expected = [logprobs[i, id].item() for i, id in enumerate(prompt["ids"][1:])]
+    told = [token["logprob"] for token in prompt["tokens"]]
+    torch.testing.assert_close(torch.tensor(told), torch.tensor(expected), atol=1e-4, rtol=0)
+    assert prompt["perplexity"] == pytest.approx(math.exp(-sum(expected) / len(expected)), 1e-4)
+    assert [token["position"] for token in prompt["tokens"]] == list(range(1, len(prompt["ids"])))
+
+
+def test_echo_and_top_probs_list_the_prompts_tokens_first(generate):
+    done = generate("--echo", "--top-probs", 2, prompt=("Once upon a",))
+    rows = [line.split("\t") for line in done.stdout.splitlines()[1:]]
+    prompt = [row for row in rows if row[0] == "prompt"]
+    assert rows[: len(prompt)] == prompt
+    assert sorted({int(row[1]) for row in prompt}) == [1, 2, 3, 4]
+    assert "prompt perplexity" in done.stderr
+
+
+def test_color_probs_off_a_terminal_is_the_text(generate):
+    assert generate("--color-probs").stdout == generate().stdout
+
+
+def test_color_probs_mark_the_least_likely_without_colour_too(model_folder):
+    arguments = ["generate", "Once", "-m", model_folder, "--color-probs", "--echo", "--seed", 1,
+                 "--max-new-tokens", 20, "--temperature", 2]  # fmt: skip
+    shown, code = in_terminal(arguments, env={"NO_COLOR": "1"})
+    assert code == 0
+    assert "\x1b" not in shown
+    assert shown.count("‹") > 1
+    assert shown.count("‹") == shown.count("›")
+    coloured, _ = in_terminal(arguments, env={"COLORTERM": "truecolor"})
+    assert "\x1b[" in coloured
+    assert re.sub(r"\x1b\[[\d;]*m", "", coloured) == shown
+
+
+def test_color_probs_show_control_characters_harmlessly(copied):
+    make_it_say(copied, "\x1b[31m[red]\x07")
+    shown, code = in_terminal(["generate", "x", "-m", copied, "--max-new-tokens", 2,
+                               "--color-probs"])  # fmt: skip
+    assert code == 0
+    assert "\\x1b[31m[red]\\x07" in shown
+    assert "\x07" not in shown
+
+
+# --- before the run ------------------------------------------------------------------------------
+
+
+def test_dry_run_tells_the_budget(generate):
+    told = json.loads(generate("--dry-run", "--json").stdout)
+    assert told["needed_nbytes"] == sum(
+        told[key]
+        for key in ("weights_nbytes", "cache_nbytes", "activations_nbytes", "torch_nbytes")
+    )
+    assert told["decode_tokens_per_s"] > 0
+    text = generate("--dry-run").stdout
+    assert re.search(r"^needed +\d+ MiB$", text, re.M)
+    assert re.search(r"^speed +\d+  tok/s", text, re.M)
+
+
+def test_too_little_memory_is_refused_with_numbers_before_anything_is_loaded(generate, monkeypatch):
+    monkeypatch.setattr("llmcli.budget.available_nbytes", lambda: 100 << 20)
+    monkeypatch.setattr("llmcli.gpt.weights.load_model", pytest.fail)
+    assert_fails(generate(), 7, r"needs 3\d\d MiB", "100 MiB are available", "--dtype bfloat16")
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_dtypes_are_used_and_told(dtype, result):
+    value = result("--dtype", dtype)
+    assert value["model"]["dtype"] == dtype
+    exact = result()["samples"][0]["tokens"][0]
+    assert value["samples"][0]["tokens"][0]["logprob"] == pytest.approx(exact["logprob"], abs=0.5)
+
+
+def test_a_device_that_is_not_there_is_refused(generate):
+    if not torch.cuda.is_available():
+        assert_fails(generate("--device", "cuda"), 2, "cuda", "Devices: .*cpu")
+
+
+def test_threads_are_set(generate):
+    before = torch.get_num_threads()
+    try:
+        assert generate("--threads", 2).exit_code == 0
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+# --- combinations and input ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--json", "--jsonl"],
+        ["--top-probs", "3", "--color-probs"],
+        ["--json", "--color-probs"],
+        ["--prompts", "nothing.txt"],
+        ["--out", "x.jsonl"],
+        ["--stop-id", "300"],
+        ["--min-p", "nan"],
+        ["--presence-penalty", "inf"],
+        ["--num-samples", "0"],
+    ],
+    ids=" ".join,
+)
+def test_contradictions_and_nonsense_are_refused(options, generate):
+    result = generate(*options)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert options[0] in result.stderr
+
+
+def test_a_prompt_with_nul_and_every_control_character_works(generate, result):
+    text = "".join(map(chr, range(32)))
+    assert generate(prompt=(), input=text.encode()).exit_code == 0
+    assert result("--echo", prompt=("-",), input=text.encode())["prompt"]["text"] == text
+
+
+def test_a_hundred_megabytes_on_stdin_are_refused_quickly_and_truncated_on_request(model_folder):
+    source = "head -c 100000000 /dev/zero | tr '\\0' a"
+    command = f"{sys.executable} -m llmcli generate -m {model_folder} --max-new-tokens 1"
+    for extra, code in ("", 2), ("--truncate-prompt left", 0):
+        run = subprocess.run(
+            ["bash", "-c", f"{source} | {command} {extra}"],
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
+        assert run.returncode == code, run.stderr
+        assert b"more than" in run.stderr
+
+
+def test_the_empty_prompt_starts_where_the_tokenizer_starts(result):
+    assert result(prompt=("",))["prompt"]["ids"] == [0]
+
+
+@pytest.mark.skipif(not (FABLE / "model.safetensors").exists(), reason="fable is not trained yet")
+def test_greedy_is_greedy_whatever_the_seed(llmcli):
+    common = ["generate", "Tom had a", "--temperature", 0, "--max-new-tokens", 20]
+    assert llmcli(*common, "--seed", 1).stdout == llmcli(*common, "--seed", 2).stdout

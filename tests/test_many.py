@@ -1,0 +1,196 @@
+"""`generate --prompts`: batches, order, resuming, and bad files."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+
+import jsonschema
+import pytest
+from test_cli import assert_fails
+from test_generate import schema_of
+
+from llmcli.commands.many import read_prompts
+
+PROMPTS = ["Once upon a time", "The", "She had a red ball. The end.", "Lily", "a", "red red red"]
+
+
+@pytest.fixture
+def many(llmcli, model_folder, tmp_path):
+    """Run `generate --prompts` on a file with this content; records are checked and returned."""
+
+    def run(content, *arguments, code=0):
+        path = tmp_path / "prompts"
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        result = llmcli("generate", "--prompts", path, "-m", model_folder, "--seed", 5,
+                        "--max-new-tokens", 8, *arguments)  # fmt: skip
+        if code:
+            return assert_fails(result, code)
+        assert result.exit_code == 0, result.stderr
+        records = [json.loads(line) for line in result.stdout.splitlines()]
+        for record in records:
+            jsonschema.validate(record, schema_of("record"))
+        return records
+
+    return run
+
+
+LINES = "\n".join(PROMPTS) + "\n"
+
+
+def test_results_come_in_the_order_of_the_input(many):
+    assert [record["id"] for record in many(LINES, "--batch-size", 2)] == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4, 64])
+def test_the_texts_do_not_depend_on_the_batches(batch_size, many):
+    texts = [record["text"] for record in many(LINES, "--batch-size", batch_size)]
+    assert texts == [record["text"] for record in many(LINES, "--batch-size", 3)]
+
+
+def test_the_first_prompt_gives_what_generate_gives_alone(many, llmcli, model_folder):
+    alone = llmcli("generate", PROMPTS[0], "-m", model_folder, "--seed", 5, "--max-new-tokens", 8)
+    assert many(LINES)[0]["text"] == alone.stdout
+
+
+def test_json_lines_keep_their_ids(many):
+    content = '{"prompt": "Once", "id": "first"}\n\n{"prompt": "The\\nend"}\n{"prompt":"x","id":7}'
+    assert [record["id"] for record in many(content)] == ["first", 2, 7]
+
+
+def test_samples_of_a_prompt_follow_each_other(many):
+    records = many("Once\nThe\n", "--num-samples", 2, "--top-probs", 1)
+    assert [(r["id"], r["sample"]) for r in records] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert len(records[0]["tokens"]) == records[0]["n_tokens"]
+
+
+def test_a_finished_file_is_left_as_it_is(many, tmp_path):
+    out = tmp_path / "out.jsonl"
+    many(LINES, "--out", out, "--batch-size", 2)
+    whole = out.read_bytes()
+    assert [json.loads(line)["id"] for line in whole.splitlines()] == [0, 1, 2, 3, 4, 5]
+    many(LINES, "--out", out)
+    assert out.read_bytes() == whole
+
+
+@pytest.mark.parametrize("cut", [0, 40, 200, 431, 777])
+def test_a_killed_run_goes_on_where_it_was(cut, many, tmp_path):
+    out = tmp_path / "out.jsonl"
+    many(LINES, "--out", out)
+    whole = out.read_bytes()
+    out.write_bytes(whole[:cut])
+    many(LINES, "--out", out, "--batch-size", 2)
+    assert out.read_bytes() == whole
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_a_run_killed_between_the_samples_of_a_prompt_repeats_that_prompt(many, tmp_path):
+    out = tmp_path / "out.jsonl"
+    many(LINES, "--out", out, "--num-samples", 2)
+    whole = out.read_bytes()
+    out.write_bytes(b"".join(whole.splitlines(keepends=True)[:3]))
+    many(LINES, "--out", out, "--num-samples", 2)
+    assert out.read_bytes() == whole
+
+
+def test_a_resumed_run_keeps_the_seed_that_was_drawn(llmcli, model_folder, tmp_path):
+    prompts, out = tmp_path / "p", tmp_path / "out.jsonl"
+    prompts.write_text(LINES)
+    common = ["generate", "--prompts", prompts, "--out", out, "-m", model_folder, "-q",
+              "--max-new-tokens", 4]  # fmt: skip
+    assert llmcli(*common).stderr == ""
+    whole = out.read_bytes()
+    out.write_bytes(b"".join(whole.splitlines(keepends=True)[:2]))
+    llmcli(*common)
+    assert out.read_bytes() == whole
+
+
+def test_each_batch_is_on_disk_before_the_next_begins(many, tmp_path, monkeypatch):
+    out, sizes = tmp_path / "out.jsonl", []
+    import llmcli.commands.many as module
+
+    real = module.run_batch
+
+    def watched(*arguments):
+        sizes.append(len(out.read_bytes().splitlines()))
+        return real(*arguments)
+
+    monkeypatch.setattr(module, "run_batch", watched)
+    many(LINES, "--out", out, "--batch-size", 2)
+    assert sizes == [0, 2, 4]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "no prompt"),
+        (b"\n\n", "no prompt"),
+        (b"ok\n\xff\n", "not UTF-8 at offset 3"),
+        (b'{"prompt": "a"}\nplain\n', "line 2 is not JSON"),
+        (b'{"prompt": 3}\n', "line 1 has no text"),
+        (b'{"prompt": "a", "id": 1}\n{"prompt": "b", "id": 1}\n', "line 2: the id 1 comes twice"),
+        (b'{"prompt": "a", "id": [1]}\n', "neither text nor"),
+        (b'{"prompt": "a"}\n' + b"[" * 100_000, "line 2 is not JSON"),
+        (b"ok\n" + b"xyz " * 99, "Prompt 1: The prompt has"),
+    ],
+)
+def test_a_prompt_file_that_makes_no_sense_is_refused(
+    content, said, llmcli, model_folder, tmp_path
+):
+    path = tmp_path / "prompts"
+    path.write_bytes(content)
+    assert_fails(llmcli("generate", "--prompts", path, "-m", model_folder), 2, said)
+
+
+def test_a_prompt_file_that_cannot_be_read_is_refused(llmcli, model_folder, tmp_path):
+    for path in tmp_path, tmp_path / "nothing":
+        assert_fails(llmcli("generate", "--prompts", path, "-m", model_folder), 3, "cannot be read")
+
+
+@pytest.mark.parametrize(
+    ("out", "code", "said"),
+    [("", 2, "not a regular file"), ("no/such/folder", 3, "cannot be written")],
+)
+def test_a_bad_out_is_refused_before_the_model_is_loaded(
+    out, code, said, llmcli, model_folder, tmp_path, monkeypatch
+):
+    path = tmp_path / "prompts"
+    path.write_text("Once\n")
+    monkeypatch.setattr("llmcli.gpt.weights.load_model", pytest.fail)
+    for name in (tmp_path / out, "/dev/full") if code == 2 else (tmp_path / out,):
+        result = llmcli("generate", "--prompts", path, "--out", name, "-m", model_folder)
+        assert_fails(result, code, said)
+
+
+def test_results_of_other_prompts_are_not_overwritten(llmcli, model_folder, tmp_path):
+    path, out = tmp_path / "prompts", tmp_path / "out"
+    path.write_text("Once\n")
+    for content in '{"id": 99, "text": "", "seed": 1}\n', "my diary\n":
+        out.write_text(content)
+        result = llmcli("generate", "--prompts", path, "--out", out, "-m", model_folder)
+        assert_fails(result, 5, "line 1, is no result of these prompts")
+        assert out.read_text() == content
+
+
+def test_a_full_disk_under_out_is_said_and_nothing_is_lost(many, tmp_path, monkeypatch, llmcli):
+    out, real = tmp_path / "out", os.fsync
+    room = iter([True, False])
+
+    def fsync(descriptor):
+        if not next(room):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(descriptor)
+
+    monkeypatch.setattr("os.fsync", fsync)
+    many(LINES, "--out", out, "--batch-size", 2, "-q", code=7)
+    assert len(out.read_bytes().splitlines()) >= 2
+    monkeypatch.setattr("os.fsync", real)
+    many(LINES, "--out", out)
+    assert [json.loads(line)["id"] for line in out.read_bytes().splitlines()] == list(range(6))
+
+
+def test_carriage_returns_are_no_part_of_a_prompt(tmp_path):
+    path = tmp_path / "prompts"
+    path.write_bytes(b"one\r\ntwo \r\n")
+    assert [item.prompt for item in read_prompts(path)] == ["one", "two "]
