@@ -225,7 +225,8 @@ class Handler(BaseHTTPRequestHandler):
         if parts[:2] == ["api", "models"] and len(parts) >= 4:
             self._api("/".join(parts[2:4]), parts[4:], parse_qs(url.query))
         elif parts[0] == "cdn":
-            self._send_file(self.server.commits["/".join(parts[1:3]), parts[3]][parts[4]], fault)
+            files = self.server.commits["/".join(parts[1:3]), parts[3]]
+            self._send_file(files["/".join(parts[4:])], fault)
         elif "resolve" in parts[2:3]:
             self._resolve("/".join(parts[:2]), parts[3], "/".join(parts[4:]), fault)
         else:

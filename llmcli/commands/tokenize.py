@@ -26,5 +26,5 @@ def tokenize(
     from llmcli.tokenizer import Tokenizer
 
     given = read_text(text, 'llmcli tokenize "Once upon a time"')
-    tokenizer = Tokenizer.from_folder(resolve(model))
+    tokenizer = Tokenizer.from_folder(resolve(model, tokenizer_only=True))
     print(*tokenizer.encode(given))

@@ -1,0 +1,528 @@
+"""`llmcli download` as its users meet it: streams, requests, tables, and what is fetched."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from hub_server import (
+    TOKEN,
+    HubServer,
+    assert_whole,
+    byte_tokenizer,
+    fetch,
+    git_hash,
+    server,
+    sha256,
+    tiny_model,
+)
+
+from llmcli import hub
+from llmcli.errors import IntegrityError, NotFoundError, UnsupportedModelError
+from llmcli.hub import cache
+
+__all__ = ["server"]  # the fixture
+
+FILES = tiny_model()
+NEEDED = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"]
+WEIGHTS = "model.safetensors"
+
+
+@pytest.fixture
+def commit(server: HubServer) -> str:
+    return server.put("org/tiny", FILES)
+
+
+def in_process(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "llmcli", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **environment},
+    )
+
+
+# --- the road ------------------------------------------------------------------------------------
+
+
+def test_stdout_is_the_folder_and_stderr_the_conversation(llmcli, server, commit):
+    run = llmcli("download", "org/tiny")
+    assert run.exit_code == 0, run.output
+    folder = Path(run.stdout.splitlines()[-1])
+    assert run.stdout == f"{folder}\n"
+    assert folder == cache.repo_folder("org/tiny") / "snapshots" / commit
+    assert_whole(folder, FILES)
+    assert {path.name for path in folder.iterdir()} == {*NEEDED, WEIGHTS}
+    lines = run.stderr.splitlines()
+    assert lines[0] == f"org/tiny at {commit[:12]}"
+    assert lines[1] == "config.json: 122 B, verified"
+    assert lines[-1] == "org/tiny is here: 5 files, 49.7 KiB; 49.7 KiB was fetched."
+    assert "\x1b" not in run.stderr
+
+
+def test_quiet_says_nothing_but_errors(llmcli, server, commit):
+    server.fail("config.json", "drop")
+    server.fail("/cdn/", "status", 0, status=404)
+    run = llmcli("download", "org/tiny", "-q")
+    assert (run.exit_code, run.stderr) == (0, "")
+    assert llmcli("download", "org/none", "-q").stderr.startswith("llmcli: ")
+
+
+def test_the_requests_of_a_first_and_of_a_second_run(llmcli, server, commit):
+    """One for the list, one a file, one more where the hub redirects; then one; then none."""
+    llmcli("download", "org/tiny")
+    where = f"GET /org/tiny/resolve/{commit}"
+    assert server.paths() == [
+        "GET /api/models/org/tiny/revision/main",
+        *(f"{where}/{name}" for name in [*NEEDED, WEIGHTS]),
+        f"GET /cdn/org/tiny/{commit}/{WEIGHTS}",
+    ]
+    server.seen.clear()
+    again = llmcli("download", "org/tiny")
+    assert "nothing was fetched" in again.stderr
+    assert server.paths() == ["GET /api/models/org/tiny/revision/main"]
+    server.seen.clear()
+    pinned = llmcli("download", "org/tiny", "--revision", commit)
+    assert pinned.stdout == again.stdout
+    assert server.paths() == []
+
+
+def test_nothing_about_the_user_is_sent_or_asked(server, commit):
+    """A process of its own: what the client asks it asks once. No /api/agent-harnesses, no more."""
+    run = in_process("download", "org/tiny", AI_AGENT="some-agent", HF_HUB_DISABLE_TELEMETRY="0")
+    assert run.returncode == 0, run.stderr
+    assert len(server.seen) == 7
+    assert not [seen for seen in server.seen if "harness" in seen.path or "agent/" in seen.agent]
+    assert not list(Path(os.environ["HF_HOME"]).glob(".agent*"))
+
+
+def test_no_token_is_sent_where_there_is_none(server, commit, monkeypatch):
+    monkeypatch.delenv("HF_TOKEN")
+    fetch("org/tiny")
+    assert {seen.token for seen in server.seen} == {""}
+
+
+def test_download_never_imports_torch(server, commit):
+    code = (
+        "import sys\nfrom llmcli.cli import main\n"
+        "try:\n    main()\n"
+        "finally:\n    print(*sorted({m.split('.')[0] for m in sys.modules}), file=sys.stderr)"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code, "download", "org/tiny"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert not {"torch", "transformers"} & set(run.stderr.splitlines()[-1].split())
+
+
+OFFLINE = """
+import socket
+def refuse(*arguments, **options):
+    raise RuntimeError("a socket was opened")
+socket.socket.__init__ = socket.getaddrinfo = socket.create_connection = refuse
+"""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["generate", "-m", "org/tiny", "Once", "--max-new-tokens", "3"],
+        ["tokenize", "-m", "org/tiny", "Once"],
+        ["inspect", "-m", "org/tiny", "--view", "model"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_no_other_command_opens_a_socket(arguments, server, commit, tmp_path):
+    fetch("org/tiny")
+    server.seen.clear()
+    (tmp_path / "sitecustomize.py").write_text(OFFLINE)
+    run = in_process(*arguments, PYTHONPATH=str(tmp_path), PYTHONDONTWRITEBYTECODE="1")
+    assert run.returncode == 0, run.stderr
+    assert run.stdout
+    assert server.seen == []
+    if arguments[0] == "tokenize":
+        refused = in_process("download", "org/tiny", PYTHONPATH=str(tmp_path))
+        assert "a socket was opened" in refused.stderr, "the test sees nothing"
+
+
+def test_generate_names_the_command_that_gets_a_model(llmcli, server):
+    run = llmcli("generate", "-m", "org/tiny", "Once")
+    assert run.exit_code == 3
+    assert run.stderr == (
+        "llmcli: org/tiny is not downloaded yet.\nGet it with: llmcli download org/tiny\n"
+    )
+    assert server.seen == []
+
+
+def test_completion_of_the_model_needs_neither_torch_nor_the_hub(server, commit):
+    fetch("org/tiny")
+    code = (
+        "import sys\nfrom llmcli.cli import main\n"
+        "try:\n    main()\n"
+        "finally:\n    print(*sorted({m.split('.')[0] for m in sys.modules}), file=sys.stderr)"
+    )
+    words = "llmcli generate -m "
+    environment = {"_LLMCLI_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": "3"}
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **environment},
+    )
+    assert {"fable", "gpt2", "org/tiny"} <= set(run.stdout.split())
+    assert not {"torch", "huggingface_hub"} & set(run.stderr.split())
+
+
+# --- what is fetched -----------------------------------------------------------------------------
+
+
+def test_a_sharded_model_brings_what_its_index_names(server):
+    files = tiny_model(n_shards=3)
+    stray = {"model-00004-of-00009.safetensors": b"stray", "other.safetensors": b"stray"}
+    server.put("org/sharded", files | stray)
+    folder = fetch("org/sharded").folder
+    assert_whole(folder, files)
+    shards = [name for name in files if name.endswith(".safetensors")]
+    index = "model.safetensors.index.json"
+    assert {path.name for path in folder.iterdir()} == {*NEEDED, index, *shards}
+    assert hub.resolve("org/sharded") == folder
+
+
+def test_an_index_that_names_an_absent_shard_is_damage(server):
+    files = tiny_model(n_shards=2)
+    del files["model-00002-of-00002.safetensors"]
+    server.put("org/sharded", files)
+    with pytest.raises(IntegrityError, match=r"names model-00002-of-00002.safetensors, which is"):
+        fetch("org/sharded")
+    assert not [path for path in server.paths() if "00001" in path]
+
+
+def test_vocab_merges_and_chat_templates_come_along(server):
+    more = {"vocab.json": b"{}", "merges.txt": b"", "chat_template.jinja": b"{{ x }}"}
+    server.put("org/tiny", FILES | more)
+    assert_whole(folder := fetch("org/tiny").folder, FILES | more)
+    assert {path.name for path in folder.iterdir()} == {*NEEDED, WEIGHTS, *more}
+
+
+@pytest.mark.parametrize(
+    "left", ["pytorch_model.bin", "tf_model.h5", "flax_model.msgpack", "x.gguf"]
+)
+def test_a_repository_without_safetensors_is_refused_and_nothing_is_fetched(server, left):
+    kinds = (".safetensors", ".bin", ".h5", ".msgpack")
+    files = {n: d for n, d in FILES.items() if not n.endswith(kinds)} | {left: b"\x80pickle"}
+    server.put("org/pickle", files)
+    with pytest.raises(UnsupportedModelError, match=f"no safetensors weights, only {left}"):
+        fetch("org/pickle")
+    assert len(server.seen) == 1
+
+
+def test_an_unsupported_architecture_is_told_from_the_config_alone(llmcli, server):
+    server.put("org/bert", FILES | {"config.json": b'{"model_type": "bert"}'})
+    run = llmcli("download", "org/bert")
+    assert run.exit_code == 6
+    assert "'bert' is not supported" in run.stderr
+    assert "Supported: " in run.stderr
+    assert "gpt2" in run.stderr
+    assert [path.rpartition("/")[2] for path in server.paths()] == ["main", "config.json"]
+    with pytest.raises(NotFoundError):
+        hub.resolve("org/bert")
+
+
+def test_an_unsupported_tokenizer_is_told_before_the_weights(server):
+    unigram = json.loads(byte_tokenizer()) | {"model": {"type": "Unigram", "vocab": []}}
+    server.put("org/spm", FILES | {"tokenizer.json": json.dumps(unigram).encode()})
+    with pytest.raises(UnsupportedModelError, match="Unigram") as caught:
+        fetch("org/spm")
+    assert "org/spm: tokenizer.json" in str(caught.value)
+    assert not [path for path in server.paths() if WEIGHTS in path]
+    server.put("org/none", {n: d for n, d in FILES.items() if "tokenizer" not in n})
+    with pytest.raises(UnsupportedModelError, match=r"no tokenizer\.json"):
+        fetch("org/none")
+
+
+def test_weights_whose_header_lies_are_not_shown(server):
+    damaged = (99).to_bytes(
+        8, "little"
+    ) + b'{"x":{"dtype":"F32","shape":[9],"data_offsets":[0,36]}}'
+    server.put("org/damaged", FILES | {WEIGHTS: damaged})
+    with pytest.raises(IntegrityError, match=r"org/damaged: model\.safetensors is damaged"):
+        fetch("org/damaged")
+    with pytest.raises(NotFoundError):
+        hub.resolve("org/damaged")
+
+
+def test_the_tokenizer_alone_tokenizes_and_does_not_generate(llmcli, server, commit):
+    run = llmcli("download", "org/tiny", "--tokenizer-only")
+    assert run.exit_code == 0, run.output
+    assert not [path for path in server.paths() if WEIGHTS in path]
+    assert llmcli("tokenize", "-m", "org/tiny", "a").stdout == "97\n"
+    run = llmcli("generate", "-m", "org/tiny", "a")
+    assert run.exit_code == 3
+    assert "model.safetensors is missing" in run.stderr
+    assert "llmcli download org/tiny" in run.stderr
+    assert "tokenizer only" in llmcli("download", "--list").stdout
+    server.seen.clear()
+    assert llmcli("download", "org/tiny", "--revision", commit, "--tokenizer-only").exit_code == 0
+    assert server.seen == []
+    assert_whole(fetch("org/tiny", revision=commit).folder, FILES)
+    assert [path.rpartition("/")[2] for path in server.paths()][1:] == [
+        "generation_config.json", WEIGHTS, WEIGHTS
+    ]  # fmt: skip
+
+
+def test_branches_tags_and_commits(llmcli, server):
+    old = server.put("org/tiny", tiny_model(seed=5), "v1", "refs/pr/1")
+    new = server.put("org/tiny", FILES)
+    for revision, expected in (("v1", old), ("refs/pr/1", old), ("main", new), (old, old)):
+        run = llmcli("download", "org/tiny", "--revision", revision)
+        assert run.stdout.strip().endswith(expected)
+        assert hub.resolve(f"org/tiny@{revision}").name == expected
+    assert llmcli("download", "org/tiny@v1").stdout.strip().endswith(old)
+    run = llmcli("download", "org/tiny@v2")
+    assert run.exit_code == 3
+    assert "org/tiny has no revision 'v2' (HTTP 404)." in run.stderr
+
+
+def test_short_names_are_fetched_from_their_org(llmcli, server):
+    server.put("openai-community/gpt2", FILES)
+    run = llmcli("download", "gpt2")
+    assert "models--openai-community--gpt2" in run.stdout
+    assert llmcli("tokenize", "-m", "gpt2", "a").stdout == "97\n"
+
+
+def test_unknown_names_get_the_nearest(llmcli, server):
+    run = llmcli("download", "openai-comunity/gpt2")
+    assert run.exit_code == 3
+    assert "openai-community/gpt2" in run.stderr
+    assert "HTTP 404" in run.stderr
+    run = llmcli("download", "gtp2")
+    assert run.exit_code == 3
+    assert "Did you mean gpt2" in run.stderr
+
+
+def test_the_embedded_model_is_here_already(llmcli, server):
+    assert llmcli("download", "fable").stdout == f"{hub.EMBEDDED['fable']}\n"
+    assert llmcli("download", "--remove", "fable").exit_code == 2
+    assert server.seen == []
+
+
+def test_a_proxy_is_honoured(server, commit, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://hub.example")
+    monkeypatch.setenv("http_proxy", server.url)
+    run = in_process("download", "org/tiny", "--tokenizer-only")
+    assert run.returncode == 0, run.stderr
+    assert {seen.path.partition("/api")[0] for seen in server.seen[:1]} == {"http://hub.example"}
+
+
+# --- other programs in the same cache ------------------------------------------------------------
+
+
+@pytest.fixture
+def client(server, monkeypatch):
+    """huggingface_hub's own download, against this server."""
+    import huggingface_hub
+
+    def download(repo: str, **options):
+        options = {"cache_dir": cache.cache_dir(), "endpoint": server.url, **options}
+        return Path(huggingface_hub.snapshot_download(repo, **options))
+
+    return download
+
+
+def test_what_other_programs_downloaded_is_found(server, commit, client):
+    folder = client("org/tiny")
+    assert hub.resolve("org/tiny") == folder
+    server.seen.clear()
+    assert fetch("org/tiny").folder == folder
+    assert server.paths() == ["GET /api/models/org/tiny/revision/main"]
+
+
+def test_what_we_downloaded_is_found_by_other_programs(server, commit, client):
+    folder = fetch("org/tiny").folder
+    server.seen.clear()
+    import huggingface_hub
+
+    found = huggingface_hub.try_to_load_from_cache("org/tiny", WEIGHTS, cache.cache_dir())
+    assert Path(found) == folder / WEIGHTS
+    assert client("org/tiny", local_files_only=True) == folder
+    assert server.seen == []
+    info = huggingface_hub.scan_cache_dir(cache.cache_dir())
+    assert not info.warnings
+    assert [repo.repo_id for repo in info.repos] == ["org/tiny"]
+
+
+def test_a_wrong_byte_that_another_program_took_is_found_and_mended(server, commit, client):
+    server.fail("/cdn/", "wrong byte", 9)
+    folder = client("org/tiny", allow_patterns=[*NEEDED, WEIGHTS])
+    assert (folder / WEIGHTS).read_bytes() != FILES[WEIGHTS], "the client has learnt to hash"
+    server.faults.clear()
+    assert_whole(fetch("org/tiny").folder, FILES)
+
+
+def test_two_processes_on_one_model_fetch_it_once(server, commit):
+    server.rate = 200_000
+    runs = [None, None]
+
+    def run(i: int) -> None:
+        runs[i] = in_process("download", "org/tiny")
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [run.returncode for run in runs] == [0, 0], [run.stderr for run in runs]
+    assert_whole(Path(runs[0].stdout.strip()), FILES)
+    assert runs[0].stdout == runs[1].stdout
+    assert len([path for path in server.paths() if "/cdn/" in path]) == 1
+
+
+# --- what is here --------------------------------------------------------------------------------
+
+
+def test_without_a_name_what_can_be_had(llmcli, server):
+    server.put("distilbert/distilgpt2", FILES)
+    llmcli("download", "distilgpt2")
+    server.seen.clear()
+    rows = [line.split("\t") for line in llmcli("download").stdout.splitlines()]
+    assert rows[0] == ["model", "parameters", "download", "memory", "license", "here"]
+    assert rows[1] == ["distilgpt2", "81912576", "355816128", "365399040", "Apache-2.0", "yes"]
+    assert [row[0] for row in rows[2:]] == ["gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"]
+    assert {row[5] for row in rows[2:]} == {"no"}
+    found = json.loads(llmcli("download", "--json").stdout)
+    assert found["schema"] == 1
+    assert found["models"][0]["here"] is True
+    assert server.seen == []
+
+
+def test_the_sizes_are_those_of_the_checkpoints():
+    """gpt2's model.safetensors has 548,105,171 bytes, distilgpt2's 352,824,413: within 1 %."""
+    from llmcli.hub.names import KNOWN
+
+    for name, nbytes in (("gpt2", 548_105_171), ("distilgpt2", 352_824_413)):
+        assert KNOWN[name].download_nbytes == pytest.approx(nbytes, rel=0.01)
+
+
+def test_list_verify_and_remove(llmcli, server, commit):
+    old = server.put("org/tiny", tiny_model(seed=5), "v1")
+    for revision in ("main", "v1"):
+        fetch("org/tiny", revision=revision)
+    server.seen.clear()
+    rows = [line.split("\t") for line in llmcli("download", "--list").stdout.splitlines()]
+    assert rows[0] == ["model", "commit", "refs", "bytes", "state"]
+    assert sorted(rows[1:]) == sorted(
+        ["org/tiny", c, ref, str(50931), "whole"] for c, ref in ((commit, "main"), (old, "v1"))
+    )
+    listed = json.loads(llmcli("download", "--list", "--json").stdout)["models"]
+    assert {model["commit"] for model in listed} == {commit, old}
+    assert llmcli("download", "--verify", "org/tiny", "org/tiny@v1").exit_code == 0
+
+    freed = llmcli("download", "--remove", "org/tiny@v1")
+    assert "org/tiny@v1 is removed" in freed.stderr
+    assert hub.resolve("org/tiny").name == commit
+    with pytest.raises(NotFoundError):
+        hub.resolve("org/tiny@v1")
+    assert_whole(hub.resolve("org/tiny"), FILES)
+    assert llmcli("download", "--remove", "org/tiny").exit_code == 0
+    assert not cache.repo_folder("org/tiny").exists()
+    assert llmcli("download", "--remove", "org/tiny").exit_code == 3
+    assert llmcli("download", "--verify", "org/tiny").exit_code == 3
+    assert server.seen == []
+
+
+def test_verify_finds_a_flipped_bit_and_download_mends_it(llmcli, server, commit):
+    folder = fetch("org/tiny").folder
+    blob = (folder / WEIGHTS).resolve()
+    before, data = blob.stat(), bytearray(blob.read_bytes())
+    data[1000] ^= 1
+    blob.write_bytes(data)
+    os.utime(blob, ns=(before.st_atime_ns, before.st_mtime_ns))  # as a disk does it: unseen
+    run = llmcli("download", "--verify", "org/tiny")
+    assert run.exit_code == 5
+    assert "org/tiny: model.safetensors is damaged" in run.stderr
+    assert "llmcli download org/tiny" in run.stderr
+    report = json.loads(llmcli("download", "--verify", "org/tiny", "--json").stdout)
+    assert report["models"][0]["damaged"] == [WEIGHTS]
+    run = llmcli("download", "org/tiny")
+    assert "the copy in the cache is damaged; fetched anew" in run.stderr
+    assert_whole(folder, FILES)
+    assert llmcli("download", "--verify", "org/tiny").exit_code == 0
+
+
+def test_a_file_that_changed_since_it_was_verified_is_not_trusted(server, commit):
+    folder = fetch("org/tiny").folder
+    (folder / WEIGHTS).resolve().write_bytes(b"x" * len(FILES[WEIGHTS]))
+    assert_whole(fetch("org/tiny", revision=commit).folder, FILES)
+
+
+def test_remove_takes_what_an_interrupted_download_left(llmcli, server, commit):
+    server.fail("/cdn/", "cut", after=1000)
+    server.fail("/cdn/", "status", 9, status=404)
+    with pytest.raises(NotFoundError):
+        fetch("org/tiny")
+    assert "partial" in llmcli("download", "--list").stdout
+    assert llmcli("download", "--remove", "org/tiny").exit_code == 0
+    assert llmcli("download", "--list").stdout.count("\n") == 1
+
+
+def test_a_dry_run_names_files_and_bytes_and_writes_nothing(llmcli, server, commit):
+    run = llmcli("download", "org/tiny", "--dry-run")
+    rows = [line.split("\t") for line in run.stdout.splitlines()]
+    assert rows[0] == ["file", "bytes", "here"]
+    assert rows[1:] == [[name, str(len(FILES[name])), "no"] for name in [*NEEDED, WEIGHTS]]
+    assert len(server.seen) == 1
+    assert not cache.cache_dir().exists()
+    fetch("org/tiny", tokenizer_only=True)
+    plan = json.loads(llmcli("download", "org/tiny", "--dry-run", "--json").stdout)["models"][0]
+    assert plan["fetched_nbytes"] == len(FILES[WEIGHTS]) + len(FILES["generation_config.json"])
+    files = tiny_model(n_shards=3)
+    server.put("org/sharded", files)
+    plan = json.loads(llmcli("download", "org/sharded", "--dry-run", "--json").stdout)["models"][0]
+    names = {file["name"] for file in plan["files"]}
+    assert names >= {name for name in files if name.endswith(".safetensors")}
+    assert not cache.repo_folder("org/sharded").exists()
+
+
+def test_json_is_one_object(llmcli, server, commit):
+    run = llmcli("download", "org/tiny", "fable", "--json")
+    made = json.loads(run.stdout)
+    assert made["schema"] == 1
+    model = made["models"][0]
+    assert (model["model"], model["revision"], model["commit"]) == ("org/tiny", "main", commit)
+    hashes = {file["name"]: file["hash"] for file in model["files"]}
+    assert hashes["config.json"] == git_hash(FILES["config.json"])
+    assert hashes[WEIGHTS] == sha256(FILES[WEIGHTS])
+    assert Path(model["folder"]).name == commit
+    assert made["models"][1]["folder"] == str(hub.EMBEDDED["fable"])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--list", "gpt2"], ["--list", "--remove"], ["--verify"], ["--remove"], ["--dry-run"],
+     ["--revision", "x"], ["gpt2", "--revision", "../x"], ["--list", "--tokenizer-only"]],
+    ids=" ".join,
+)  # fmt: skip
+def test_what_does_not_go_together_is_a_usage_error(llmcli, server, arguments):
+    assert llmcli("download", *arguments).exit_code == 2
+    assert server.seen == []
+
+
+@pytest.mark.parametrize(("status", "code"), [(401, 4), (403, 4), (404, 3), (418, 4), (200, 4)])
+def test_a_token_is_in_no_traceback_of_the_whole_program(server, commit, status, code):
+    server.fail("/api/", "status", 9, status=status, body=TOKEN.encode())
+    for debug in ("0", "1"):
+        run = in_process("download", "org/tiny", LLMCLI_DEBUG=debug, HF_DEBUG=debug)
+        assert run.returncode == (code if debug == "0" else 1)
+        assert ("Traceback" in run.stderr) == (debug == "1")
+        assert TOKEN not in run.stderr + run.stdout
+        if debug == "0":
+            assert len(run.stderr.splitlines()) <= 2, run.stderr
