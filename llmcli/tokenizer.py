@@ -11,10 +11,11 @@ import codecs
 import hashlib
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate, count, pairwise
 from operator import add
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llmcli.errors import UsageError
 from llmcli.tokenizer_file import (
@@ -27,6 +28,9 @@ from llmcli.tokenizer_file import (
     read_recipe,
     unsupported,
 )
+
+if TYPE_CHECKING:
+    import tiktoken
 
 _RUN = 250_000  # tiktoken's regex stack overflows, and panics, at a run of 10**6 white spaces
 _SPACES = (  # Unicode White_Space; Python's own strip() would take U+001C..U+001F as well
@@ -48,9 +52,9 @@ class Tokenizer:
         self.suffix_ids = recipe.suffix_ids
         self._prefix_space = recipe.prefix_space
         self._normal_forms = recipe.normal_forms
-        ranks, self._id_of_rank, self._bytes_of = vocabulary(recipe)
+        self._ranks, self.id_of_rank, self._bytes_of = vocabulary(recipe)
         self._encoding = tiktoken.Encoding(
-            recipe.where.name, pat_str=recipe.pattern, mergeable_ranks=ranks, special_tokens={}
+            "text", pat_str=recipe.pattern, mergeable_ranks=self._ranks, special_tokens={}
         )
         self._added = {token.content: token for token in recipe.added}
         self._normalized = {self._normalize(t.content): t for t in recipe.added if t.normalized}
@@ -96,7 +100,7 @@ class Tokenizer:
         if self._prefix_space and text and not text.startswith(" "):
             text = " " + text
         ids = self._encoding.encode_ordinary(text)
-        return ids if self._id_of_rank is None else [self._id_of_rank[rank] for rank in ids]
+        return ids if self.id_of_rank is None else [self.id_of_rank[rank] for rank in ids]
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
         """The bytes of all `ids`, joined; they need not be valid UTF-8. Raises UsageError."""
@@ -124,12 +128,28 @@ class Tokenizer:
             rank = self._encoding.encode_single_token(text.encode("utf-8", "surrogatepass"))
         except KeyError:
             return None
-        return rank if self._id_of_rank is None else self._id_of_rank[rank]
+        return rank if self.id_of_rank is None else self.id_of_rank[rank]
 
     def _normalize(self, text: str) -> str:
-        for form in self._normal_forms:
-            text = unicodedata.normalize(form, text)  # type: ignore[arg-type]
-        return text
+        return normalize(text, self._normal_forms)
+
+    def marked_encoding(self, pattern: str, marks: Mapping[str, int]) -> tiktoken.Encoding:
+        """The same BPE after another split `pattern`; `marks` cut the text and give their own ids.
+
+        What it gives are ranks: see `id_of_rank`.
+        """
+        import tiktoken
+
+        return tiktoken.Encoding(
+            "marked", pat_str=pattern, mergeable_ranks=self._ranks, special_tokens=dict(marks)
+        )
+
+
+def normalize(text: str, forms: Sequence[str]) -> str:
+    """`text` in each of the normal forms in turn."""
+    for form in forms:
+        text = unicodedata.normalize(form, text)  # type: ignore[arg-type]
+    return text
 
 
 class Utf8Stream:

@@ -25,8 +25,9 @@ _OTHER = "Choose a model with a byte-level BPE tokenizer, such as gpt2."
 
 GPT2_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 # A Digits step cuts before GPT-2's pattern looks, so that a digit ends the text for its lookahead.
+DIGITS_LOOKAHEAD = r"\s+(?![^\s\p{N}])"
 DIGITS_SPLIT = (
-    r"\p{{N}}{}|'s|'t|'re|'ve|'m|'ll|'d| ?\p{{L}}+| ?[^\s\p{{L}}\p{{N}}]+|\s+(?![^\s\p{{N}}])|\s+"
+    r"\p{N}%s|'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?[^\s\p{L}\p{N}]+|" + DIGITS_LOOKAHEAD + r"|\s+"
 )
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 _ENDING = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -49,6 +50,11 @@ KNOWN_ALTERNATIVES = {
     r"\s+": "S",
 }
 _ALTERNATIVE = re.compile(r"(?:\\.|\[(?:\\.|[^\]\\])*\]|\((?:\[[^\]]*\]|[^()\[])*\)|[^|])+")
+
+
+def alternatives(regex: str) -> list[str]:
+    """What stands between the outermost bars of a split pattern."""
+    return _ALTERNATIVE.findall(regex)
 
 
 def byte_alphabet() -> str:
@@ -254,7 +260,7 @@ def _split_pattern(step: Any, where: Path) -> tuple[str, bool]:
     if kinds == ["ByteLevel"]:
         return (GPT2_SPLIT if regex else r"[\s\S]+"), space
     if kinds == ["Digits", "ByteLevel"] and regex and not space:
-        return DIGITS_SPLIT.format("" if steps[0].get("individual_digits") else "+"), False
+        return DIGITS_SPLIT % ("" if steps[0].get("individual_digits") else "+"), False
     if kinds == ["Split", "ByteLevel"] and not regex and not space:
         return _split_regex(steps[0], where), False
     raise unsupported(where, f"pre_tokenizer {' + '.join(kinds)!r:.80}")
@@ -268,11 +274,11 @@ def _split_regex(step: dict[str, Any], where: Path) -> str:
     regex = pattern.get("Regex") if isinstance(pattern, dict) else None
     if not isinstance(regex, str):
         raise unsupported(where, f"pre_tokenizer Split with pattern {pattern!r:.80}")
-    alternatives = _ALTERNATIVE.findall(regex)
-    odd = [each for each in alternatives if each not in KNOWN_ALTERNATIVES]
-    if odd or "|".join(alternatives) != regex:
+    parts = alternatives(regex)
+    odd = [each for each in parts if each not in KNOWN_ALTERNATIVES]
+    if odd or "|".join(parts) != regex:
         raise unsupported(where, f"pre_tokenizer Split with the regex {(odd or regex)!r:.80}")
-    if not set("SLUMNO") <= set("".join(KNOWN_ALTERNATIVES[each] for each in alternatives)):
+    if not set("SLUMNO") <= set("".join(KNOWN_ALTERNATIVES[each] for each in parts)):
         raise unsupported(where, f"pre_tokenizer Split that skips characters, {regex!r:.80}")
     return regex
 

@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "__main__": {"cli"},
     "commands": {
         "commands", "render", "hub", "tokenizer", "streaming", "config", "checkpoint", "errors",
-        "gpt", "inspection",
+        "gpt", "inspection", "tokenizing", "tokenizer_file",
     },
     "render": {"render"},
     "streaming": {"tokenizer"},
@@ -35,6 +35,7 @@ MAY_IMPORT = {
     "gpt.generation": {"gpt.model", "gpt.cache", "gpt.sampling", "gpt.tap", "config", "errors"},
     "hub": {"hub", "errors", "checkpoint", "config"},
     "tokenizer": {"tokenizer_file", "errors"},
+    "tokenizing": {"tokenizing", "tokenizer", "tokenizer_file", "errors"},
     "tokenizer_file": {"errors"},
     "config": {"errors"},
     "checkpoint": {"errors"},
