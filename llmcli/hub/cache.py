@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from llmcli.errors import IntegrityError
-from llmcli.hub.names import is_commit
+from llmcli.hub.names import is_commit, is_name
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -98,7 +98,7 @@ def shards(index: Path) -> list[str]:
     plain = [name for name in names if isinstance(name, str) and is_plain(name)]
     if not names or len(plain) < len(names):
         raise IntegrityError(
-            f"{INDEX} does not name safetensors files beside it.", "Choose another model."
+            f"{index} does not name safetensors files beside it.", "Choose another model."
         )
     return sorted(set(plain))
 
@@ -158,9 +158,9 @@ def local_models() -> Iterator[LocalModel]:
     """Every revision of every model in the cache, ours or another program's, by name."""
     for entry in sorted(_names(cache_dir())):
         kind, *parts = entry.split("--")
-        if kind != "models" or not 1 <= len(parts) <= 2:
-            continue
         folder, repo = cache_dir() / entry, "/".join(parts)
+        if kind != "models" or not is_name(repo):
+            continue
         by_commit = refs(folder)
         for commit in commits(folder):
             snapshot = folder / "snapshots" / commit

@@ -259,7 +259,7 @@ def _make(folder: Path, inside: Path) -> None:
     """Make `folder`; one that a link leads out of `inside` is refused."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except FileExistsError as error:
+    except (FileExistsError, NotADirectoryError) as error:
         raise NotFoundError(f"{shown(str(folder), 300)} is in the way: no folder.") from error
     if not folder.resolve().is_relative_to(inside.resolve()):
         raise IntegrityError(

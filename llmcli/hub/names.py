@@ -82,8 +82,13 @@ def parse(name: str, revision: str | None = None) -> HubName | None:
 
 
 def is_repo(repo: str) -> bool:
-    """Whether the hub could have a model of this name: `org/name`, at most 96 characters."""
-    return "/" in repo and len(repo) <= 96 and bool(_REPO.fullmatch(repo))
+    """Whether the hub could have a model of this name, `org/name`."""
+    return "/" in repo and is_name(repo)
+
+
+def is_name(repo: str) -> bool:
+    """Whether the cache could hold a model of this name; the oldest ones have no org."""
+    return len(repo) <= 96 and bool(_REPO.fullmatch(repo))
 
 
 def is_commit(text: str) -> bool:
