@@ -1,0 +1,39 @@
+"""The budget's numbers are those of the real thing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from test_model import VARIANTS, ours
+
+from llmcli.budget import available_nbytes, budget, check_fits, mib
+from llmcli.errors import ResourceError
+from llmcli.gpt.cache import KVCache
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_parameters_and_cache_are_counted_exactly(name, save_gpt2):
+    model = ours(save_gpt2(**VARIANTS[name])[0])
+    config = model.config
+    assert config.n_parameters == sum(weight.numel() for weight in model.parameters())
+    cache = KVCache(config, batch=3, capacity=20, dtype=torch.float16)
+    real = sum(t.nbytes for layer in cache.layers for t in (layer.keys, layer.values))
+    plan = budget(config, itemsize=2, batch=3, n_tokens=20)
+    assert plan.cache == real
+    assert plan.weights == 2 * config.n_parameters
+
+
+def test_a_run_that_fits_passes_and_one_that_does_not_tells_both_numbers(save_gpt2, monkeypatch):
+    config = ours(save_gpt2()[0]).config
+    available = available_nbytes()
+    assert available is None or available > 1 << 20
+    monkeypatch.setattr("llmcli.budget.available_nbytes", lambda: 400 << 20)
+    check_fits(budget(config, 4))
+    with pytest.raises(ResourceError, match=r"This needs .* GiB .*; 400 MiB are available"):
+        check_fits(budget(config, 4, batch=200_000))
+    monkeypatch.setattr("llmcli.budget.available_nbytes", lambda: None)
+    check_fits(budget(config, 4, batch=200_000))  # nobody knows; the system will tell
+
+
+def test_bytes_are_written_for_people():
+    assert [mib(n) for n in (0, 5 << 20, 3 << 29)] == ["0 MiB", "5 MiB", "1.5 GiB"]
