@@ -47,7 +47,7 @@ ONLY_IMPORTER = {
     "rich": ("render",),
     "tiktoken": ("tokenizer",),
     "huggingface_hub": ("hub",),
-    "safetensors": ("gpt",),
+    "safetensors": ("gpt", "inspection"),
     "click": (),
 }
 

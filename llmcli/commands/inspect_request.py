@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,6 @@ if TYPE_CHECKING:
     from llmcli.inspection.run import Run
     from llmcli.inspection.values import View
     from llmcli.render.drawing import Canvas
-    from llmcli.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,7 @@ class Request:
 
     def _ask(self, opened: Opened, ids: list[int]) -> dict[str, Any]:
         """The fields of an `Ask`, held against the model and the prompt before torch is there."""
-        from llmcli.commands.inspect_target import index, token_id
+        from llmcli.commands.inspect_target import index, say_which, token_id
         from llmcli.commands.loading import sampling_from
 
         g, config = self.given, opened.config
@@ -80,7 +78,7 @@ class Request:
         for name in ("token", "versus"):
             targets[name] = token_id(f"--{name}", g[name], opened.tokenizer, config.vocab_size)
             if not self.quiet:
-                _say_which(f"--{name}", g[name], targets[name], opened.tokenizer)
+                say_which(f"--{name}", g[name], targets[name], opened.tokenizer)
         return {
             **targets,
             "position": len(ids) - 1 if position is None else position,
@@ -139,19 +137,3 @@ class Request:
                 made = make(run, Ask(**ask))
                 tensors |= {f"{name}.{key}": tensor for key, tensor in made.items()}
         save(tensors, self.given["tensors"], about)
-
-
-def _say_which(option: str, text: str | None, id: int | None, tokenizer: Tokenizer) -> None:
-    """Where the token was found only after a space, or there is one of each kind, say which."""
-    from llmcli.render.text import quoted
-
-    if text is None or text.startswith("id:"):
-        return
-    spaced = tokenizer.id_of(f" {text}")
-    with_space = quoted(f" {text}".encode())
-    if spaced == id:
-        print(f"{option}: {with_space}, id {id}.", file=sys.stderr)
-    elif spaced is not None:
-        given = quoted(text.encode())
-        print(f"{option}: {given}, id {id}, as given; {with_space} is id {spaced}.",
-              file=sys.stderr)  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 from llmcli.errors import IntegrityError, UsageError, shown
@@ -49,6 +50,22 @@ def token_id(option: str, text: str | None, tokenizer: Tokenizer, vocab_size: in
         f"{', '.join(pieces)}.",
         f"Which one? Name it by its text or id, as in {option} id:464.",
     )
+
+
+def say_which(option: str, text: str | None, id: int | None, tokenizer: Tokenizer) -> None:
+    """Where the token was found only after a space, or there is one of each kind, say which."""
+    from llmcli.render.text import quoted
+
+    if text is None or text.startswith("id:"):
+        return
+    spaced = tokenizer.id_of(f" {text}")
+    with_space = quoted(f" {text}".encode())
+    if spaced == id:
+        print(f"{option}: {with_space}, id {id}.", file=sys.stderr)
+    elif spaced is not None:
+        given = quoted(text.encode())
+        print(f"{option}: {given}, id {id}, as given; {with_space} is id {spaced}.",
+              file=sys.stderr)  # fmt: skip
 
 
 def prompt_ids(tokenizer: Tokenizer, text: str, config: ModelConfig, long: bool) -> list[int]:

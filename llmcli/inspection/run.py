@@ -83,7 +83,10 @@ class Run:
         return self._forward(())[1]
 
     def record(self, *names: str) -> dict[str, Tensor]:
-        """The values at these points of one forward, without their batch dimension."""
+        """The values at these points of one forward, without their batch dimension.
+
+        Raises IntegrityError where the stream they end in does not consist of numbers.
+        """
         values, _ = self._forward(names)
         return {name: value[0] for name, value in values.items()}
 
@@ -95,6 +98,7 @@ class Run:
     def _forward(self, names: Sequence[str]) -> tuple[dict[str, Tensor], Tensor]:
         probe = self.probe(names)
         x = self.model.stream(self.ids_tensor[None], None, probe)  # (1, T, C)
+        _require_numbers(x)
         return probe.values, x[0]
 
     @torch.inference_mode()
@@ -105,12 +109,16 @@ class Run:
         """
         x = self.final[None, positions.start : positions.stop]
         logits = self.model.unembed(x, positions.start, self.probe())[0].float()
-        if not torch.isfinite(logits).all():
-            raise IntegrityError(
-                "The model's logits are not numbers (NaN or infinite).",
-                "Its weights are damaged, or too large for this dtype; try --dtype float32.",
-            )
+        _require_numbers(logits)
         return logits
+
+
+def _require_numbers(values: Tensor) -> None:
+    if not torch.isfinite(values).all():
+        raise IntegrityError(
+            "The model's values are not numbers (NaN or infinite).",
+            "Its weights are damaged, or too large for this dtype; try --dtype float32.",
+        )
 
 
 def entropy_bits(logprobs: Tensor) -> Tensor:

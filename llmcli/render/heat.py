@@ -32,11 +32,11 @@ def on_heat(value: float) -> Style:
     return Style(color=dark if value > 0.5 else light, bgcolor=Color.from_rgb(*heat(value)))
 
 
-def scale(low: str, middle: str, high: str) -> Text:
+def scale(low: str, high: str, middle: str = "") -> Text:
     """What the colours mean: a bar of them with `low`, `middle` and `high` at their places."""
     out = Text().append(f"  {low} ", style="dim")
     for step in range(20):
-        if step == 10:
+        if middle and step == 10:
             out.append(f" {middle} ", style="dim")
         out.append("█", style=Style(color=Color.from_rgb(*heat(step / 19))))
     return out.append(f" {high}\n", style="dim")

@@ -35,7 +35,7 @@ ENTROPY = 6
 def draw(view: Grid | OneHead, canvas: Canvas) -> Text:
     if hasattr(view, "queries"):
         return _one_head(cast("OneHead", view), canvas)
-    return _grid(cast("Grid", view), canvas)
+    return _grid(view, canvas)
 
 
 def _grid(view: Grid, canvas: Canvas) -> Text:
@@ -53,8 +53,10 @@ def _grid(view: Grid, canvas: Canvas) -> Text:
 def _scale(canvas: Canvas) -> Text:
     """What the colours mean; without colour, what the digits mean."""
     if not canvas.color:
-        return Text("  digits are tenths: 0 below 10 %, 9 from 90 %; · below 5 %\n", style="dim")
-    return scale("0 %", "25 %", "100 %")
+        return Text(
+            "  digits are tenths: 3 is 30 to 39 %, 9 is 90 to 100 %, · below 10 %\n", style="dim"
+        )
+    return scale("0 %", "100 %", middle="25 %")
 
 
 def _maps(heads: Sequence[HeadRow], canvas: Canvas) -> Text:
@@ -105,7 +107,7 @@ def _shade(weight: float | None) -> float | None:
 
 
 def _digit(weight: float) -> str:
-    return "·" if weight < 0.05 else str(min(9, int(weight * 10)))
+    return "·" if weight < 0.1 else str(min(9, int(weight * 10)))
 
 
 def _one_head(view: OneHead, canvas: Canvas) -> Text:

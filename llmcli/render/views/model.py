@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from llmcli.render.drawing import Canvas, columns, count, fit, footnotes, heading, nbytes
-from llmcli.render.probs import bar, percent
+from llmcli.render.probs import bar, percent, tail
 
 if TYPE_CHECKING:
     from llmcli.inspection.model import Model, Module
@@ -19,8 +19,8 @@ SHAPE = 23
 
 def draw(view: Model, canvas: Canvas) -> Text:
     revision = [f"revision {view.revision[:12]}"] if view.revision else []
-    out = heading("model", view.model, view.family, f"{count(view.parameters)} parameters",
-                  *revision)  # fmt: skip
+    size = f"{count(view.parameters)} parameters"
+    out = heading("model", tail(view.model, 36), view.family, size, *revision)
     out.append("\n")
     for label, value in _facts(view):
         out.append(f"  {label:<12}", style="dim")

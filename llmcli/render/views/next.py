@@ -98,7 +98,7 @@ def _sources(view: Next, cells: int) -> Text:
 
 
 def _candidates(view: Next, cells: int) -> Text:
-    about = f"the most probable, before any filter; {view.entropy_bits:.2f} bits of doubt in all"
+    about = f"the most probable, before any filter; {view.entropy_bits:.2f} bits of doubt"
     out = _title(4, "the next token", about)
     out.append_text(columns(("   rank", 9), ("token", TOKEN), ("", cells), ("prob", -7),
                             ("logit", -9)))  # fmt: skip

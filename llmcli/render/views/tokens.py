@@ -42,7 +42,7 @@ def draw(view: Tokens, canvas: Canvas) -> Text:
     if canvas.color:
         out.append("\n").append_text(_shaded(view, shown, canvas.width, most))
     out.append("\n").append_text(
-        columns(("pos", -4), ("id", -6), ("token", 14), ("bytes", 11), ("bits", -5),
+        columns(("pos", -4), ("id", -6), ("token", 13), ("bytes", 10), ("bits", -5),
                 ("", bars), ("rank", -5), ("entropy", -7), ("likeliest other", 17))
     )  # fmt: skip
     for row in view.rows[shown.start : shown.stop]:
@@ -53,10 +53,10 @@ def draw(view: Tokens, canvas: Canvas) -> Text:
 
 
 def _facts(view: Tokens) -> list[str]:
-    facts = [plural(view.n_tokens, "token"), plural(view.n_bytes, "byte")]
+    facts = [plural(view.n_tokens, "token")]
     if view.perplexity is not None:
         facts += [
-            f"perplexity {view.perplexity:.2f}",
+            f"perplexity {view.perplexity:.2f}" if view.perplexity < 1e6 else "perplexity ≥ 10⁶",
             f"{view.bits_per_token:.2f} bits a token",
             f"{number(view.bits_per_byte)} a byte",
         ]
@@ -77,16 +77,14 @@ def _shaded(view: Tokens, shown: range, width: int, most: float) -> Text:
         style = on_heat((row.surprisal_bits or 0.0) / most)
         out.append(text, style="dim" if row.surprisal_bits is None else style)
         used += cell_len(text)
-    return out.append("\n").append_text(
-        scale("surprisal: 0", f"{most / 2:.1f}", f"{most:.1f} bits")
-    )
+    return out.append("\n").append_text(scale("surprisal: 0", f"{most:.2f} bits"))
 
 
 def _line(row: TokenRow, bars: int, most: float) -> Text:
     out = Text().append(f"{row.position:>4} ", style="cyan")
     out.append(f"{row.token.id:>6} ", style="dim")
-    out.append(f"{fit(name(row.token.text), 14)} ")
-    out.append(f"{fit(row.bytes, 11)} ", style="dim")
+    out.append(f"{fit(name(row.token.text), 13)} ")
+    out.append(f"{fit(row.bytes, 10)} ", style="dim")
     if row.surprisal_bits is None or row.alternative is None or row.alternative_prob is None:
         return out.append(f"{'–':>5}\n")
     out.append(f"{row.surprisal_bits:5.2f} ")

@@ -1,0 +1,462 @@
+"""`inspect` as its users meet it: three forms of the same numbers, files, options, errors."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+
+import inspect_schema
+import jsonschema
+import pytest
+import torch
+from conftest import FABLE, STORY, edit_json
+from safetensors.torch import load_file
+from test_cli import LLMCLI, assert_fails, in_terminal
+
+from llmcli.commands.inspect_target import say_which, token_id
+from llmcli.errors import IntegrityError
+from llmcli.inspection.catalogue import VIEWS
+from llmcli.render.drawing import count, fit, nbytes, signed_bar
+from llmcli.render.heat import half_blocks, heat
+from llmcli.render.text import quoted
+from llmcli.tokenizer import Tokenizer
+
+PROMPT = "Once upon a time, there was a little girl"
+SHOWN = {  # every view, in each of its shapes
+    "next": [],
+    "tokens": [],
+    "attention": [],
+    "attention of one head": ["--layer", "1", "--head", "-1"],
+    "lens": ["--rows", "4"],
+    "lens of a token": ["--token", "id:100", "--position", "3"],
+    "attribution": ["--rows", "12"],
+    "attribution of a difference": [
+        "--token",
+        "id:40",
+        "--versus",
+        "id:41",
+        "--position",
+        "-2",
+        "--rows",
+        "9",
+    ],
+    "sampling": ["--temperature", "0.7", "--top-k", "20", "--seed", "3"],
+    "check": [],
+    "model": [],
+}
+
+
+def arguments(shape, folder):
+    view = shape.split()[0]
+    prompt = [] if view == "model" else [PROMPT]
+    return ["inspect", *prompt, "-m", folder, "--view", view, *SHOWN[shape], "--quiet"]
+
+
+def numbers_in(value):
+    """Every number of a JSON value."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        return [number for item in value for number in numbers_in(item)]
+    return [] if isinstance(value, str | None) else [float(value)]
+
+
+def as_cells(key, value):
+    """What TSV should make of one JSON value, written here once more."""
+    if isinstance(value, dict):
+        return {f"{key}_id": str(value["id"]), key: value["text"]}
+    if value is None:
+        return {key: ""}
+    if isinstance(value, bool):
+        return {key: str(int(value))}
+    if isinstance(value, str):
+        return {key: value}
+    return {key: json.dumps(value, separators=(",", ":"))}
+
+
+def assert_tsv_equals_json(tsv, view):
+    facts, tables, table = {}, {}, None
+    for line in tsv.splitlines():
+        if line.startswith("# table "):
+            table = line.removeprefix("# table ")
+        elif line.startswith("# "):
+            key, value = line[2:].split("\t")
+            facts.setdefault(key, []).append(value)
+        else:
+            tables.setdefault(table, []).append(line.split("\t"))
+    expected_tables = {
+        key: value
+        for key, value in view.items()
+        if isinstance(value, list) and value and isinstance(value[0], dict)
+    }
+    assert facts.pop("note") == view["notes"]
+    for key, value in view.items():
+        if key not in expected_tables and key not in ("notes", "view"):
+            for name, cell in as_cells(key, value).items():
+                assert same(facts.pop(name)[0], cell), name
+    assert not facts
+    assert len(tables) == len(expected_tables)
+    for key, rows in expected_tables.items():
+        header, *lines = tables[key if len(expected_tables) > 1 else None]
+        assert len(lines) == len(rows)
+        for line, row in zip(lines, rows, strict=True):
+            cells = {k: v for name, value in row.items() for k, v in as_cells(name, value).items()}
+            for name, cell in zip(header, line, strict=True):
+                assert same(cell, cells.get(name, "")), (key, name)
+
+
+def same(cell, expected):
+    """A token is quoted in TSV, and what is half a character is U+FFFD in JSON."""
+    if cell.startswith('"') and cell.endswith('"') and cell != expected:
+        return "�" in expected or cell == quoted(expected.encode())
+    return cell == expected
+
+
+def assert_picture_shows_only(picture, view):
+    """Each number of the picture is a number of the JSON, rounded as far as it is shown."""
+    known = numbers_in(view)
+    text = re.sub(r'"(?:[^"\\]|\\.)*["…]', "", picture)  # tokens hold what they like
+    text = re.sub(r"\x1b\[[\d;]*m", "", text).split("\n\n  measured")[0]
+    for sign, digits, unit in re.findall(
+        r"([-+]?)(\d+\.\d+(?:e[-+]\d+)?)(?: (%|[KMG]iB|[kMG]))?", text
+    ):
+        shown = sign.replace("+", "") + digits
+        scale = {"%": 100, "KiB": 2**-10, "MiB": 2**-20, "GiB": 2**-30, "k": 1e-3, "M": 1e-6,
+                 "G": 1e-9}.get(unit, 1)  # fmt: skip
+        if "e" in shown:
+            assert any(f"{number:.1e}" == shown for number in known), shown
+        else:
+            places = len(shown.split(".")[1])
+            near = 0.5000001 * 10**-places
+            assert any(abs(n * scale - float(shown)) <= near for n in known), f"{shown} {unit}"
+
+
+@pytest.mark.parametrize("shape", SHOWN)
+def test_the_three_forms_agree(shape, llmcli, model_folder):
+    common = arguments(shape, model_folder)
+    made = llmcli(*common, "--json")
+    assert made.exit_code == 0, made.output
+    document = json.loads(made.stdout)
+    jsonschema.validate(document, inspect_schema.schema())
+    assert document["schema"] == 1
+    view = document["views"][0]
+    assert view["view"] == shape.split()[0]
+    tsv = llmcli(*common)
+    assert tsv.exit_code == 0
+    if shape == "model":
+        assert_picture_shows_only(tsv.stdout, view)  # plain text
+    else:
+        assert_tsv_equals_json(tsv.stdout, view)
+    for columns in (80, 120):
+        os.environ["COLUMNS"] = str(columns)
+        try:
+            picture = llmcli(*common, "--color", "always")
+        finally:
+            del os.environ["COLUMNS"]
+        assert picture.exit_code == 0, picture.output
+        assert_picture_shows_only(picture.stdout, view)
+        plain = re.sub(r"\x1b\[[\d;]*m", "", picture.stdout)
+        assert max(map(len, plain.splitlines())) <= columns
+        assert made.stderr == tsv.stderr == picture.stderr == ""
+
+
+def test_the_schema_file_is_current():
+    assert inspect_schema.FILE.read_text() == inspect_schema.text()
+
+
+def test_the_schema_is_strict(llmcli, model_folder):
+    document = json.loads(llmcli(*arguments("tokens", model_folder), "--json").stdout)
+    for change in (
+        {"schema": 2},
+        {"views": [{**document["views"][0], "extra": 1}]},
+        {"views": [{k: v for k, v in document["views"][0].items() if k != "rows"}]},
+    ):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate({**document, **change}, inspect_schema.schema())
+
+
+def test_several_views_come_in_the_order_asked(llmcli, model_folder):
+    common = ["inspect", PROMPT, "-m", model_folder, "--view", "check", "--view", "model",
+              "--view", "next"]  # fmt: skip
+    tsv = llmcli(*common).stdout
+    assert re.findall("^# view (.*)$", tsv, re.MULTILINE) == ["check", "model", "next"]
+    views = json.loads(llmcli(*common, "--json").stdout)["views"]
+    assert [view["view"] for view in views] == ["check", "model", "next"]
+
+
+# --- without torch, and where the prompt comes from ----------------------------------------------
+
+
+def test_view_model_imports_no_torch_and_is_quick(model_folder):
+    code = (
+        "import sys\nfrom llmcli.cli import main\n"
+        "try:\n    main()\n"
+        "finally:\n    print(*sorted({m.split('.')[0] for m in sys.modules}), file=sys.stderr)"
+    )
+    for arguments in (["inspect"], ["inspect", "--view", "model"], ["inspect", "--help"]):
+        started = time.perf_counter()
+        run = subprocess.run(
+            [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True,
+            env={**os.environ, "LLMCLI_MODEL": str(model_folder)},
+        )  # fmt: skip
+        assert not {"torch", "transformers", "tiktoken", "numpy"} & set(run.stderr.split())
+        assert time.perf_counter() - started < 3  # 0.2 s on an idle machine
+
+
+def test_without_a_prompt_it_shows_the_model_and_leaves_stdin_alone(llmcli, model_folder):
+    result = llmcli("inspect", "-m", model_folder, input="not read")
+    assert result.exit_code == 0
+    assert result.stdout.startswith("model  ")
+
+
+def test_a_dash_reads_the_prompt_from_stdin(llmcli, model_folder):
+    common = ["-m", model_folder, "--json"]
+    piped = llmcli("inspect", "-", *common, input=PROMPT + "\n")
+    assert piped.stdout == llmcli("inspect", PROMPT, *common).stdout
+    assert llmcli("inspect", "--view", "next", *common, input=PROMPT).stdout == piped.stdout
+
+
+# --- options -------------------------------------------------------------------------------------
+
+
+def test_an_option_that_no_view_uses_is_noted(llmcli, model_folder):
+    result = llmcli("inspect", PROMPT, "-m", model_folder, "--view", "lens", "--head", 2,
+                    "--top-k", 5)  # fmt: skip
+    assert result.exit_code == 0
+    assert result.stderr == "Not used by --view lens: --head, --top-k.\n"
+    both = llmcli("inspect", PROMPT, "-m", model_folder, "--view", "lens", "--view", "sampling",
+                  "--top-k", 5)  # fmt: skip
+    assert both.stderr == ""
+    alone = llmcli("inspect", PROMPT, "-m", model_folder, "--view", "model")
+    assert alone.stderr == "Not used by --view model: the prompt.\n"
+
+
+def test_every_option_of_the_table_exists():
+    import inspect as python_inspect
+
+    from llmcli.commands.inspect import inspect
+
+    options = set(python_inspect.signature(inspect).parameters)
+    assert set().union(*(entry.uses for entry in VIEWS.values())) <= options
+
+
+def test_the_help_lists_every_view(llmcli):
+    shown = llmcli("inspect", "--help").stdout
+    for name, entry in VIEWS.items():
+        assert re.search(rf"^ +{name} +{re.escape(entry.about)}$", shown, re.MULTILINE), name
+
+
+def test_indices_count_from_the_end(llmcli, model_folder):
+    common = ["inspect", PROMPT, "-m", model_folder, "--view", "attention"]
+    ends = llmcli(*common, "--layer", -1, "--head", -4, "--position", -1)
+    assert ends.stdout == llmcli(*common, "--layer", 2, "--head", 0).stdout
+
+
+def test_a_token_is_found_as_given_or_after_a_space(capsys):
+    known = Tokenizer.from_folder(FABLE)
+    was = known.id_of(" was")
+    assert known.id_of("was") is None  # or the test needs another word
+    for text, said in [("was", f'--token: " was", id {was}.\n'), (" was", ""), (f"id:{was}", "")]:
+        id = token_id("--token", text, known, 4096)
+        assert id == was
+        say_which("--token", text, id, known)
+        assert capsys.readouterr().err == said
+    a, spaced = known.id_of("a"), known.id_of(" a")
+    say_which("--token", "a", token_id("--token", "a", known, 4096), known)
+    assert capsys.readouterr().err == f'--token: "a", id {a}, as given; " a" is id {spaced}.\n'
+
+
+def test_dtype_is_said(llmcli, model_folder):
+    common = ["inspect", PROMPT, "-m", model_folder, "--view", "check", "--json"]
+    plain, half = (json.loads(llmcli(*common, *more).stdout)
+                   for more in ([], ["--dtype", "bfloat16"]))  # fmt: skip
+    assert plain["model"]["dtype"] == "float32"
+    assert half["model"]["dtype"] == half["views"][0]["dtype"] == "bfloat16"
+    assert "approximate: computed in bfloat16, not in float32." in half["views"][0]["notes"]
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+
+def test_tensors_are_the_full_values(llmcli, model_folder, tmp_path):
+    path = tmp_path / "all.safetensors"
+    result = llmcli("inspect", PROMPT, "-m", model_folder, "--tensors", path, "--json",
+                    *(x for v in ("tokens", "attention", "lens", "attribution", "sampling")
+                      for x in ("--view", v)))  # fmt: skip
+    document = json.loads(result.stdout)
+    T = len(document["ids"])
+    held = load_file(path)
+    assert held["tokens.logits"].shape == (T, 300)
+    assert held["lens.lens"].shape == (4, T, 300)
+    torch.testing.assert_close(held["lens.lens"][-1], held["tokens.logits"], atol=1e-5, rtol=0)
+    views = {view["view"]: view for view in document["views"]}
+    row = views["attention"]["heads"][6]
+    assert held["attention.1.pattern"].shape == (4, T, T)
+    assert row["layer"] == 1
+    parts = [name for name in held if name.startswith("attribution.part.")]
+    assert len(parts) == views["attribution"]["n_parts"] - 1  # the final norm's bias writes nothing
+    assert held["sampling.0.model"].shape == (300,)
+
+
+@pytest.mark.parametrize("name", ["picture.svg", "picture.html"])
+def test_a_saved_picture_holds_the_text_and_needs_no_network(name, llmcli, model_folder, tmp_path):
+    path = tmp_path / name
+    common = ["inspect", PROMPT, "-m", model_folder, "--view", "lens", "--view", "tokens"]
+    result = llmcli(*common, "--save", path)
+    assert result.stdout == llmcli(*common).stdout
+    kept = path.read_text()
+    assert "lens" in kept
+    assert "surprisal" in kept
+    assert not re.search(r"https?://(?!www\.w3\.org/|www\.textualize\.io)|src=|@import", kept)
+
+
+# --- what can go wrong ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "said"),
+    [
+        (["--layer", 3], 2, "--layer 3 .* 3 layers.*\n.*from 0 to 2"),
+        (["--layer", -4], 2, "--layer -4"),
+        (["--head", 4], 2, "--head 4 .* 4 heads"),
+        (["--position", 99], 2, "--position 99 .* tokens in the prompt"),
+        (["--view", "attenton"], 2, "no view called 'attenton'.*\nDid you mean attention"),
+        (["--view", "\x1b[31m"], 2, r"\\x1b\[31m"),
+        (["--token", "girl named Lily"], 2, r'is not one token but \d+: ".*" \(id:\d+\)'),
+        (["--token", ""], 2, "not one token"),
+        (["--token", "id:300"], 2, "Ids go from 0 to 299"),
+        (["--token", "id:-1"], 2, "not one token"),
+        (["--versus", " a"], 2, "--versus needs --token"),
+        (["--rows", 0], 2, "--rows"),
+        (["--save", "x.png"], 2, ".svg or .html"),
+        (["--save", "/nowhere/x.svg"], 3, "no such folder"),
+        (["--tensors", "/nowhere/x.safetensors"], 3, "no such folder"),
+        (["--tensors", "x.bin"], 2, ".safetensors"),
+        (["--top-k", 301], 2, "--top-k 301"),
+    ],
+    ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else "",
+)
+def test_what_is_out_of_range_is_named(options, code, said, llmcli, model_folder):
+    result = llmcli("inspect", PROMPT, "-m", model_folder, *options)
+    assert result.exit_code == code, result.output
+    assert result.stdout == ""
+    assert re.search(said, result.stderr), result.stderr
+
+
+def test_a_prompt_longer_than_the_context(llmcli, model_folder):
+    long = "xyz " * 40
+    assert_fails(llmcli("inspect", long, "-m", model_folder), 2, "161 tokens", "context holds 64",
+                 "--view tokens")  # fmt: skip
+    result = llmcli("inspect", long, "-m", model_folder, "--view", "tokens", "--json")
+    view = json.loads(result.stdout)["views"][0]
+    assert (view["n_tokens"], view["n_windows"]) == (161, 5)
+
+
+def test_an_empty_prompt(llmcli, model_folder, copied):
+    with_prefix = llmcli("inspect", "", "-m", model_folder)
+    assert with_prefix.exit_code == 0  # its tokenizer puts a token before every text
+    edit_json(copied / "tokenizer.json", post_processor=None)
+    assert_fails(llmcli("inspect", "", "-m", copied), 2, "The prompt is empty")
+
+
+def test_weights_that_give_nan(llmcli, copied):
+    from safetensors.torch import save_file
+
+    weights = load_file(copied / "model.safetensors")
+    weights["transformer.h.1.mlp.c_fc.bias"][0] = float("nan")
+    save_file(weights, copied / "model.safetensors")
+    for view in VIEWS:
+        if view != "model":
+            assert_fails(llmcli("inspect", "x", "-m", copied, "--view", view), 5, "not numbers")
+
+
+def test_a_failed_check_is_shown_and_is_code_5(llmcli, model_folder, monkeypatch):
+    from llmcli.inspection import check
+
+    real = check.cached
+    monkeypatch.setattr(check, "cached", lambda run: real(run) + 1)
+    result = llmcli("inspect", PROMPT, "-m", model_folder, "--view", "check")
+    assert result.exit_code == IntegrityError.exit_code
+    assert "cached = full" in result.stdout
+    assert "A check failed" in result.stderr
+
+
+@pytest.mark.parametrize("columns", [40, 80, 120, 200])
+def test_a_terminal_of_any_width(columns, model_folder):
+    views = [x for view in VIEWS for x in ("--view", view)]
+    shown, code = in_terminal(["inspect", PROMPT, "-m", model_folder, *views], columns=columns)
+    assert code == 0
+    assert ("need 80 columns" in shown) == (columns < 80)
+    plain = re.sub(r"\x1b\[[\d;]*m", "", shown)
+    assert max(map(len, plain.splitlines()[1:])) <= max(80, columns)
+
+
+def test_no_color_says_with_digits_what_colours_say(model_folder):
+    shown, code = in_terminal(
+        ["inspect", PROMPT, "-m", model_folder, "--view", "attention"], env={"NO_COLOR": "1"}
+    )
+    assert code == 0
+    assert "\x1b" not in shown
+    assert "digits are tenths" in shown
+    assert "▀" not in shown
+
+
+def test_a_closed_pipe_is_a_quiet_end(model_folder):
+    run = subprocess.run(
+        ["bash", "-c", f"{' '.join(LLMCLI)} inspect '{STORY[:60]}' -m {model_folder} --view "
+         "attention --layer 0 --head 0 | head -c 1 > /dev/null; echo ${PIPESTATUS[0]}"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert run.stdout == "0\n"
+    assert run.stderr == ""
+
+
+def test_tokens_that_are_half_characters_and_wide_ones_stay_aligned(llmcli, model_folder):
+    prompt = "大きな 🎈 [/red] \x1b[31m\tend"
+    for view in VIEWS:
+        if view == "model":
+            continue
+        common = ["inspect", prompt, "-m", model_folder, "--view", view]
+        assert llmcli(*common, "--json").exit_code == 0
+        shown = llmcli(*common, "--color", "always").stdout
+        assert "\x1b[31m\t" not in shown
+        rows = [line for line in llmcli(*common).stdout.splitlines() if not line.startswith("#")]
+        assert all("\x1b" not in row for row in rows)
+
+
+# --- drawing -------------------------------------------------------------------------------------
+
+
+def test_fit_counts_cells_not_characters():
+    assert fit("ab", 4) == "ab  "
+    assert fit("ab", 4, right=True) == "  ab"
+    assert fit("大きな", 6) == "大きな"
+    assert fit("大きな", 5) == "大き…"
+    assert fit("大きな", 4) == "大… "
+
+
+def test_sizes_are_written_short():
+    assert [count(n) for n in (7, 999, 1500, 7_497_728, 124_439_808)] == [
+        "7", "999", "1.50 k", "7.50 M", "124 M",
+    ]  # fmt: skip
+    assert [nbytes(n) for n in (12, 2048, 15_006_272)] == ["12 B", "2.00 KiB", "14.3 MiB"]
+
+
+def test_bars_grow_both_ways_from_the_middle():
+    assert signed_bar(0.5, 8) == ("    ", "██")
+    assert signed_bar(-0.5, 8) == ("  ██", "")
+    assert signed_bar(-0.125, 8) == ("   ▐", "")
+
+
+def test_the_scale_grows_brighter_throughout():
+    lightness = [0.2126 * r + 0.7152 * g + 0.0722 * b for r, g, b in map(heat, range(2))]
+    steps = [heat(i / 50) for i in range(51)]
+    lightness = [0.2126 * r + 0.7152 * g + 0.0722 * b for r, g, b in steps]
+    assert lightness == sorted(lightness)
+    assert half_blocks(None, None)[0] == " "
+    assert half_blocks(0.5, None)[0] == "▀"
+    assert half_blocks(None, 0.5)[0] == "▄"
