@@ -67,6 +67,11 @@ def attention(
     return pattern @ v  # (B, H, T, D)
 
 
+def embedding(n: int, width: int) -> nn.Embedding:
+    """A table of `n` vectors, not initialised: on `meta`, that alone would import a compiler."""
+    return nn.Embedding.from_pretrained(torch.empty(n, width), freeze=False)
+
+
 class Attention(nn.Module):
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -122,8 +127,8 @@ class GPT(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.token_embedding = nn.Embedding(config.vocab_size, config.n_embd)
-        self.position_embedding = nn.Embedding(config.n_ctx, config.n_embd)
+        self.token_embedding = embedding(config.vocab_size, config.n_embd)
+        self.position_embedding = embedding(config.n_ctx, config.n_embd)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.norm_f = nn.LayerNorm(config.n_embd, eps=config.norm_eps)
         self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
