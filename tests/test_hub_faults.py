@@ -10,7 +10,8 @@ from email.utils import formatdate
 from types import SimpleNamespace
 
 import pytest
-from hub_server import QUICK, TOKEN, HubServer, Told, assert_whole, fetch, server, tiny_model
+from hub_models import tiny_model
+from hub_server import QUICK, TOKEN, HubServer, Told, assert_whole, fetch, server
 
 from llmcli import hub
 from llmcli.errors import LLMCLIError, NotFoundError
@@ -132,7 +133,7 @@ HASHES: set[str] = set()
 
 @pytest.fixture(autouse=True)
 def repository(server: HubServer) -> str:
-    from hub_server import git_hash, is_lfs, sha256
+    from hub_models import git_hash, is_lfs, sha256
 
     HASHES.update(sha256(d) if is_lfs(n) else git_hash(d) for n, d in FILES.items())
     return server.put("org/tiny", FILES)
@@ -202,7 +203,7 @@ def test_416_starts_the_file_anew(server: HubServer):
 def test_a_damaged_remainder_is_found_out_and_dropped(server: HubServer, content: bytes):
     blobs = cache.repo_folder("org/tiny") / "blobs"
     blobs.mkdir(parents=True)
-    from hub_server import sha256
+    from hub_models import sha256
 
     (blobs / f"{sha256(FILES['model.safetensors'])}.incomplete").write_bytes(content)
     assert_whole(fetch("org/tiny").folder, FILES)
@@ -216,10 +217,12 @@ def test_retry_after_is_waited_for_in_seconds_or_as_a_date(server: HubServer):
     from llmcli.hub.http import _retry_after
 
     def asked(value: str) -> float | None:
-        return _retry_after(SimpleNamespace(headers={"Retry-After": value}))
+        return _retry_after(SimpleNamespace(headers={"Retry-After": value}, status_code=429))
 
     assert asked(formatdate(4102444800, usegmt=True)) > 1e8
     assert asked("soon") is None
+    limit = SimpleNamespace(headers={"RateLimit": '"api";r=0;t=55'}, status_code=429)
+    assert _retry_after(limit) == 55
 
 
 def test_a_branch_that_moves_meanwhile_gives_one_commit_whole(server: HubServer):
@@ -324,6 +327,22 @@ def test_no_host_of_that_name_is_one_sentence_at_once(server: HubServer, monkeyp
     assert "no-such-host.invalid cannot be resolved" in str(error)
     assert told.lines == []
     assert TOKEN not in trace
+
+
+def test_a_password_in_the_endpoint_is_never_shown(server: HubServer, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", server.url.replace("//", "//user:ThePassword@"))
+    server.fail("/api/", "status", ALWAYS, status=403)
+    error, trace = run(Told())
+    assert error.exit_code == 4
+    assert "ThePassword" not in trace
+
+
+def test_a_server_that_compresses_unasked_is_understood(server: HubServer):
+    server.fail(WEIGHTS, "gzip")
+    server.fail("tokenizer.json", "gzip")
+    told = Told()
+    assert_whole(fetch("org/tiny", told).folder, FILES)
+    assert told.lines == []
 
 
 def test_nobody_listening_is_tried_five_times_again(server: HubServer, monkeypatch):

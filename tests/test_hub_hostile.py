@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from hub_server import HubServer, Told, assert_whole, fetch, git_hash, server, tiny_model
+from hub_models import git_hash, tiny_model
+from hub_server import HubServer, Told, assert_whole, fetch, server
 
 from llmcli import hub
 from llmcli.errors import IntegrityError, LLMCLIError, NotFoundError

@@ -12,7 +12,8 @@ import time
 from pathlib import Path
 
 import pytest
-from hub_server import HubServer, assert_whole, fetch, git_hash, is_lfs, server, sha256, tiny_model
+from hub_models import git_hash, is_lfs, sha256, tiny_model
+from hub_server import HubServer, assert_whole, fetch, server
 
 from llmcli import hub
 from llmcli.errors import NotFoundError

@@ -278,8 +278,8 @@ def _list(as_json: bool) -> None:
 
 
 def _remove(names: list[HubName], as_json: bool, quiet: bool) -> None:
-    from llmcli.hub.download import remove
     from llmcli.hub.names import DEFAULT_REVISION
+    from llmcli.hub.upkeep import remove
     from llmcli.render.download import sized
     from llmcli.render.json import strict
 
@@ -296,7 +296,7 @@ def _remove(names: list[HubName], as_json: bool, quiet: bool) -> None:
 def _verify(names: list[HubName], as_json: bool, quiet: bool) -> None:
     """Hash all files of each model. Raises IntegrityError naming those that are damaged."""
     from llmcli.hub import resolve
-    from llmcli.hub.download import verify
+    from llmcli.hub.upkeep import verify
     from llmcli.render.json import strict
 
     reports: list[dict[str, Any]] = []

@@ -8,21 +8,20 @@ appear under snapshots/, config.json last, and only then does the branch point t
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
-import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from llmcli.errors import IntegrityError, LLMCLIError, NotFoundError, shown
 from llmcli.hub import cache, listing, transfer
 from llmcli.hub.cache import Manifest
 from llmcli.hub.http import Hub, Patience
-from llmcli.hub.listing import RemoteFile
+from llmcli.hub.listing import Listing, RemoteFile
 from llmcli.hub.names import HubName, is_commit
 from llmcli.hub.transfer import Progress, Silent, Transfer
 
@@ -68,6 +67,8 @@ def download(
     hub = Hub(patience)
     found = listing.ask(hub, name, progress.say)
     small = found.text_files(tokenizer_only)
+    if not dry_run and (done := _unchanged(found, small, tokenizer_only)):
+        return done
     weights = [] if tokenizer_only else [found.files[n] for n in found.weight_names()]
     folder = cache.repo_folder(name.repo)
     if dry_run:
@@ -81,7 +82,9 @@ def download(
             delivery = _Delivery(carrier, room, Path(stage), check, name)
             files = delivery.all(small, weights)
         room.show(name, delivery.blobs, files, tokenizer_only)
-    except PermissionError as error:
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
         raise NotFoundError(
             f"{shown(str(error.filename), 300)} cannot be written ({error.strerror}).",
             "Choose another folder with HF_HOME.",
@@ -101,6 +104,16 @@ def _done_before(name: HubName, tokenizer_only: bool) -> Result | None:
         return None
     files = list(listing.known(name, manifest).files.values())
     return Result(name, name.revision, snapshot, files, set(manifest.files))
+
+
+def _unchanged(found: Listing, small: list[RemoteFile], tokenizer_only: bool) -> Result | None:
+    """The result where the branch is what it was, and all of it is here: nothing is written."""
+    name = found.name
+    done = _done_before(HubName(name.repo, found.commit), tokenizer_only)
+    known = cache.commit_of(cache.repo_folder(name.repo), name.revision) == found.commit
+    if done and known and {file.name for file in small} <= done.here:
+        return replace(done, name=name)
+    return None
 
 
 def _changed(path: Path, stamp: tuple[int, str, int]) -> bool:
@@ -265,53 +278,3 @@ def _make(folder: Path, inside: Path) -> None:
         raise IntegrityError(
             f"{shown(str(folder), 300)} leads out of the cache.", "Remove that link first."
         )
-
-
-def remove(name: HubName, whole: bool) -> int:
-    """Take a model, or one revision where not `whole`, out of the cache: the bytes set free."""
-    from huggingface_hub import scan_cache_dir
-
-    folder = cache.repo_folder(name.repo)
-    if not folder.is_dir() and name.short:
-        folder = cache.repo_folder(name.short)
-    commit = cache.commit_of(folder, name.revision)
-    others = [other for other in cache.commits(folder) if other != commit]
-    if not folder.is_dir() or (not whole and commit not in cache.commits(folder)):
-        raise NotFoundError(f"{name} is not here.", "See what is: llmcli download --list")
-    if whole or not others:
-        nbytes = cache.folder_nbytes(folder / "blobs")
-        if folder.is_symlink():
-            folder.unlink()
-        else:
-            shutil.rmtree(folder)
-        shutil.rmtree(cache.cache_dir() / ".locks" / folder.name, ignore_errors=True)
-        return nbytes
-    strategy = scan_cache_dir(cache.cache_dir()).delete_revisions(str(commit))
-    strategy.execute()
-    Manifest.path(folder / "snapshots" / str(commit)).unlink(missing_ok=True)
-    return strategy.expected_freed_size
-
-
-def verify(snapshot: Path, progress: Progress) -> list[str]:
-    """Hash every file of a snapshot anew: the names of those that are not what they should be.
-
-    A file's hash is its blob's name, or in the manifest. Where one is wrong the manifest goes, so
-    that the next download looks at every file again, and fetches that one.
-    """
-    manifest = Manifest.read(snapshot)
-    stamps = manifest.files if manifest else {}
-    paths = sorted(path for path in snapshot.iterdir() if not path.is_dir())
-    wrong = [name for name in stamps if not (snapshot / name).exists()]
-    for path in paths:
-        hash = os.path.basename(os.readlink(path)) if path.is_symlink() else ""
-        hash = stamps[path.name][1] if path.name in stamps else hash
-        nbytes = path.stat().st_size if path.is_file() else 0
-        tell = partial(progress.checking, path.name, nbytes=nbytes)
-        right = path.is_file() and hash == transfer.digest(path, hash, tell)
-        if right:
-            progress.done(path.name, nbytes, fetched=False)
-        elif path.name not in wrong:
-            wrong.append(path.name)
-    if wrong and manifest:
-        Manifest.path(snapshot).unlink(missing_ok=True)
-    return wrong

@@ -7,6 +7,7 @@ keeps the token from other hosts. No error from here holds a header or a URL's q
 from __future__ import annotations
 
 import os
+import re
 import socket
 import ssl
 import time
@@ -29,6 +30,9 @@ httpx: Any = import_module(type(get_session()).__module__.partition(".")[0])
 
 T = TypeVar("T")
 TRUE = ("1", "ON", "YES", "TRUE")  # as huggingface_hub reads its switches
+OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+_LIMIT = "RateLimit"  # '"api";r=0;t=55': nothing remains of the quota for 55 s
+_RESET = re.compile(r";\s*t\s*=\s*(\d{1,6})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,9 +158,9 @@ class Hub:
         if code == "GatedRepo" or status == 403:
             return NetworkError(
                 f"{repo} is gated, or not yours to read (HTTP {status}).",
-                f"Ask for access at {self.endpoint}/{repo}, then set HF_TOKEN."
+                f"Ask for access at https://{self.host}/{repo}, then set HF_TOKEN."
                 if not self.has_token
-                else f"Ask for access at {self.endpoint}/{repo}, with the account of the token.",
+                else f"Ask for access at https://{self.host}/{repo} with the token's account.",
             )
         if status == 401:
             return NetworkError(
@@ -168,9 +172,6 @@ class Hub:
         if status == 404:
             return NotFoundError(f"{self.host} has no {what} (HTTP 404).")
         return NetworkError(f"{self.host} answers HTTP {status} for {what}.")
-
-
-OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 
 
 def _host(endpoint: str) -> str:
@@ -185,10 +186,12 @@ def _host(endpoint: str) -> str:
 
 
 def _retry_after(response: Any) -> float | None:
-    """What the Retry-After header asks for, in seconds; it may be a date."""
+    """What Retry-After asks for, in seconds, or a date; else what the hub's own header says."""
     value = response.headers.get("Retry-After", "").strip()
     if value.isascii() and value.isdigit():
         return float(value[:9])
+    if response.status_code == 429 and (reset := _RESET.search(response.headers.get(_LIMIT, ""))):
+        return float(reset[1])
     try:
         return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
     except (ValueError, OverflowError):

@@ -102,7 +102,7 @@ def ask(hub: Hub, name: HubName, say: Callable[[str], None]) -> Listing:
             raise hub.refusal(response, name.repo, name.revision, f"model {name.repo}")
 
     try:
-        return _listing(name, Attempts(hub.host, hub.patience, say).until(attempt))
+        return _listing(name, Attempts(name.repo, hub.patience, say).until(attempt))
     except NotFoundError as error:
         near = nearest(name.short or name.repo, [m.repo for m in local_models()])
         near = [other for other in near if other not in (name.repo, name.short)]
