@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "cli": {"", "commands", "errors"},
     "__main__": {"cli"},
     "commands": {
-        "commands", "render", "hub", "tokenizer", "streaming", "config", "checkpoint", "errors",
+        "", "commands", "render", "hub", "tokenizer", "streaming", "config", "checkpoint", "errors",
         "gpt", "inspection", "tokenizing", "tokenizer_file", "budget",
     },
     "budget": {"config", "errors"},
