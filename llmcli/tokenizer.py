@@ -32,6 +32,7 @@ from llmcli.tokenizer_file import (
 if TYPE_CHECKING:
     import tiktoken
 
+_MAX_RUNS_NBYTES = 64 << 20
 _RUN = 250_000  # tiktoken's regex stack overflows, and panics, at a run of 10**6 white spaces
 _SPACES = (  # Unicode White_Space; Python's own strip() would take U+001C..U+001F as well
     "\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
@@ -46,23 +47,20 @@ class Tokenizer:
     """Text <-> ids for one model folder: `Tokenizer.from_folder(folder).encode("hi")` -> [5303]."""
 
     def __init__(self, recipe: Recipe) -> None:
-        import tiktoken  # 20 ms: paid by whoever tokenizes, not by whoever imports this module
-
         self.prefix_ids = recipe.prefix_ids  # what `generate` prepends
         self.suffix_ids = recipe.suffix_ids
         self._prefix_space = recipe.prefix_space
         self._normal_forms = recipe.normal_forms
-        self._ranks, self.id_of_rank, self._bytes_of = vocabulary(recipe)
-        self._encoding = tiktoken.Encoding(
-            "text", pat_str=recipe.pattern, mergeable_ranks=self._ranks, special_tokens={}
-        )
+        self._ranks, self.id_of_rank, self.bytes_of = vocabulary(recipe)
+        self._pattern = recipe.pattern
+        self._encoding = _encoding(recipe.pattern, self._ranks)
         self._added = {token.content: token for token in recipe.added}
         self._normalized = {self._normalize(t.content): t for t in recipe.added if t.normalized}
         raw = {token.content: token for token in recipe.added if not token.normalized}
         self._passes = [(_any_of(found), found) for found in (raw, self._normalized)]
         self._plain_only = all(token.special for token in recipe.added)
         self.special_ids = {token.content: token.id for token in recipe.added if token.special}
-        self.vocab_size = max(self._bytes_of) + 1
+        self.vocab_size = max(self.bytes_of) + 1
         names = [recipe.eos] if recipe.eos else ["<|endoftext|>", "</s>"]
         self.eot_id = next((id for id in map(self.id_of, names) if id is not None), None)
 
@@ -72,40 +70,47 @@ class Tokenizer:
         return cls(read_recipe(Path(folder)))
 
     def __len__(self) -> int:
-        return len(self._bytes_of)
+        return len(self.bytes_of)
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
         """The ids of `text`; special tokens in it are plain text unless `special`."""
         if self._plain_only and not special and not self._normal_forms:
             return self.encode_ordinary(text)
+        ids: list[int] = []
+        for section in self.sections(text, special=special):
+            ids += [section] if isinstance(section, int) else self._bpe(section)
+        return ids
+
+    def sections(self, text: str, *, special: bool = False) -> Iterator[str | int]:
+        """What BPE is given, and the ids of the added tokens between, in the order of the text."""
         _refuse_surrogates(text)
         raw, normalized = self._passes
-        ids: list[int] = []
         for outer in _cut(text, *raw, special):
             if isinstance(outer, int):
-                ids.append(outer)
+                yield outer
                 continue
             for inner in _cut(self._normalize(outer), *normalized, special):
-                ids += [inner] if isinstance(inner, int) else self._bpe(inner)
-        return ids
+                yield inner if isinstance(inner, int) else self._spaced(inner)
 
     def encode_ordinary(self, text: str) -> list[int]:
         """The ids of `text` by BPE alone: no added token is found, nothing is normalized."""
         _refuse_surrogates(text)
-        return self._bpe(text)
+        return self._bpe(self._spaced(text))
+
+    def _spaced(self, text: str) -> str:
+        needs_space = self._prefix_space and text and not text.startswith(" ")
+        return " " + text if needs_space else text
 
     def _bpe(self, text: str) -> list[int]:
         if len(text) >= _RUN:
             _refuse_long_space(text)
-        if self._prefix_space and text and not text.startswith(" "):
-            text = " " + text
         ids = self._encoding.encode_ordinary(text)
         return ids if self.id_of_rank is None else [self.id_of_rank[rank] for rank in ids]
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
         """The bytes of all `ids`, joined; they need not be valid UTF-8. Raises UsageError."""
         try:
-            return b"".join(map(self._bytes_of.__getitem__, ids))
+            return b"".join(map(self.bytes_of.__getitem__, ids))
         except KeyError as error:
             raise UsageError(
                 f"There is no token with id {error.args[0]!r}.",
@@ -138,11 +143,40 @@ class Tokenizer:
 
         What it gives are ranks: see `id_of_rank`.
         """
-        import tiktoken
+        return _encoding(pattern, self._ranks, marks)
 
-        return tiktoken.Encoding(
-            "marked", pat_str=pattern, mergeable_ranks=self._ranks, special_tokens=dict(marks)
-        )
+    def pieces(self, section: str) -> list[bytes]:
+        """What the split pattern makes of a section: BPE never joins across their borders.
+
+        A piece that is a token is taken whole. So with every run of the section's tokens for a
+        vocabulary, each piece is one token. Raises UsageError where those runs are too many.
+        """
+        tokens = [self.bytes_of[id] for id in self._bpe(section)]
+        if len(tokens) ** 2 * len(section.encode()) // 6 > _MAX_RUNS_NBYTES:
+            raise UsageError(
+                f"A stretch of {len(tokens)} tokens cannot be cut: it has too many runs.",
+                "Give a shorter text.",
+            )
+        starts = range(len(tokens))
+        runs = {
+            b"".join(tokens[start:end])
+            for start in starts
+            for end in range(start + 1, len(tokens) + 1)
+        }
+        single = [bytes([byte]) for byte in range(256)]
+        spelled = [*single, *sorted(runs.difference(single))]
+        encoding = _encoding(self._pattern, {run: rank for rank, run in enumerate(spelled)})
+        return [spelled[rank] for rank in encoding.encode_ordinary(section)]
+
+
+def _encoding(
+    pattern: str, ranks: dict[bytes, int], marks: Mapping[str, int] | None = None
+) -> tiktoken.Encoding:
+    import tiktoken  # 6 ms: paid by whoever tokenizes, not by whoever imports this module
+
+    return tiktoken.Encoding(
+        "llmcli", pat_str=pattern, mergeable_ranks=ranks, special_tokens=dict(marks or {})
+    )
 
 
 def normalize(text: str, forms: Sequence[str]) -> str:

@@ -1,30 +1,159 @@
-"""`llmcli tokenize`: a text's token ids. Needs only the tokenizer's files."""
+"""`llmcli tokenize`: text to token ids and back, from one word to a corpus.
+
+Needs only the tokenizer's files. What each way of using it does is in the `tokenize_*` modules.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from llmcli.commands.options import Model
+from llmcli.commands.options import Color, ColorMode, Json, Model, Quiet
+from llmcli.errors import UsageError
+
+if TYPE_CHECKING:
+    from llmcli.commands.tokenize_request import Request
+
+
+Format = Literal["ids", "tokens", "count", "table", "json", "jsonl"]
+Errors = Literal["strict", "replace"]
+Keep = Literal["left", "right"]
+Texts = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[TEXT]...", help="Texts; - or a pipe reads stdin as it is."),
+]
+Files = Annotated[bool, typer.Option("--files", help="The TEXTs are paths; - is stdin.")]
+FormatOption = Annotated[
+    Format | None,
+    typer.Option("--format", help="What to print. [default: a picture on a terminal, else ids]"),
+]
+Count = Annotated[bool, typer.Option("--count", help="Print the number of tokens, as wc would.")]
+Lines = Annotated[bool, typer.Option("--lines", help="Each line of the input is a text.")]
+Special = Annotated[
+    bool,
+    typer.Option("--special", help="Parse special tokens, and add the tokenizer's template."),
+]
+Jsonl = Annotated[bool, typer.Option("--jsonl", help="Print one JSON line per text.")]
+Decode = Annotated[bool, typer.Option("--decode", help="The TEXTs, or stdin, are ids: their text.")]
+ErrorsOption = Annotated[
+    Errors | None,
+    typer.Option(
+        "--errors",
+        help="Bytes that are not UTF-8: strict refuses them, replace writes U+FFFD. "
+        "[default: strict; with --decode they are printed as they are]",
+    ),
+]
+Truncate = Annotated[
+    int | None, typer.Option("--truncate", min=1, metavar="N", help="The text's first N tokens.")
+]
+KeepOption = Annotated[Keep, typer.Option("--keep", help="Which end --truncate keeps.")]
+Chunk = Annotated[
+    int | None,
+    typer.Option("--chunk", min=1, metavar="N", help="Cut into chunks of N tokens, as JSON lines."),
+]
+Overlap = Annotated[
+    int, typer.Option("--overlap", min=0, metavar="M", help="Tokens that two chunks share.")
+]
+Merges = Annotated[bool, typer.Option("--merges", help="Show the merges of each piece.")]
+Versus = Annotated[
+    list[str] | None,
+    typer.Option("--versus", metavar="MODEL", help="Compare with this model's tokens; repeatable."),
+]
+Vocab = Annotated[
+    str | None,
+    typer.Option("--vocab", metavar="PATTERN", help="The tokens that a regular expression finds."),
+]
+IdOption = Annotated[
+    list[int] | None, typer.Option("--id", metavar="ID", help="What an id is; repeatable.")
+]
+Out = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="PATH", help="Write the ids as numbers, or .npy, and a .json."),
+]
+Delimiter = Annotated[
+    str | None,
+    typer.Option(
+        "--document-delimiter", metavar="TEXT",
+        help="What stands between two documents in a file; becomes the end-of-text id.",
+    ),
+]  # fmt: skip
+Workers = Annotated[
+    int | None,
+    typer.Option("--workers", min=1, max=256, help="How many threads. [default: one per core]"),
+]
 
 
 def tokenize(
-    text: Annotated[
-        str | None, typer.Argument(help="The text; - or a pipe reads stdin as it is.")
-    ] = None,
+    texts: Texts = None,
+    files: Files = False,
     model: Model = "fable",
+    format: FormatOption = None,
+    json: Json = False,
+    jsonl: Jsonl = False,
+    count: Count = False,
+    lines: Lines = False,
+    special: Special = False,
+    decode: Decode = False,
+    errors: ErrorsOption = None,
+    truncate: Truncate = None,
+    keep: KeepOption = "left",
+    chunk: Chunk = None,
+    overlap: Overlap = 0,
+    merges: Merges = False,
+    versus: Versus = None,
+    vocab: Vocab = None,
+    id: IdOption = None,
+    out: Out = None,
+    document_delimiter: Delimiter = None,
+    workers: Workers = None,
+    color: Color = ColorMode.auto,
+    quiet: Quiet = False,
 ) -> None:
-    """Print a text's token ids on one line.
+    r"""Show a text's tokens, count them, or turn a corpus into ids.
 
     llmcli tokenize "Once upon a time"
 
-    llmcli tokenize < story.txt | wc -w
-    """
-    from llmcli.commands.input import read_text
-    from llmcli.hub import resolve
-    from llmcli.tokenizer import Tokenizer
+    llmcli tokenize --count --files *.txt
 
-    given = read_text(text, 'llmcli tokenize "Once upon a time"')
-    tokenizer = Tokenizer.from_folder(resolve(model, tokenizer_only=True))
-    print(*tokenizer.encode(given))
+    llmcli tokenize --files corpus/*.txt --out tokens.bin
+
+    llmcli tokenize "the lowest" --merges
+
+    llmcli tokenize "the lowest" --versus gpt2
+
+    llmcli tokenize < story.txt | llmcli tokenize --decode
+
+    Special tokens in a text are plain text unless --special is given.
+    """
+    from llmcli.commands.tokenize_request import Request
+
+    chosen: list[str] = [
+        name for name, given in (("json", json), ("jsonl", jsonl), ("count", count)) if given
+    ]
+    chosen += [format] if format else []
+    if len(set(chosen)) > 1:
+        raise UsageError(f"--format {' and '.join(chosen)} exclude each other.", "Choose one.")
+    run(Request(
+        texts=texts or [], files=files, model=model, format=chosen[0] if chosen else None,
+        lines=lines, special=special, decode=decode, errors=errors,
+        truncate=truncate, keep=keep, chunk=chunk, overlap=overlap, merges=merges,
+        versus=versus or [], vocab=vocab, ids=id or [], out=out,
+        delimiter=(document_delimiter or "").encode("utf-8", "surrogateescape"),
+        workers=workers, color=color.value, quiet=quiet,
+    ))  # fmt: skip
+
+
+def run(request: Request) -> None:
+    """Do what was asked for; one module for each way of using the command."""
+    request.check()
+    if request.out or request.streams:
+        from llmcli.commands import tokenize_bulk as way
+    elif request.decode:
+        from llmcli.commands import tokenize_decode as way  # type: ignore[no-redef]
+    elif request.vocab is not None or request.ids:
+        from llmcli.commands import tokenize_vocab as way  # type: ignore[no-redef]
+    else:
+        from llmcli.commands import tokenize_text as way  # type: ignore[no-redef]
+    way.run(request)

@@ -1,0 +1,195 @@
+"""Ids, their number, or a file of them: inputs of any size, never held whole."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmcli.commands.tokenize_request import Input, Request, each, inputs, text_of
+from llmcli.errors import UsageError
+
+if TYPE_CHECKING:
+    from llmcli.tokenizing.bulk import Encoder, Job, Part
+
+SCHEMA = 1
+TICK_S = 0.2  # between two looks at the progress
+
+
+def run(request: Request) -> None:
+    from llmcli.hub import resolve
+    from llmcli.tokenizer import Tokenizer
+    from llmcli.tokenizer_file import read_recipe
+    from llmcli.tokenizing.bulk import Job
+
+    given = inputs(request)
+    folder = resolve(request.model, tokenizer_only=True)
+    recipe = read_recipe(folder)
+    job = Job(
+        Tokenizer(recipe), recipe, request.special, request.delimiter, request.errors or "strict"
+    )
+    bulk = Bulk(job, request)
+    if request.out:
+        from llmcli.commands.tokenize_out import write
+
+        write(bulk, given, folder, request.out)
+    elif request.format == "count":
+        bulk.print_counts(given)
+    else:
+        each(given, bulk.print_ids)
+
+
+class Bulk:
+    """The work on streams of one call."""
+
+    def __init__(self, job: Job, request: Request) -> None:
+        self.job, self.request = job, request
+        self.workers = request.workers or n_cores()
+        self.encoder: Encoder | None = None
+        reason = job.cut()
+        self.reason = reason if isinstance(reason, str) else ""
+
+    def each_part(self, input: Input, blocks: Iterable[bytes], work: str) -> Iterator[Any]:
+        """What the encoder's `ids` or `count` makes of each part of the input, and the part."""
+        from llmcli.tokenizing.bulk import Encoder, in_order, parts
+
+        if self.encoder is None:
+            self.encoder = Encoder(self.job)
+        yield from in_order(
+            getattr(self.encoder, work), self._said(parts(blocks, self.job), input), self.workers
+        )
+
+    def _said(self, found: Iterable[Part], input: Input) -> Iterator[Part]:
+        """The parts; one as large as a text that should have been cut is said."""
+        from llmcli.tokenizing.bulk import LONGEST
+
+        for part in found:
+            if self.reason and len(part.data) > LONGEST and not self.request.quiet:
+                print(f"{input.name or 'The text'} is read whole: {self.reason}.", file=sys.stderr)
+            yield part
+
+    def print_ids(self, input: Input) -> None:
+        """The input's ids on a line."""
+        blocks, small = _peeked(input)
+        if small is not None and not self.job.delimiter:
+            print(*self._encode(small))
+            return
+        first = True
+        try:
+            for _, ids in self.each_part(input, blocks, "ids"):
+                if len(ids):
+                    sys.stdout.write("" if first else " ")
+                    sys.stdout.write(" ".join(map(str, ids.tolist())))
+                    first = False
+        finally:
+            sys.stdout.write("\n")
+
+    def n_tokens(self, input: Input) -> int:
+        blocks, small = _peeked(input)
+        if small is not None and not self.job.delimiter:
+            return len(self._encode(small))
+        return sum(count for _, count in self.each_part(input, blocks, "count"))
+
+    def _encode(self, data: bytes) -> list[int]:
+        """The ids of a small input, without the machinery for large ones."""
+        tokenizer, special = self.job.tokenizer, self.job.special
+        ids = tokenizer.encode(text_of(data, self.job.errors, 0), special=special)
+        return [*tokenizer.prefix_ids, *ids, *tokenizer.suffix_ids] if special else ids
+
+    def print_counts(self, given: list[Input]) -> None:
+        """The number of tokens per file with a total, or the bare number of one text."""
+        counts: list[int] = []
+
+        def work(input: Input) -> None:
+            counts.append(self.n_tokens(input))
+            name = "" if input.name in (None, "-") else f" {input.name}"
+            width = 9 if self.request.files and (name or len(given) > 1) else 0
+            print(f"{counts[-1]:>{width}}{name}", flush=True)
+
+        try:
+            each(given, work)
+        finally:
+            if self.request.files and len(given) > 1:
+                print(f"{sum(counts):>9} total")
+
+
+def _peeked(input: Input) -> tuple[Iterator[bytes], bytes | None]:
+    """The input's blocks, and all of it where it is no more than one block."""
+    blocks = input.blocks()
+    first, second = next(blocks, b""), next(blocks, None)
+    if second is None:
+        return iter(()), first
+    return chain((first, second), blocks), None
+
+
+class Meter:
+    """Progress on stderr, where that is a terminal: share, bytes, MB/s, time left."""
+
+    def __init__(self, total: int, quiet: bool) -> None:
+        self.total, self.done = total, 0
+        self.started = self.shown = time.monotonic()
+        self.live = sys.stderr.isatty() and not quiet
+
+    def add(self, nbytes: int) -> None:
+        self.done += nbytes
+        now = time.monotonic()
+        if self.live and now - self.shown > TICK_S:
+            self.shown = now
+            sys.stderr.write(f"\r\x1b[2K{self.line(now - self.started)}")
+            sys.stderr.flush()
+
+    def line(self, elapsed_s: float) -> str:
+        speed = self.done / max(elapsed_s, 1e-9)
+        text = f"{self.done / 1e6:.0f} MB  {speed / 1e6:.1f} MB/s"
+        if self.total <= self.done:
+            return text
+        left_s = round((self.total - self.done) / max(speed, 1e-9))
+        return f"{self.done / self.total:4.0%}  {text}  {left_s // 60}:{left_s % 60:02} left"
+
+    def end(self) -> float:
+        """Clear the line: the seconds that it all took."""
+        if self.live:
+            sys.stderr.write("\r\x1b[2K")
+            sys.stderr.flush()
+        return time.monotonic() - self.started
+
+
+def hashed(
+    blocks: Iterable[bytes], digest: hashlib._Hash, seen: Callable[[int], None]
+) -> Iterator[bytes]:
+    """The blocks, each added to `digest` and its size told to `seen`."""
+    for block in blocks:
+        digest.update(block)
+        seen(len(block))
+        yield block
+
+
+def n_cores() -> int:
+    """How many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def refuse_overwriting(given: list[Input], out: Path) -> None:
+    """Raises UsageError where a file would be read and replaced at once."""
+    for input in given:
+        if input.name in (None, "-"):
+            continue
+        for path in (out, sidecar_of(out)):
+            if path.exists() and os.path.exists(str(input.name)) and path.samefile(str(input.name)):
+                raise UsageError(f"{path} is an input too.", "Choose another --out.")
+
+
+def sidecar_of(out: Path) -> Path:
+    return out.with_name(out.name + ".json")

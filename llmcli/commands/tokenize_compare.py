@@ -1,0 +1,180 @@
+"""How tokens come about, merge by merge, and how several tokenizers cut the same text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from llmcli.commands.tokenize_request import Record, Request
+from llmcli.errors import UsageError
+from llmcli.tokenizer import Tokenizer
+from llmcli.tokenizer_file import Recipe
+
+if TYPE_CHECKING:
+    from llmcli.tokenizing.merges import Piece
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A stretch of text at whose ends all the tokenizers cut, and each one's tokens in it."""
+
+    byte_start: int
+    byte_end: int
+    tokens: tuple[tuple[bytes, ...], ...]  # per tokenizer
+    ids: tuple[tuple[int, ...], ...]
+
+    @property
+    def same(self) -> bool:
+        """Whether all cut it the same way."""
+        return len(set(self.tokens)) == 1
+
+
+class Compare:
+    """`--merges` and `--versus` for the texts of one call."""
+
+    def __init__(self, request: Request, recipe: Recipe, tokenizer: Tokenizer) -> None:
+        self.request, self.recipe = request, recipe
+        self.models = [(request.model, tokenizer)]
+        for name in request.versus:
+            from llmcli.hub import resolve
+
+            folder = resolve(name, tokenizer_only=True)
+            self.models.append((name, Tokenizer.from_folder(folder)))
+
+    # --- merges ----------------------------------------------------------------------------------
+
+    def merges(self, record: Record) -> None:
+        from llmcli.tokenizing.merges import Merger
+
+        request = self.request
+        tokenizer = self.models[0][1]
+        pieces = Merger(tokenizer, self.recipe).pieces(record.text, request.special)
+        if request.format == "json":
+            from llmcli.render.json import strict
+
+            print(strict({
+                "schema": SCHEMA, "model": request.model, "special": request.special,
+                "input": record.input.name, "line": record.line, "text": record.text,
+                "pieces": [_piece(piece) for piece in pieces],
+            }))  # fmt: skip
+        elif request.pictured:
+            from llmcli.render.console import console
+            from llmcli.render.tokenized import merges
+
+            out = console(request.color)
+            shown = [(piece.bytes, piece.whole, piece.ids,
+                      [(s.left, s.right, s.rank, s.parts) for s in piece.steps])
+                     for piece in pieces]  # fmt: skip
+            out.print(merges(shown, request.model, min(out.width, 120)), end="")
+        else:
+            print("piece\tstep\trank\tleft\tright\tresult")
+            for number, piece in enumerate(pieces):
+                for row in _merge_rows(piece):
+                    print(number, *row, sep="\t")
+
+    # --- versus ----------------------------------------------------------------------------------
+
+    def versus(self, record: Record) -> None:
+        found, request = self._spans(record.text), self.request
+        names = [name for name, _ in self.models]
+        counts = [sum(len(span.ids[i]) for span in found) for i in range(len(names))]
+        if request.format == "json":
+            from llmcli.render.json import strict
+
+            print(strict({
+                "schema": SCHEMA, "special": request.special, "input": record.input.name,
+                "line": record.line, "text": record.text,
+                "models": [{"model": name, "n_tokens": count}
+                           for name, count in zip(names, counts, strict=True)],
+                "spans": [_span(span) for span in found],
+            }))  # fmt: skip
+        elif request.pictured:
+            from llmcli.render.console import console
+            from llmcli.render.tokenized import versus
+
+            out = console(request.color)
+            spans = [(span.same, span.tokens) for span in found]
+            out.print(versus(names, counts, spans, len(record.text.encode()),
+                             min(out.width, 160)), end="")  # fmt: skip
+        else:
+            self._print_spans(names, counts, found)
+
+    def _print_spans(self, names: list[str], counts: list[int], found: list[Span]) -> None:
+        from llmcli.render.text import quoted
+
+        print("byte_start", "byte_end", "same", *names, sep="\t")
+        for span in found:
+            cells = [" ".join(map(quoted, tokens)) for tokens in span.tokens]
+            print(span.byte_start, span.byte_end, int(span.same), *cells, sep="\t")
+        print("total", "", int(all(span.same for span in found)), *counts, sep="\t")
+
+    def _spans(self, text: str) -> list[Span]:
+        """Raises UsageError where a tokenizer makes another text of `text`: nothing aligns then."""
+        from llmcli.tokenizing.rows import tokens
+
+        found = [tokens(tokenizer, text, self.request.special) for _, tokenizer in self.models]
+        for (name, _), each in zip(self.models, found, strict=True):
+            if each.decoded != found[0].decoded:
+                raise UsageError(
+                    f"{name} normalizes this text to another than {self.models[0][0]} does.",
+                    "Give each normalized text by itself.",
+                )
+        ends = [{row.byte_end for row in each.rows} for each in found]
+        borders = sorted(set.intersection(*ends) | {0})
+        out: list[Span] = []
+        places = [0] * len(found)
+        for start, end in zip(borders, [*borders[1:], None], strict=True):
+            rows = []
+            for i, each in enumerate(found):
+                first = places[i]
+                while places[i] < len(each.rows) and (
+                    end is None or each.rows[places[i]].byte_end <= end
+                ):
+                    places[i] += 1
+                rows.append(each.rows[first : places[i]])
+            if any(rows):
+                out.append(Span(
+                    start, start if end is None else end,
+                    tuple(tuple(row.bytes for row in part) for part in rows),
+                    tuple(tuple(row.id for row in part) for part in rows),
+                ))  # fmt: skip
+        return out
+
+
+def _piece(piece: Piece) -> dict[str, Any]:
+    from llmcli.render.text import quoted
+
+    return {
+        "piece": quoted(piece.bytes),
+        "ids": list(piece.ids),
+        "looked_up_whole": piece.whole,
+        "steps": [
+            {"rank": step.rank, "left": quoted(step.left), "right": quoted(step.right),
+             "parts": [quoted(part) for part in step.parts]}
+            for step in piece.steps
+        ],
+    }  # fmt: skip
+
+
+def _merge_rows(piece: Piece) -> list[tuple[Any, ...]]:
+    """The bytes as they are, then each merge: step, rank, left, right, result."""
+    from llmcli.render.text import quoted
+
+    start = [piece.bytes] if piece.whole else [bytes([byte]) for byte in piece.bytes]
+    rows: list[tuple[Any, ...]] = [(0, "", "", "", " ".join(map(quoted, start)))]
+    for number, step in enumerate(piece.steps, 1):
+        parts = " ".join(map(quoted, step.parts))
+        rows.append((number, step.rank, quoted(step.left), quoted(step.right), parts))
+    return rows
+
+
+def _span(span: Span) -> dict[str, Any]:
+    from llmcli.render.text import quoted
+
+    return {
+        "byte_start": span.byte_start, "byte_end": span.byte_end, "same": span.same,
+        "tokens": [[quoted(token) for token in tokens] for tokens in span.tokens],
+        "ids": [list(ids) for ids in span.ids],
+    }  # fmt: skip

@@ -1,0 +1,139 @@
+"""A corpus as a file of ids, and the JSON beside it that says what it is made from."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from pathlib import Path
+from typing import Any
+
+from llmcli import __version__
+from llmcli.commands.tokenize_bulk import (
+    SCHEMA,
+    Bulk,
+    Meter,
+    file_sha256,
+    hashed,
+    refuse_overwriting,
+    sidecar_of,
+)
+from llmcli.commands.tokenize_request import Input, each
+from llmcli.errors import NotFoundError
+
+
+def write(bulk: Bulk, given: list[Input], folder: Path, out: Path) -> None:
+    """The ids of all inputs, each document ended by the end-of-text id, under the name `out`.
+
+    A file that cannot be read is said and left out; bytes that are not UTF-8 end it all.
+    """
+    import typer
+
+    from llmcli.render.json import strict
+    from llmcli.tokenizing.output import TokenFile, dtype_for, replacing
+
+    refuse_overwriting(given, out)
+    tokenizer = bulk.job.tokenizer
+    dtype = dtype_for(tokenizer.vocab_size)
+    meter = Meter(sum(input.nbytes() for input in given), bulk.request.quiet)
+    with replacing(out) as file:
+        written = TokenFile(file, dtype, npy=out.suffix == ".npy")
+        corpus = Corpus(bulk, written, meter)
+        code = 0
+        try:
+            each(given, corpus.add, skip=(NotFoundError,))
+        except typer.Exit as failed:  # of an input that cannot be read; the others are in
+            code = failed.exit_code
+        finally:
+            elapsed_s = meter.end()
+        if not corpus.inputs:
+            raise typer.Exit(code)
+        written.finish()
+        facts = corpus.facts(folder, out, dtype)
+        with replacing(sidecar_of(out)) as sidecar:
+            sidecar.write((strict(facts) + "\n").encode())
+    if bulk.request.format == "json":
+        print(strict(facts))
+    if not bulk.request.quiet:
+        speed = facts["bytes"] / 1e6 / max(elapsed_s, 1e-9)
+        print(
+            f"{out}: {facts['tokens']:,} tokens ({dtype}) of {facts['documents']:,} documents, "
+            f"{facts['bytes'] / 1e6:.1f} MB in {elapsed_s:.1f} s, {speed:.1f} MB/s",
+            file=sys.stderr,
+        )
+    if code:
+        raise typer.Exit(code)
+
+
+class Corpus:
+    """What has been written so far, and of which inputs."""
+
+    def __init__(self, bulk: Bulk, written: Any, meter: Meter) -> None:
+        self.bulk, self.written, self.meter = bulk, written, meter
+        self.inputs: list[dict[str, Any]] = []
+        self.skipped: list[str] = []
+        self.n_documents = 0
+
+    def add(self, input: Input) -> None:
+        """The input's ids, and the end-of-text id unless it ends with one."""
+        import numpy as np
+
+        digest, start = hashlib.sha256(), self.written.n_tokens
+        eot = self.bulk.job.tokenizer.eot_id
+        delimiter = self.bulk.job.delimiter
+        n_bytes = n_documents = 0
+        open_document = False  # whether the last one still lacks its end
+        blocks = hashed(input.blocks(), digest, self.meter.add)
+        try:
+            for part, ids in self.bulk.each_part(input, blocks, "ids"):
+                self.written.append(ids)
+                n_bytes += len(part.data)
+                n_documents += part.data.count(delimiter) if delimiter else 0
+                open_document = bool(part.data.split(delimiter)[-1] if delimiter else n_bytes)
+        except NotFoundError:
+            self.written.rewind(start)
+            self.skipped.append(input.name or "")
+            raise
+        if open_document:
+            n_documents += 1
+            if eot is not None:
+                self.written.append(np.array([eot], np.uint32))
+        self.n_documents += n_documents
+        self.inputs.append({
+            "name": input.name, "bytes": n_bytes, "sha256": digest.hexdigest(),
+            "documents": n_documents, "first_token": start,
+            "tokens": self.written.n_tokens - start,
+        })  # fmt: skip
+
+    def facts(self, folder: Path, out: Path, dtype: str) -> dict[str, Any]:
+        """What the file beside the ids says."""
+        from llmcli.hub import revision_of
+
+        job, request = self.bulk.job, self.bulk.request
+        return {
+            "schema": SCHEMA,
+            "llmcli": __version__,
+            "file": out.name,
+            "format": "npy" if out.suffix == ".npy" else "raw, little-endian",
+            "dtype": dtype,
+            "tokens": self.written.n_tokens,
+            "documents": self.n_documents,
+            "bytes": sum(each["bytes"] for each in self.inputs),
+            "model": request.model,
+            "revision": revision_of(folder),
+            "tokenizer_sha256": tokenizer_sha256(folder),
+            "vocab_size": job.tokenizer.vocab_size,
+            "end_of_text_id": job.tokenizer.eot_id,
+            "document_delimiter": job.delimiter.decode("utf-8", "replace") or None,
+            "special": job.special,
+            "errors": job.errors,
+            "inputs": self.inputs,
+            "skipped": self.skipped,
+        }
+
+
+def tokenizer_sha256(folder: Path) -> dict[str, str]:
+    """The hash of each of the folder's tokenizer files that was read."""
+    names = ["tokenizer.json"] if (folder / "tokenizer.json").exists() else [
+        "vocab.json", "encoder.json", "merges.txt", "vocab.bpe"
+    ]  # fmt: skip
+    return {name: file_sha256(folder / name) for name in names if (folder / name).is_file()}

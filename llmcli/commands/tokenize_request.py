@@ -1,0 +1,234 @@
+"""What was asked of `llmcli tokenize`, what excludes what, and the inputs it names."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import typer
+
+from llmcli.errors import LLMCLIError, NotFoundError, UsageError
+
+BLOCK = 1 << 19
+EXAMPLE = 'For example: llmcli tokenize "Once upon a time"'
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """The options of one call, as they were given."""
+
+    texts: list[str]
+    files: bool
+    model: str
+    format: str | None
+    lines: bool
+    special: bool
+    decode: bool
+    errors: str | None
+    truncate: int | None
+    keep: str
+    chunk: int | None
+    overlap: int
+    merges: bool
+    versus: list[str]
+    vocab: str | None
+    ids: list[int]
+    out: Path | None
+    delimiter: bytes
+    workers: int | None
+    color: str
+    quiet: bool
+
+    @property
+    def streams(self) -> bool:
+        """Whether nothing but ids or their number is wanted: then no text is read whole."""
+        way = self.decode, self.truncate, self.chunk, self.merges, self.versus, self.lines
+        wanted = self.format in ("ids", "count") or (self.format is None and not self.pictured)
+        return wanted and not any(way) and self.vocab is None and not self.ids
+
+    @property
+    def pictured(self) -> bool:
+        """Whether stdout is to be looked at."""
+        return sys.stdout.isatty() or self.color == "always"
+
+    def check(self) -> None:
+        """Raises UsageError where options exclude each other, or lack the one they belong to."""
+        ways = {
+            "--out": self.out, "--decode": self.decode, "--truncate": self.truncate,
+            "--chunk": self.chunk, "--merges": self.merges, "--versus": self.versus,
+            "--vocab": self.vocab is not None, "--id": self.ids,
+        }  # fmt: skip
+        given = [name for name, value in ways.items() if value]
+        if len(given) > 1:
+            raise UsageError(f"{' and '.join(given)} exclude each other.", "Choose one.")
+        others = "--merges", "--versus", "--vocab", "--id", "--out"
+        fits = {"--chunk": ("jsonl",), **dict.fromkeys(others, ("json",))}
+        for way in given:
+            if self.format and self.format not in fits.get(way, ()):
+                raise UsageError(
+                    f"{way} does not go with --format {self.format}.", "Leave one out."
+                )
+        if self.overlap and not self.chunk:
+            raise UsageError(
+                "--overlap goes with --chunk.", "For example: --chunk 512 --overlap 64"
+            )
+        if self.chunk and self.overlap >= self.chunk:
+            raise UsageError(f"--overlap {self.overlap} is not less than --chunk {self.chunk}.")
+        if self.delimiter and not (self.out or self.streams):
+            raise UsageError("--document-delimiter goes with --out, ids and --count.")
+        if self.lines and (self.out or self.vocab is not None or self.ids):
+            raise UsageError(f"--lines does not go with {given[0]}.")
+        if self.texts and (self.vocab is not None or self.ids):
+            raise UsageError(f"{given[0]} takes no text.", "Leave the text out.")
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """Where text comes from: an argument, stdin ("-"), or a file."""
+
+    name: str | None  # None for an argument
+    text: bytes | None = None
+
+    def blocks(self) -> Iterator[bytes]:
+        """The bytes as they are. Raises NotFoundError where they cannot be read."""
+        if self.text is not None:
+            if self.text:
+                yield self.text
+            return
+        with self._open() as file:
+            while block := self._read(file):
+                yield block
+
+    def data(self) -> bytes:
+        return b"".join(self.blocks())
+
+    def nbytes(self) -> int:
+        """How many bytes there will be; 0 where nobody can know."""
+        if self.text is not None:
+            return len(self.text)
+        try:
+            return os.stat(self.name).st_size if self.name not in (None, "-") else 0
+        except (OSError, ValueError):
+            return 0
+
+    def _open(self) -> IO[bytes]:
+        if self.name == "-":
+            return open(sys.stdin.fileno(), "rb", closefd=False) if _has_fd() else sys.stdin.buffer
+        try:
+            return open(str(self.name), "rb", buffering=0)
+        except (OSError, ValueError) as error:
+            raise self._unreadable(error) from error
+
+    def _read(self, file: IO[bytes]) -> bytes:
+        try:
+            return file.read(BLOCK)
+        except OSError as error:
+            raise self._unreadable(error) from error
+
+    def _unreadable(self, error: Exception) -> NotFoundError:
+        from llmcli.errors import shown
+
+        why = getattr(error, "strerror", None) or error
+        return NotFoundError(
+            f"{shown(str(self.name))} cannot be read ({why}).", "Is the path right?"
+        )
+
+
+def _has_fd() -> bool:
+    try:
+        return sys.stdin.fileno() >= 0
+    except (OSError, ValueError, AttributeError):  # a stream in memory has none
+        return False
+
+
+def inputs(request: Request) -> list[Input]:
+    """What the texts name; stdin where there are none and it is no terminal."""
+    if not request.texts:
+        if sys.stdin is None or sys.stdin.isatty():
+            raise UsageError("There is no text to work on.", EXAMPLE)
+        return [Input("-")]
+    if request.texts.count("-") > 1:
+        raise UsageError("stdin can be read only once.", "Give - once.")
+    return [
+        Input(text) if request.files or text == "-" else Input(None, _typed(text))
+        for text in request.texts
+    ]
+
+
+def _typed(text: str) -> bytes:
+    """The bytes that were typed."""
+    return text.encode("utf-8", "surrogateescape")
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One text: an input, or with --lines a line of it, without its line end."""
+
+    input: Input
+    line: int | None  # from 1
+    text: str
+
+    @property
+    def label(self) -> str | None:
+        """What to call it: a path, and a line."""
+        name = "stdin" if self.input.name == "-" else self.input.name
+        return name if self.line is None else f"{name or 'text'}:{self.line}"
+
+
+def records(input: Input, request: Request) -> Iterator[Record]:
+    """The texts of an input. Raises UsageError where one is not UTF-8."""
+    if not request.lines:
+        yield Record(input, None, text_of(input.data(), request.errors or "strict", 0))
+        return
+    rest, number, offset = b"", 1, 0
+    for block in input.blocks():
+        *whole, rest = (rest + block).split(b"\n")
+        for line in whole:
+            yield Record(input, number, text_of(line, request.errors or "strict", offset))
+            number, offset = number + 1, offset + len(line) + 1
+    if rest:
+        yield Record(input, number, text_of(rest, request.errors or "strict", offset))
+
+
+def text_of(data: bytes, errors: str, offset: int) -> str:
+    """`data` as text; an error names the position in the input, `offset` bytes before."""
+    try:
+        return data.decode("utf-8", errors)
+    except UnicodeDecodeError:
+        from llmcli.tokenizing.bulk import refuse_bytes
+
+        refuse_bytes(data, offset)
+        raise
+
+
+def each(
+    given: list[Input],
+    work: Callable[[Input], None],
+    skip: tuple[type[LLMCLIError], ...] = (NotFoundError, UsageError),
+) -> None:
+    """Work on every input; one that fails with an error of `skip` is said, the others still done.
+
+    The exit code is that of the first failure.
+    """
+    failed: LLMCLIError | None = None
+    for input in given:
+        try:
+            work(input)
+        except (NotFoundError, UsageError) as error:
+            if input.name not in (None, "-") and str(input.name) not in error.fact:
+                error = type(error)(f"{input.name}: {error.fact}", error.remedy)
+            if (
+                len(given) == 1
+                or not isinstance(error, skip)
+                or os.environ.get("LLMCLI_DEBUG") == "1"
+            ):
+                raise error from None
+            sys.stdout.flush()
+            print(f"llmcli: {error.fact}\n{error.remedy}".rstrip(), file=sys.stderr)
+            failed = failed or error
+    if failed:
+        raise typer.Exit(failed.exit_code)

@@ -1,0 +1,237 @@
+"""A text's tokens to look at, or as rows and JSON; texts cut short, or into chunks."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from llmcli.commands.tokenize_request import Input, Record, Request, each, inputs, records
+from llmcli.errors import UsageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from llmcli.tokenizer import Tokenizer
+    from llmcli.tokenizer_file import Recipe
+    from llmcli.tokenizing.rows import Row, Tokens
+
+SCHEMA = 1
+
+
+def run(request: Request) -> None:
+    from llmcli.hub import resolve
+    from llmcli.tokenizer import Tokenizer
+    from llmcli.tokenizer_file import read_recipe
+
+    given = inputs(request)
+    folder = resolve(request.model, tokenizer_only=True)
+    recipe = read_recipe(folder)
+    texts = Texts(request, folder, recipe, Tokenizer(recipe))
+    show = texts.shower()
+
+    def work(input: Input) -> None:
+        for record in records(input, request):
+            show(record)
+            sys.stdout.flush()
+
+    try:
+        each(given, work)
+    finally:
+        texts.end()
+
+
+class Texts:
+    """One call's work on texts, each whole in memory."""
+
+    def __init__(
+        self, request: Request, folder: Path, recipe: Recipe, tokenizer: Tokenizer
+    ) -> None:
+        self.request, self.folder, self.recipe, self.tokenizer = request, folder, recipe, tokenizer
+        self.several = request.lines or len(request.texts) > 1
+        self.objects: list[dict[str, Any]] = []
+        self.shown = 0
+
+    def shower(self) -> Callable[[Record], None]:
+        """What is done with each text."""
+        request = self.request
+        if request.truncate:
+            return self.truncate
+        if request.chunk:
+            return self.chunk
+        if request.merges or request.versus:
+            from llmcli.commands.tokenize_compare import Compare
+
+            compare = Compare(request, self.recipe, self.tokenizer)
+            return compare.merges if request.merges else compare.versus
+        ways = {"ids": self.ids, "count": self.count, "tokens": self.tokens, "table": self.table,
+                "json": self.json, "jsonl": self.jsonl, None: self.picture}  # fmt: skip
+        return ways[request.format if request.format or request.pictured else "ids"]
+
+    def rows(self, record: Record) -> Tokens:
+        from llmcli.tokenizing.rows import tokens
+
+        return tokens(self.tokenizer, record.text, self.request.special)
+
+    def ids(self, record: Record) -> None:
+        print(*self._ids(record))
+
+    def count(self, record: Record) -> None:
+        print(len(self._ids(record)))
+
+    def _ids(self, record: Record) -> list[int]:
+        ids = self.tokenizer.encode(record.text, special=self.request.special)
+        if not self.request.special:
+            return ids
+        return [*self.tokenizer.prefix_ids, *ids, *self.tokenizer.suffix_ids]
+
+    def tokens(self, record: Record) -> None:
+        from llmcli.render.text import quoted
+
+        print(*(quoted(row.bytes) for row in self.rows(record).rows))
+
+    def table(self, record: Record) -> None:
+        found = self.rows(record)
+        if self.request.pictured:
+            from llmcli.render.console import console
+            from llmcli.render.tokenized import table
+
+            out = console(self.request.color)
+            self._between(record)
+            out.print(table([_values(row) for row in found.rows], min(out.width, 120)), end="")
+            return
+        if not self.shown:
+            print("index\tid\ttoken\tbytes\tbyte_start\tbyte_end\tchar_start\tchar_end\tspecial")
+        self.shown += 1
+        for row in found.rows:
+            print(*_values(row).values(), sep="\t")
+
+    def picture(self, record: Record) -> None:
+        from llmcli.render.console import console
+        from llmcli.render.tokenized import picture
+
+        out = console(self.request.color)
+        found = self.rows(record)
+        self._between(record)
+        facts = [self.request.model, f"{len(found.text.encode()):,} bytes",
+                 f"{len(found.text):,} characters"]  # fmt: skip
+        if not found.exact:
+            facts.append("normalized")
+        cells = [(row.bytes, row.id, row.special) for row in found.rows]
+        out.print(picture(cells, facts, min(out.width, 160)), end="")
+
+    def _between(self, record: Record) -> None:
+        """A name above each of several texts."""
+        if self.several or self.request.files:
+            from llmcli.render.text import harmless
+
+            print(f"{chr(10) * bool(self.shown)}{harmless(record.label or f'text {self.shown}')}")
+            sys.stdout.flush()
+        self.shown += 1
+
+    def json(self, record: Record) -> None:
+        self.objects.append(self._object(record))
+
+    def _object(self, record: Record) -> dict[str, Any]:
+        found = self.rows(record)
+        return {
+            "input": record.input.name,
+            "line": record.line,
+            "text": found.text,
+            "decoded": None if found.exact else found.decoded,
+            "n_tokens": len(found.rows),
+            "n_bytes": len(found.text.encode()),
+            "n_chars": len(found.text),
+            "tokens": [_fields(row) for row in found.rows],
+        }
+
+    def end(self) -> None:
+        """The one object of --json, of the texts that could be read."""
+        if self.request.format == "json" and not (self.request.merges or self.request.versus):
+            self._print(self._header() | {"texts": self.objects})
+
+    def _header(self) -> dict[str, Any]:
+        from llmcli.commands.tokenize_out import tokenizer_sha256
+        from llmcli.hub import revision_of
+
+        return {
+            "schema": SCHEMA,
+            "model": self.request.model,
+            "revision": revision_of(self.folder),
+            "tokenizer_sha256": tokenizer_sha256(self.folder),
+            "special": self.request.special,
+        }
+
+    def _print(self, value: dict[str, Any]) -> None:
+        from llmcli.render.json import strict
+
+        print(strict(value))
+
+    def jsonl(self, record: Record) -> None:
+        ids = self._ids(record)
+        self._print({
+            "schema": SCHEMA, "model": self.request.model, "special": self.request.special,
+            "input": record.input.name, "line": record.line, "n_tokens": len(ids), "ids": ids,
+        })  # fmt: skip
+
+    def truncate(self, record: Record) -> None:
+        from llmcli.tokenizing.rows import truncated
+
+        request = self.request
+        assert request.truncate
+        text = truncated(
+            self.tokenizer, record.text, request.truncate, request.keep, request.special
+        )
+        terminal = sys.stdout.isatty()
+        if terminal:
+            from llmcli.render.text import harmless
+
+            text = harmless(text)
+        if (self.several or terminal) and not text.endswith("\n"):
+            text += "\n"
+        sys.stdout.flush()
+        sys.stdout.buffer.write(text.encode())
+
+    def chunk(self, record: Record) -> None:
+        from llmcli.tokenizing.rows import chunks
+
+        request = self.request
+        assert request.chunk
+        found = self.rows(record)
+        cut = chunks(found, request.chunk, request.overlap)
+        if isinstance(cut, int):
+            raise UsageError(
+                f"The character at byte {cut} has more than {request.chunk} tokens.",
+                "Choose a larger --chunk.",
+            )
+        data = found.decoded.encode()
+        for index, chunk in enumerate(cut):
+            first, last = chunk.rows[0], chunk.rows[-1]
+            self._print({
+                "schema": SCHEMA, "model": request.model, "special": request.special,
+                "input": record.input.name, "line": record.line, "chunk": index,
+                "token_start": chunk.start, "token_end": chunk.end,
+                "byte_start": first.byte_start, "byte_end": last.byte_end,
+                "char_start": first.char_start, "char_end": last.char_end,
+                "n_tokens": len(chunk.rows), "ids": [row.id for row in chunk.rows],
+                "text": data[first.byte_start : last.byte_end].decode("utf-8", "replace"),
+            })  # fmt: skip
+
+
+def _values(row: Row) -> dict[str, Any]:
+    from llmcli.render.text import quoted
+
+    return {
+        "index": row.index, "id": row.id, "token": quoted(row.bytes), "bytes": row.bytes.hex(),
+        "byte_start": row.byte_start, "byte_end": row.byte_end, "char_start": row.char_start,
+        "char_end": row.char_end, "special": int(row.special),
+    }  # fmt: skip
+
+
+def _fields(row: Row) -> dict[str, Any]:
+    """A token as JSON; `text` is null for a part of a character."""
+    try:
+        text: str | None = row.bytes.decode()
+    except UnicodeDecodeError:
+        text = None
+    return _values(row) | {"text": text, "special": row.special}
