@@ -21,8 +21,8 @@ PACKAGE_SCHEMAS = Path(__file__).resolve().parents[1] / "llmcli" / "schemas"
 LLMCLI = [sys.executable, "-m", "llmcli"]
 
 
-def in_terminal(arguments, columns=80, env=(), until=None, then=None):
-    """Run in a pseudo-terminal; what it showed, and the exit code. `until` seen, `then` is sent."""
+def in_terminal(arguments, columns=80, env=()):
+    """Run in a pseudo-terminal: what it showed, and the exit code."""
     read, write = pty.openpty()
     subprocess.run(["stty", "cols", str(columns), "rows", "40"], stdin=write, check=True)
     environment = {**os.environ, "TERM": "xterm-256color", **dict(env)}
@@ -39,9 +39,6 @@ def in_terminal(arguments, columns=80, env=(), until=None, then=None):
         if not data:
             break
         shown += data
-        if until and until in shown:
-            child.send_signal(then)
-            until = None
     os.close(read)
     return shown.decode().replace("\r\n", "\n"), child.wait(30)
 
@@ -234,22 +231,24 @@ def test_a_full_disk_is_said(model_folder):
     assert run.stderr.startswith(b"llmcli: The disk is full.")
 
 
-def test_ctrl_c_keeps_the_text_so_far_and_ends_with_130(copied):
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_keeps_the_text_so_far(sent, code, copied):
     edit_json(copied / "config.json", eos_token_id=None)
     edit_json(copied / "generation_config.json", eos_token_id=None)
-    child = subprocess.Popen(
-        [*LLMCLI, "generate", "x", "-m", str(copied), "--seed", "1", "--no-cache", "--top-probs",
-         "2", "--max-new-tokens", "60"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+    command = ["generate", "x", "-m", str(copied), "--jsonl", "--max-new-tokens", "60"]
+    child = subprocess.Popen([*LLMCLI, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert child.stdout
     head = child.stdout.readline() + child.stdout.readline()
-    child.send_signal(signal.SIGINT)
+    child.send_signal(sent)
     rest, errors = child.communicate(timeout=30)
-    assert head.startswith(b"sample\tstep\t")
-    assert (child.returncode, errors) in [(130, b""), (0, b"")]
-    if child.returncode == 0:  # it was done before the signal came
-        assert (head + rest).count(b"\n") >= 120
+    events = [json.loads(line) for line in (head + rest).splitlines()]  # no line is cut in two
+    assert [events[0]["event"], events[1]["event"], events[-1]["event"]] == [
+        "start",
+        "step",
+        "done",
+    ]
+    assert errors == b""
+    assert child.returncode in (code, 0)  # 0: it was done before the signal came
 
 
 # --- errors --------------------------------------------------------------------------------------

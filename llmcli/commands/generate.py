@@ -16,7 +16,9 @@ def generate(
         str | None, typer.Argument(help="What to continue; - or a pipe reads stdin.")
     ] = None,
     model: o.Model = "fable",
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Stop after this many tokens.")] = 400,
+    max_new_tokens: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Stop after so many tokens.")
+    ] = 400,
     bias: o.Bias = None,
     repetition_penalty: o.RepetitionPenalty = None,
     presence_penalty: o.PresencePenalty = None,
@@ -47,15 +49,17 @@ def generate(
         typer.Option(help="Which end of a prompt that is too long to drop."),
     ] = None,
     num_samples: Annotated[
-        int, typer.Option(min=1, max=4096, help="Continue the prompt this many times.")
+        int, typer.Option(min=1, max=4096, metavar="N", help="Continue the prompt this many times.")
     ] = 1,
-    separator: Annotated[str, typer.Option(help="The line between samples in a pipe.")] = "---",
+    separator: Annotated[
+        str, typer.Option(metavar="TEXT", help="The line between samples in a pipe.")
+    ] = "---",
     prompts: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Many prompts: one a line, or JSON lines with `prompt`."),
     ] = None,
     batch_size: Annotated[
-        int, typer.Option(min=1, max=4096, help="How many of them to run at once.")
+        int, typer.Option(min=1, max=4096, metavar="N", help="How many of them to run at once.")
     ] = 16,
     out: Annotated[
         Path | None,

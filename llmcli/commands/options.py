@@ -58,11 +58,12 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 DTypeOption = Annotated[DType, typer.Option("--dtype", help="What to compute in.")]
 DeviceOption = Annotated[Device, typer.Option("--device", help="Where to compute.")]
 Threads = Annotated[
-    int | None, typer.Option("--threads", min=1, max=1024, help="How many threads to use.")
+    int | None,
+    typer.Option("--threads", min=1, max=1024, metavar="N", help="How many threads to use."),
 ]
 Seed = Annotated[
     int | None,
-    typer.Option("--seed", min=0, max=2**63 - 1, help="The same seed, the same text."),
+    typer.Option("--seed", min=0, metavar="N", help="The same seed, the same text."),
 ]
 
 # How the next token is chosen. None: what the model's generation_config.json says.
@@ -73,15 +74,17 @@ Bias = Annotated[
 RepetitionPenalty = Annotated[
     float | None,
     typer.Option(
-        "--repetition-penalty", min=0.001, max=1000,
+        "--repetition-penalty", metavar="N", min=0.001, max=1000,
         help="Divide the logits of tokens seen before. [default: the model's, else 1]",
     ),
 ]  # fmt: skip
 PresencePenalty = Annotated[
-    float | None, typer.Option("--presence-penalty", help="Take this off each token seen before.")
+    float | None,
+    typer.Option("--presence-penalty", metavar="N", help="Take this off each token seen before."),
 ]
 FrequencyPenalty = Annotated[
-    float | None, typer.Option("--frequency-penalty", help="The same, once for each occurrence.")
+    float | None,
+    typer.Option("--frequency-penalty", metavar="N", help="The same, once for each occurrence."),
 ]
 PenaltyWindow = Annotated[
     int | None,
@@ -93,35 +96,35 @@ PenaltyWindow = Annotated[
 Temperature = Annotated[
     float | None,
     typer.Option(
-        "--temperature", min=0,
+        "--temperature", metavar="N", min=0,
         help="Below 1 safer, above 1 wilder; 0 is greedy. [default: the model's, else 0.8]",
     ),
 ]  # fmt: skip
 TopK = Annotated[
     int | None,
     typer.Option(
-        "--top-k", min=0,
+        "--top-k", metavar="K", min=0,
         help="Draw from the k most probable tokens; 0: all. [default: the model's, else 0]",
     ),
 ]  # fmt: skip
 TopP = Annotated[
     float | None,
     typer.Option(
-        "--top-p", min=0, max=1,
+        "--top-p", metavar="P", min=0, max=1,
         help="Draw from the fewest that together reach this. [default: the model's, else 0.95]",
     ),
 ]  # fmt: skip
 MinP = Annotated[
     float | None,
     typer.Option(
-        "--min-p", min=0, max=1,
+        "--min-p", metavar="P", min=0, max=1,
         help="Draw from those at least this times as probable as the first. [default: 0]",
     ),
 ]  # fmt: skip
 TypicalP = Annotated[
     float | None,
     typer.Option(
-        "--typical-p", min=0, max=1,
+        "--typical-p", metavar="P", min=0, max=1,
         help="Draw from the least unexpected that reach this. [default: 1]",
     ),
 ]  # fmt: skip
