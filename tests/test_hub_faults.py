@@ -78,6 +78,8 @@ CASES = [
         WEIGHTS, "status", "HTTP 429, and wants to be asked again in 3600 s", 4,
         status=429, headers={"Retry-After": "3600"},
     ),
+    case(WEIGHTS, "status", "storage host answers HTTP 403; retry 1 of 5", status=403),
+    case(WEIGHTS, "status", "HTTP 403, also after 5 retries", 4, ALWAYS, status=403),
     # a server that will not
     case(INFO, "status", "does not accept the token", 4, ALWAYS, status=401),
     case(INFO, "status", "gated, or not yours", 4, ALWAYS, status=403, headers=GATED),
@@ -179,7 +181,9 @@ def test_the_next_run_goes_on_where_this_one_stopped(server: HubServer):
     assert run(Told())[0].exit_code == 4
     server.faults.clear()
     server.seen.clear()
-    assert_whole(fetch("org/tiny").folder, FILES)
+    resumed = fetch("org/tiny")
+    assert_whole(resumed.folder, FILES)
+    assert resumed.fetched_nbytes == N - 1000
     assert weights_ranges(server) == ["bytes=1000-"]
 
 

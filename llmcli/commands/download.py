@@ -170,7 +170,7 @@ def _summary(result: Result) -> str:
 def _print_plan(result: Result) -> None:
     """The files that a download would bring: a table, or rows for a pipe."""
     head = ("file", "bytes", "here")
-    rows = [(f.name, f.nbytes, "yes" if f.name in result.here else "no") for f in result.files]
+    rows = [(f.name, f.nbytes, "yes" if result.is_here(f) else "no") for f in result.files]
     total = (f"to fetch of {result.name}", result.fetched_nbytes, "")
     _print_rows(head, [*rows, total] if sys.stdout.isatty() else rows, numbers=[1])
 
@@ -184,7 +184,7 @@ def _as_json(result: Result) -> dict[str, Any]:
         "nbytes": result.nbytes,
         "fetched_nbytes": result.fetched_nbytes,
         "files": [
-            {"name": f.name, "nbytes": f.nbytes, "hash": f.hash, "here": f.name in result.here}
+            {"name": f.name, "nbytes": f.nbytes, "hash": f.hash, "here": result.is_here(f)}
             for f in result.files
         ],
     }

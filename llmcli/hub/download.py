@@ -30,21 +30,22 @@ Check = Callable[[Path, str], None]  # a folder, and what of it is new: "config"
 
 @dataclass
 class Result:
-    """What a download has come to; in a dry run `fetched_nbytes` is what it would fetch."""
+    """What a download has come to; in a dry run, what it would come to."""
 
     name: HubName
     commit: str
     folder: Path
     files: list[RemoteFile] = field(default_factory=list)
-    here: set[str] = field(default_factory=set)  # the files that need not be fetched
+    here: dict[str, int] = field(default_factory=dict)  # by file: the bytes that were here before
+    fetched_nbytes: int = 0
 
     @property
     def nbytes(self) -> int:
         return sum(file.nbytes for file in self.files)
 
-    @property
-    def fetched_nbytes(self) -> int:
-        return sum(file.nbytes for file in self.files if file.name not in self.here)
+    def is_here(self, file: RemoteFile) -> bool:
+        """Whether all of `file` was here before."""
+        return self.here[file.name] == file.nbytes
 
 
 def download(
@@ -89,7 +90,8 @@ def download(
             f"{shown(str(error.filename), 300)} cannot be written ({error.strerror}).",
             "Choose another folder with HF_HOME.",
         ) from error
-    return Result(name, found.commit, room.snapshot, files, delivery.here)
+    fetched_nbytes = sum(carrier.received.values())
+    return Result(name, found.commit, room.snapshot, files, delivery.here, fetched_nbytes)
 
 
 def _done_before(name: HubName, tokenizer_only: bool) -> Result | None:
@@ -103,7 +105,8 @@ def _done_before(name: HubName, tokenizer_only: bool) -> Result | None:
     if any(_changed(snapshot / file, stamp) for file, stamp in manifest.files.items()):
         return None
     files = list(listing.known(name, manifest).files.values())
-    return Result(name, name.revision, snapshot, files, set(manifest.files))
+    here = {file.name: file.nbytes for file in files}
+    return Result(name, name.revision, snapshot, files, here)
 
 
 def _unchanged(found: Listing, small: list[RemoteFile], tokenizer_only: bool) -> Result | None:
@@ -111,7 +114,7 @@ def _unchanged(found: Listing, small: list[RemoteFile], tokenizer_only: bool) ->
     name = found.name
     done = _done_before(HubName(name.repo, found.commit), tokenizer_only)
     known = cache.commit_of(cache.repo_folder(name.repo), name.revision) == found.commit
-    if done and known and {file.name for file in small} <= done.here:
+    if done and known and {file.name for file in small} <= done.here.keys():
         return replace(done, name=name)
     return None
 
@@ -135,9 +138,18 @@ def _planned(
         index = index if index.is_file() else carrier.bring(weights[0])
         weights = [*weights, *found.shards(cache.shards(index))]
     files = [*small, *weights]
-    blobs = {file.name: folder / "blobs" / file.hash for file in files}
-    here = {file.name for file in files if transfer.is_file_of(blobs[file.name], file.nbytes)}
-    return Result(found.name, found.commit, folder / "snapshots" / found.commit, files, here)
+    here = {file.name: _nbytes_here(folder / "blobs", file) for file in files}
+    to_fetch = sum(file.nbytes - here[file.name] for file in files)
+    snapshot = folder / "snapshots" / found.commit
+    return Result(found.name, found.commit, snapshot, files, here, to_fetch)
+
+
+def _nbytes_here(blobs: Path, file: RemoteFile) -> int:
+    """How much of a file an earlier run has brought, right or wrong."""
+    for path in (blobs / file.hash, blobs / f"{file.hash}.incomplete"):
+        if path.is_file():
+            return min(file.nbytes, path.stat().st_size)
+    return 0
 
 
 @dataclass
@@ -150,7 +162,7 @@ class _Delivery:
     check: Check
     name: HubName
     blobs: dict[str, Path] = field(default_factory=dict)
-    here: set[str] = field(default_factory=set)
+    here: dict[str, int] = field(default_factory=dict)
 
     def all(self, small: list[RemoteFile], weights: list[RemoteFile]) -> list[RemoteFile]:
         """Every file, verified and checked, once the disk has been found to have room."""
@@ -178,12 +190,7 @@ class _Delivery:
         self.carrier.progress.planned(self.name.repo, self.carrier.listing.commit, nbytes)
         needed = 0
         for file in {file.hash: file for file in files}.values():
-            blob = self.room.blobs / file.hash
-            for path in (blob, blob.with_name(f"{blob.name}.incomplete")):
-                if path.is_file():
-                    needed -= min(file.nbytes, path.stat().st_size)
-                    break
-            needed += file.nbytes
+            needed += file.nbytes - _nbytes_here(self.room.blobs, file)
         transfer.check_room(self.room.blobs, needed)
 
     def _bring(self, files: list[RemoteFile]) -> None:
@@ -191,11 +198,9 @@ class _Delivery:
         for file in files:
             blob = self.room.blobs / file.hash
             stamp = stamps.get(file.hash)
-            was_here = transfer.is_file_of(blob, file.nbytes)
             trusted = stamp is not None and not _changed(blob, stamp)
+            self.here[file.name] = _nbytes_here(self.room.blobs, file)
             self.blobs[file.name] = self.carrier.bring(file, trusted)
-            if was_here:
-                self.here.add(file.name)
             (self.stage / file.name).symlink_to(self.blobs[file.name].absolute())
 
     def _look(self, new: str) -> None:

@@ -153,6 +153,9 @@ class Hub:
         status, code = response.status_code, response.headers.get("X-Error-Code", "")
         if status in (408, 429) or status >= 500:
             return Hiccup(f"the server answers HTTP {status}", _retry_after(response))
+        if status in (401, 403) and response.url.host != urlsplit(self.endpoint).hostname:
+            # A storage host that a redirect led to; its links expire, and the next one is new.
+            return Hiccup(f"the storage host answers HTTP {status}")
         if code == "RevisionNotFound":
             return NotFoundError(f"{repo} has no revision {shown(revision)!r} (HTTP {status}).")
         if code == "GatedRepo" or status == 403:

@@ -14,7 +14,7 @@ import shutil
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import quote
@@ -80,6 +80,7 @@ class Transfer:
     blobs: Path
     locks: Path
     progress: Progress
+    received: dict[str, int] = field(default_factory=dict)  # bytes that came, by file
 
     def bring(self, file: RemoteFile, trusted: bool = False) -> Path:
         """The blob of `file`, verified; `trusted` where it was, and has not changed since.
@@ -136,6 +137,7 @@ class Transfer:
                     self.progress.at(file.name, here, file.nbytes)
                     for chunk in response.iter_bytes():
                         here += len(chunk)
+                        self.received[file.name] = self.received.get(file.name, 0) + len(chunk)
                         if here > file.nbytes:
                             raise _WrongContent(f"is longer than the {file.nbytes} bytes stated")
                         _write(out, chunk, file.nbytes - here)

@@ -138,8 +138,12 @@ class Bars:
 
     def at(self, file: str, position: int, nbytes: int) -> None:
         self._show(file, position, nbytes, checking=False)
+        was_here = file not in self.positions and position > 0
         self.positions[file] = position
-        self.progress.update(self.total, completed=sum(self.positions.values()))
+        completed = sum(self.positions.values())
+        if was_here:  # what was here before says nothing about the speed
+            self.progress.reset(self.total, completed=completed)
+        self.progress.update(self.total, completed=completed)
 
     def checking(self, file: str, position: int, nbytes: int) -> None:
         self._show(file, position, nbytes, checking=True)
