@@ -70,7 +70,7 @@ CASES = [
     case(WEIGHTS, "stall", "no byte for 0.4 s; retry 2 of 5", times=2, after=N // 3),
     # a server that cannot now
     case(INFO, "status", "HTTP 429; retry 1 of 5", status=429),
-    case(INFO, "status", "HTTP 503; retry 1 of 5 in 0.2", status=503, headers={"Retry-After": "0"}),
+    case(INFO, "status", "HTTP 503; retry 1 of 5 in 0 s", status=503, headers={"Retry-After": "0"}),
     case(WEIGHTS, "status", "HTTP 500; retry 1 of 5", status=500),
     case(WEIGHTS, "status", "HTTP 503; retry 5 of 5", times=5, status=503),
     case(WEIGHTS, "status", "HTTP 503, also after 5 retries", 4, ALWAYS, status=503),
@@ -147,7 +147,7 @@ def test_after_a_fault_the_model_is_whole_or_unseen(case: Case, server: HubServe
     told = Told()
     error, trace = run(told)
     said = "\n".join([*told.lines, str(error)])
-    assert case.said.replace("in 0.2", "in 0 s") in said
+    assert case.said in said
     assert "\n" not in str(error)
     if case.code:
         assert error.exit_code == case.code, said
@@ -258,18 +258,9 @@ def test_a_new_commit_that_fails_leaves_the_old_one_in_its_place(server: HubServ
     assert not (old.folder.parent / new).exists()
 
 
-@pytest.mark.parametrize(
-    ("kind", "said"), [("no length", "it ended at byte 1000 of"), ("chunked", "twice")]
-)
-def test_a_file_of_unstated_length_is_held_to_what_the_hub_states(server, kind, said):
-    if kind == "chunked":
-        server.fail(WEIGHTS, "chunked", ALWAYS)
-        assert_whole(fetch("org/tiny").folder, FILES)
-        return
-    server.commits["org/tiny", server.refs["org/tiny", "main"]] = {
-        **FILES, "model.safetensors": FILES["model.safetensors"]
-    }  # fmt: skip
-    server.fail(WEIGHTS, "no length")
+@pytest.mark.parametrize("kind", ["no length", "chunked"])
+def test_a_file_of_unstated_length_is_held_to_what_the_hub_states(server, kind):
+    server.fail(WEIGHTS, kind)
     assert_whole(fetch("org/tiny").folder, FILES)
 
 

@@ -23,7 +23,7 @@ SCHEMA = 1
 def download(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[NAME]...", help="gpt2, distilgpt2, ..., or org/name on the hub."),
+        typer.Argument(metavar="NAME", help="gpt2, distilgpt2, ..., or org/name on the hub."),
     ] = None,
     revision: Annotated[
         str | None,
@@ -51,7 +51,7 @@ def download(
 
     llmcli download gpt2
 
-    llmcli download HuggingFaceTB/SmolLM2-135M --dry-run
+    llmcli download gpt2-medium --dry-run
 
     llmcli download --verify gpt2
 
