@@ -108,7 +108,8 @@ def test_each_part_is_what_the_logit_loses_without_it(pair):
     """Taking a part's vector off the final stream, at the same scale, takes its value off."""
     run, _, _ = pair
     parts, final = attribution.written(run, 7)
-    values, logit = attribution.account(run, 7, token=3, versus=None)
+    values = attribution.account(run.model, parts, final, token=3, versus=None)
+    logit = sum(values.values())
     norm, head = run.model.norm_f, run.model.head.weight[3].double()
     scale = (final.double().var(unbiased=False) + run.config.norm_eps).sqrt()
     for name, vector in parts.items():
@@ -194,7 +195,7 @@ def test_a_view_leaves_attention_fused_where_it_shows_none(pair, monkeypatch):
         lambda *a, **k: (fused.append(1), real(*a, **k))[1],
     )
     lens.view(run, Ask(position=9))
-    assert len(fused) == 2 * run.config.n_layer  # the streams, and the model's own answer
+    assert len(fused) == run.config.n_layer
     fused.clear()
     attention.view(run, Ask(position=9, layer=1, head=0))
     assert len(fused) == run.config.n_layer - 1

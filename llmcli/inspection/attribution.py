@@ -7,6 +7,7 @@ carries through to the logit ("A Mathematical Framework for Transformer Circuits
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -66,9 +67,13 @@ def view(run: Run, ask: Ask) -> Attribution:
 
     Raises IntegrityError where the parts do not add up to the logit.
     """
-    logits = run.logits(range(ask.position, ask.position + 1))[0]  # (V,)
+    parts, final = written(run, ask.position)
+    logits = run.unembed(final[None], ask.position)[0]  # (V,)
     token = int(logits.argmax()) if ask.token is None else ask.token
-    values, logit = account(run, ask.position, token, ask.versus)
+    values = account(run.model, parts, final, token, ask.versus)
+    logit = float(logits[token])
+    if ask.versus is not None:
+        logit = float(logits[token].double() - logits[ask.versus].double())
     order = sorted(values, key=lambda part: -abs(values[part]))
     shown = order[: ask.rows or len(order)]
     total, size = sum(values.values()), sum(map(abs, values.values()))
@@ -106,24 +111,22 @@ def tensors(run: Run, ask: Ask) -> dict[str, Tensor]:
 
 @torch.inference_mode()
 def account(
-    run: Run, position: int, token: int, versus: int | None
-) -> tuple[dict[str, float], float]:
-    """Each part's share of the logit (or the difference), and the model's own value of it."""
-    parts, final = written(run, position)
-    logits = run.model.head(run.model.norm_f(final)).float()  # (V,)
-    direction = run.model.head.weight[token].double()  # (C,)
-    logit = float(logits[token])
+    model: GPT, parts: Mapping[str, Tensor], final: Tensor, token: int, versus: int | None
+) -> dict[str, float]:
+    """What each part adds to the logit of `token`, or to its difference from that of `versus`.
+
+    `parts` sum to the stream `final` (C,); the final norm's bias is a part of its own.
+    """
+    direction = model.head.weight[token].double()  # (C,)
     if versus is not None:
-        direction = direction - run.model.head.weight[versus].double()
-        logit = float(logits[token].double() - logits[versus].double())
-    names, vectors = list(parts), torch.stack(list(parts.values()))
-    shares = through_norm(run.model, vectors, final.double()) @ direction
-    values = dict(zip(names, shares.tolist(), strict=True))
-    if run.model.norm_f.bias is not None:
-        values["norm_f.bias"] = float(run.model.norm_f.bias.double() @ direction)
-    return values, logit
+        direction = direction - model.head.weight[versus].double()
+    vectors = torch.stack(list(parts.values()))  # (parts, C)
+    shares = through_norm(model, vectors, final.double()) @ direction
+    values = dict(zip(parts, shares.tolist(), strict=True))
+    return {**values, "norm_f.bias": float(model.norm_f.bias.double() @ direction)}
 
 
+@torch.inference_mode()
 def written(run: Run, position: int) -> tuple[dict[str, Tensor], Tensor]:
     """What each part adds to the stream at `position`, (C,) in fp64; and the final stream (C,)."""
     last = f"{run.config.n_layer - 1}.resid_post"

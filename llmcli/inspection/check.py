@@ -15,6 +15,7 @@ from llmcli.inspection.values import View
 
 FP32 = 1e-5  # of the largest logit: what another order of summing costs
 HALF = 5e-2  # the same in 16 bits
+STEPS = 8  # decode steps compared
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +49,15 @@ def view(run: Run, ask: Ask) -> Check:
     largest = float(full.abs().max())
     relative = FP32 if run.dtype == torch.float32 else HALF
     dtype = str(run.dtype).removeprefix("torch.")
+    shown, sums = explicit(run)
     rows = [
-        _compare("fused = explicit", full, explicit(run), relative * largest,
+        _compare("fused = explicit", full, shown, relative * largest,
                  "attention as views show it gives the logits of the fast path"),
-        _compare("cached = full", full, cached(run), relative * largest,
-                 "one token at a time with the KV cache gives the logits of one forward"),
+        _compare("cached = full", full[-STEPS:], cached(run), relative * largest,
+                 "a prefill and decode steps with the KV cache give the logits of one forward"),
         _attribution(run, ask),
-        _patterns(run),
+        Comparison("patterns sum to 1", sums, relative, sums <= relative,
+                   "no attention is lost, and none falls on later tokens"),
     ]  # fmt: skip
     if run.load_fp32 is not None and run.dtype != torch.float32:
         exact = Run(run.load_fp32(), run.ids, run.token_bytes, run.patch)
@@ -62,7 +65,7 @@ def view(run: Run, ask: Ask) -> Check:
         rows.append(
             _compare(f"{dtype} = float32", full, theirs, HALF * largest, "what the dtype costs")
         )
-    notes = ["measured: the largest difference of any two logits, over all positions."]
+    notes = ["measured: the largest difference of any two logits, over the positions compared."]
     if run.dtype == torch.float32:
         notes.append("The dtype in use is float32, the one that others are compared with.")
     return Check(
@@ -75,28 +78,30 @@ def view(run: Run, ask: Ask) -> Check:
     )
 
 
-def explicit(run: Run) -> Tensor:
-    """The logits (T, V) of a forward in which no layer's attention is fused."""
+@torch.inference_mode()
+def explicit(run: Run) -> tuple[Tensor, float]:
+    """The logits (T, V) of a forward in which no layer's attention is fused.
+
+    And how far the sum of any row of its patterns, later tokens left out, is from 1.
+    """
     last = f"{run.config.n_layer - 1}.resid_post"
-    x = run.record("*.pattern", last)[last]
-    return _unembed(run, x)
+    seen = run.record("*.pattern", last)
+    x = seen.pop(last)
+    sums = [float((p.float().tril().sum(dim=-1) - 1).abs().max()) for p in seen.values()]
+    return run.unembed(x, 0), max(sums)
 
 
 @torch.inference_mode()
 def cached(run: Run) -> Tensor:
-    """The logits (T, V) of a prefill of half the prompt and a decode step per token after it."""
+    """The logits of the last STEPS positions, a decode step each after a prefill: (n, V)."""
     T = len(run.ids)
-    half = max(1, T // 2)
-    ids = torch.tensor([list(run.ids)])
-    cache = KVCache(run.config, 1, T, dtype=run.dtype)
-    tap = run.probe()
-    chunks = [ids[:, :half], *ids[:, half:].split(1, dim=1)] if half < T else [ids]
-    return torch.cat([run.model(chunk, cache, tap)[0] for chunk in chunks]).float()
-
-
-@torch.inference_mode()
-def _unembed(run: Run, x: Tensor) -> Tensor:
-    return run.model.unembed(x[None], 0, run.probe())[0].float()
+    start = max(0, T - STEPS)
+    ids, tap = run.ids_tensor[None], run.probe()
+    cache = KVCache(run.config, 1, T, dtype=run.dtype, device=run.device)
+    if start:
+        run.model.stream(ids[:, :start], cache, tap)
+    steps = [run.model(ids[:, i : i + 1], cache, tap)[0] for i in range(start, T)]
+    return torch.cat(steps).float()
 
 
 def _compare(name: str, ours: Tensor, theirs: Tensor, tolerance: float, means: str) -> Comparison:
@@ -105,27 +110,14 @@ def _compare(name: str, ours: Tensor, theirs: Tensor, tolerance: float, means: s
 
 
 def _attribution(run: Run, ask: Ask) -> Comparison:
-    logits = run.logits(range(ask.position, ask.position + 1))[0]
+    parts, final = attribution.written(run, ask.position)
+    logits = run.unembed(final[None], ask.position)[0]
     token = int(logits.argmax()) if ask.token is None else ask.token
-    values, logit = attribution.account(run, ask.position, token, None)
+    values = attribution.account(run.model, parts, final, token, None)
     size = sum(map(abs, values.values()))
     limit = attribution.TOLERANCE if run.dtype == torch.float32 else attribution.HALF_TOLERANCE
-    difference = abs(logit - sum(values.values()))
+    difference = abs(float(logits[token]) - sum(values.values()))
     return Comparison(
         "parts = logit", difference, size * limit, difference <= size * limit,
         "the parts of the attribution add up to the logit",
-    )  # fmt: skip
-
-
-@torch.inference_mode()
-def _patterns(run: Run) -> Comparison:
-    """Each row of each pattern is a distribution over the places before it."""
-    limit = FP32 if run.dtype == torch.float32 else HALF
-    difference = 0.0
-    for pattern in run.record("*.pattern").values():
-        sums = pattern.float().tril().sum(dim=-1)
-        difference = max(difference, float((sums - 1).abs().max()))
-    return Comparison(
-        "patterns sum to 1", difference, limit, difference <= limit,
-        "no attention is lost, and none falls on later tokens",
     )  # fmt: skip

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from llmcli.inspection.run import Ask, Run, rank_of
 from llmcli.inspection.values import Token, View, window
 
 LN2 = math.log(2)
+CHUNK = 128  # positions unembedded at once: 26 MB of logits with a vocabulary of 50,257
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,17 +66,25 @@ def view(run: Run, ask: Ask) -> Lens:
     """The lens at `rows` positions around `position`; at all of them where `rows` is not given."""
     T = len(run.ids)
     places = window(T, ask.position, ask.rows or T)
-    streams = stream_after(run)
-    rows = []
-    final = run.logits(places).log_softmax(dim=-1)  # (W, V)
-    for after, x in streams.items():
-        rows += _rows(run, ask, after, x, final, places)
+    streams = {
+        after: x[places.start : places.stop] for after, x in stream_after(run).items()
+    }  # (W, C) each
+    rows: dict[str, list[LensRow]] = {after: [] for after in streams}
+    *before, last = streams
+    for low in range(0, len(places), CHUNK):
+        some = places[low : low + CHUNK]
+        own = run.unembed(streams[last][low : low + CHUNK], some.start)  # (w, V)
+        final = Final.of(own)
+        for after in before:
+            here = lens_logits(run, streams[after][low : low + CHUNK])
+            rows[after] += _rows(run, ask, after, here, final, some)
+        rows[last] += _rows(run, ask, last, own, final, some)
     return Lens(
         n_tokens=T,
         position=ask.position,
         token=None if ask.token is None else run.token(ask.token),
         prompt=tuple(LensPlace(p, run.tokens[p]) for p in places),
-        rows=tuple(rows),
+        rows=tuple(row for layer in rows.values() for row in layer),
         notes=NOTES,
     )
 
@@ -100,46 +109,50 @@ def lens_logits(run: Run, x: Tensor) -> Tensor:
     return run.model.head(run.model.norm_f(x)).float()
 
 
-CHUNK = 16  # positions at once: what a processor's cache holds of a vocabulary of 50,257
+class Final(NamedTuple):
+    """The model's own distribution, and what of KL(final || here) does not change with here."""
+
+    probs: Tensor  # (W, V)
+    entropy: Tensor  # (W,), nats
+
+    @classmethod
+    def of(cls, logits: Tensor) -> Final:
+        probs = logits.softmax(dim=-1)
+        return cls(probs, torch.special.entr(probs).sum(dim=-1))
 
 
 @torch.inference_mode()
-def _rows(run: Run, ask: Ask, after: str, x: Tensor, final: Tensor, places: range) -> list[LensRow]:
-    """One layer's rows; `final` (W, V) are the model's own log probabilities at `places`."""
-    rows = []
-    for low in range(0, len(places), CHUNK):
-        some = places[low : low + CHUNK]
-        logits = lens_logits(run, x[some.start : some.stop])  # (W, V)
-        kl = kl_bits(final[low : low + CHUNK], logits).tolist()
-        total = logits.logsumexp(dim=-1)
-        top = logits.max(dim=-1)
-        probs = (top.values - total).exp().tolist()
-        fate = _fate(logits, total, ask.token)
-        for i, position in enumerate(some):
-            token = run.token(int(top.indices[i]))
-            rows.append(LensRow(after, position, token, probs[i], kl[i], *fate[i]))
-    return rows
+def _rows(
+    run: Run, ask: Ask, after: str, logits: Tensor, final: Final, places: range
+) -> list[LensRow]:
+    """One layer's rows from its `logits` (W, V) at `places`."""
+    fate = _fate(logits, ask.token)
+    top = logits.max(dim=-1)
+    shifted = logits - top.values[:, None]  # large logits would cost digits
+    total = shifted.logsumexp(dim=-1)
+    probs, kl = (-total).exp().tolist(), kl_bits(final, shifted, total).tolist()
+    ids = top.indices.tolist()
+    return [
+        LensRow(after, place, run.token(ids[i]), probs[i], kl[i], *fate[i])
+        for i, place in enumerate(places)
+    ]
 
 
-def _fate(
-    logits: Tensor, total: Tensor, id: int | None
-) -> list[tuple[int | None, float | None, float | None]]:
+def _fate(logits: Tensor, id: int | None) -> list[tuple[int | None, float | None, float | None]]:
     """Rank, logit and probability of `id` at each row of `logits` (W, V)."""
     if id is None:
         return [(None, None, None)] * len(logits)
-    ids = torch.full((len(logits),), id)
+    ids = torch.full((len(logits),), id, device=logits.device)
     own = logits[:, id]
-    ranks, probs = rank_of(logits, ids).tolist(), (own - total).exp().tolist()
+    ranks = rank_of(logits, ids).tolist()
+    probs = (own - logits.logsumexp(dim=-1)).exp().tolist()
     return list(zip(ranks, own.tolist(), probs, strict=True))
 
 
-def kl_bits(final: Tensor, logits: Tensor) -> Tensor:
-    """KL(final || softmax(logits)) in bits; `final` are log probabilities: (W, V) -> (W,).
+def kl_bits(final: Final, logits: Tensor, total: Tensor) -> Tensor:
+    """KL(final || softmax(logits)) in bits, `total` the logsumexp of `logits` (W, V): (W,).
 
-    Sum of p (log p - log q), with log q = logits - logsumexp(logits), so that no log q is stored.
+    Sum of p (log p - log q), with log q = logits - total, so that no log q is stored.
     """
-    p = final.exp()
-    logits = logits - logits.amax(dim=-1, keepdim=True)  # large logits would cost digits
-    cross = logits.logsumexp(dim=-1) - torch.einsum("wv,wv->w", p, logits)
-    negative_entropy = -torch.special.entr(p).sum(dim=-1)
-    return ((negative_entropy + cross) / LN2).clamp(min=0)
+    cross = total - torch.stack([p @ q for p, q in zip(final.probs, logits, strict=True)])
+    return ((cross - final.entropy) / LN2).clamp(min=0)

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from llmcli.inspection.lens import kl_bits, lens_logits
+from llmcli.inspection.lens import Final, kl_bits, lens_logits
 from llmcli.inspection.run import Ask, Run, entropy_bits
 from llmcli.inspection.values import Token, View, window
 
@@ -75,7 +75,8 @@ def view(run: Run, ask: Ask) -> Next:
     """What comes after `position`, and how the model got there."""
     T, p = len(run.ids), ask.position
     seen = run.record("*.pattern", "0.resid_pre", "*.resid_post")
-    logits = run.logits(range(p, p + 1))  # (1, V)
+    final = seen[f"{run.config.n_layer - 1}.resid_post"]
+    logits = run.unembed(final[p : p + 1], p)  # (1, V)
     top = logits[0].sort(descending=True, stable=True)
     probs = logits[0].softmax(dim=-1)
     rows = ask.rows or 5
@@ -102,16 +103,18 @@ def view(run: Run, ask: Ask) -> Next:
 
 @torch.inference_mode()
 def _guesses(run: Run, seen: dict[str, Tensor], logits: Tensor, position: int) -> list[Guess]:
-    final = logits.log_softmax(dim=-1)
+    final = Final.of(logits)
     n_layer = run.config.n_layer
     points = {"embed": "0.resid_pre"}
     for layer in _spread(n_layer, LAYERS):
         points[str(layer)] = f"{layer}.resid_post"
     rows = []
     for after, point in points.items():
-        here = lens_logits(run, seen[point][position : position + 1])  # (1, V)
+        last = point == f"{n_layer - 1}.resid_post"
+        here = logits if last else lens_logits(run, seen[point][position : position + 1])  # (1, V)
         prob, id = here.softmax(dim=-1)[0].max(dim=-1)
-        kl = float(kl_bits(final, here)[0])
+        here = here - here.max()
+        kl = float(kl_bits(final, here, here.logsumexp(dim=-1))[0])
         rows.append(Guess(after, run.token(int(id)), float(prob), kl))
     return rows
 

@@ -107,8 +107,15 @@ class Run:
 
         Raises IntegrityError where they are not numbers.
         """
-        x = self.final[None, positions.start : positions.stop]
-        logits = self.model.unembed(x, positions.start, self.probe())[0].float()
+        return self.unembed(self.final[positions.start : positions.stop], positions.start)
+
+    @torch.inference_mode()
+    def unembed(self, x: Tensor, start: int) -> Tensor:
+        """The model's own logits from the final stream `x` (n, C), from `start` on: (n, V).
+
+        For a view that has recorded `x` anyway: `logits` would run the forward once more.
+        """
+        logits = self.model.unembed(x[None], start, self.probe())[0].float()
         _require_numbers(logits)
         return logits
 
