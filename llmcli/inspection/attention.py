@@ -148,11 +148,12 @@ def role_scores(pattern: Tensor, keys: dict[str, Tensor]) -> dict[str, list[floa
 
     A mean over the positions that have such a place; None where none has.
     """
+    places = torch.stack([places.flatten() for places in keys.values()]).to(pattern)  # (R, T * T)
+    mass = pattern.flatten(1) @ places.T  # (H, R)
     scores: dict[str, list[float] | None] = {}
-    for role, places in keys.items():
-        able = places.any(dim=-1)  # (T,)
-        share = (pattern * places).sum(dim=-1)[:, able].mean(dim=-1)  # (H,)
-        scores[role] = share.tolist() if bool(able.any()) else None
+    for i, (role, where) in enumerate(keys.items()):
+        able = int(where.any(dim=-1).sum())
+        scores[role] = (mass[:, i] / able).tolist() if able else None
     return scores
 
 

@@ -126,26 +126,28 @@ def _rows(
     run: Run, ask: Ask, after: str, logits: Tensor, final: Final, places: range
 ) -> list[LensRow]:
     """One layer's rows from its `logits` (W, V) at `places`."""
-    fate = _fate(logits, ask.token)
     top = logits.max(dim=-1)
     shifted = logits - top.values[:, None]  # large logits would cost digits
     total = shifted.logsumexp(dim=-1)
     probs, kl = (-total).exp().tolist(), kl_bits(final, shifted, total).tolist()
     ids = top.indices.tolist()
+    fate = _fate(logits, top.values + total, ask.token)
     return [
         LensRow(after, place, run.token(ids[i]), probs[i], kl[i], *fate[i])
         for i, place in enumerate(places)
     ]
 
 
-def _fate(logits: Tensor, id: int | None) -> list[tuple[int | None, float | None, float | None]]:
-    """Rank, logit and probability of `id` at each row of `logits` (W, V)."""
+def _fate(
+    logits: Tensor, total: Tensor, id: int | None
+) -> list[tuple[int | None, float | None, float | None]]:
+    """Rank, logit and probability of `id` at each row of `logits` (W, V), logsumexp `total`."""
     if id is None:
         return [(None, None, None)] * len(logits)
     ids = torch.full((len(logits),), id, device=logits.device)
     own = logits[:, id]
     ranks = rank_of(logits, ids).tolist()
-    probs = (own - logits.logsumexp(dim=-1)).exp().tolist()
+    probs = (own - total).exp().tolist()
     return list(zip(ranks, own.tolist(), probs, strict=True))
 
 
