@@ -138,7 +138,7 @@ def test_ids_equal_the_library_on_hostile_strings(pair) -> None:
 
 def test_ids_equal_the_library_on_every_vocabulary_entry(pair) -> None:
     ours, reference = pair
-    texts = [ours._bytes_of[id].decode("utf-8", "replace") for id in sorted(ours._bytes_of)]
+    texts = [ours.bytes_of[id].decode("utf-8", "replace") for id in sorted(ours.bytes_of)]
     texts = [unicodedata.normalize("NFC", text) for text in texts]
     assert_equal_ids(ours, reference, texts)
     assert_equal_ids(ours, reference, ["".join(texts[i : i + 50]) for i in range(0, 9000, 50)])

@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,9 @@ from llmcli.commands.tokenize_request import Input, Request, each, inputs, text_
 from llmcli.errors import UsageError
 
 if TYPE_CHECKING:
-    from llmcli.tokenizing.bulk import Encoder, Job, Part
+    from llmcli.tokenizer import Tokenizer
+    from llmcli.tokenizer_file import Recipe
+    from llmcli.tokenizing.bulk import Encoder, Part
 
 SCHEMA = 1
 TICK_S = 0.2  # between two looks at the progress
@@ -25,15 +28,11 @@ def run(request: Request) -> None:
     from llmcli.hub import resolve
     from llmcli.tokenizer import Tokenizer
     from llmcli.tokenizer_file import read_recipe
-    from llmcli.tokenizing.bulk import Job
 
     given = inputs(request)
     folder = resolve(request.model, tokenizer_only=True)
     recipe = read_recipe(folder)
-    job = Job(
-        Tokenizer(recipe), recipe, request.special, request.delimiter, request.errors or "strict"
-    )
-    bulk = Bulk(job, request)
+    bulk = Bulk(Tokenizer(recipe), recipe, request)
     if request.out:
         from llmcli.commands.tokenize_out import write
 
@@ -47,58 +46,59 @@ def run(request: Request) -> None:
 class Bulk:
     """The work on streams of one call."""
 
-    def __init__(self, job: Job, request: Request) -> None:
-        self.job, self.request = job, request
-        self.workers = request.workers or n_cores()
-        self.encoder: Encoder | None = None
-        reason = job.cut()
-        self.reason = reason if isinstance(reason, str) else ""
+    def __init__(self, tokenizer: Tokenizer, recipe: Recipe, request: Request) -> None:
+        self.tokenizer, self.recipe, self.request = tokenizer, recipe, request
+        self.errors = request.errors or "strict"
+        self.said = False  # that inputs are read whole
 
-    def each_part(self, input: Input, blocks: Iterable[bytes], work: str) -> Iterator[Any]:
-        """What the encoder's `ids` or `count` makes of each part of the input, and the part."""
-        from llmcli.tokenizing.bulk import Encoder, in_order, parts
+    @cached_property
+    def encoder(self) -> Encoder:
+        """What large inputs need; a word does not wait for it."""
+        from llmcli.tokenizing.bulk import Encoder, Job
 
-        if self.encoder is None:
-            self.encoder = Encoder(self.job)
-        yield from in_order(
-            getattr(self.encoder, work), self._said(parts(blocks, self.job), input), self.workers
+        request = self.request
+        return Encoder(
+            Job(self.tokenizer, self.recipe, request.special, request.delimiter, self.errors)
         )
 
-    def _said(self, found: Iterable[Part], input: Input) -> Iterator[Part]:
-        """The parts; one as large as a text that should have been cut is said."""
-        from llmcli.tokenizing.bulk import LONGEST
+    def each_part(self, blocks: Iterable[bytes], work: str) -> Iterator[tuple[Part, Any]]:
+        """Each part of an input, and what the encoder's `ids` or `count` makes of it."""
+        from llmcli.tokenizing.bulk import in_order, parts
 
-        for part in found:
-            if self.reason and len(part.data) > LONGEST and not self.request.quiet:
-                print(f"{input.name or 'The text'} is read whole: {self.reason}.", file=sys.stderr)
-            yield part
+        why = self.encoder.job.cut()
+        if isinstance(why, str) and not self.request.quiet and not self.said:
+            print(f"Inputs are read whole: {why}.", file=sys.stderr)
+            self.said = True
+        workers = self.request.workers or n_cores()
+        work_on = getattr(self.encoder, work)
+        yield from in_order(work_on, parts(blocks, self.encoder.job), workers)
 
     def print_ids(self, input: Input) -> None:
         """The input's ids on a line."""
         blocks, small = _peeked(input)
-        if small is not None and not self.job.delimiter:
+        if small is not None and not self.request.delimiter:
             print(*self._encode(small))
             return
-        first = True
+        between, end = "", ""
         try:
-            for _, ids in self.each_part(input, blocks, "ids"):
+            for _, ids in self.each_part(blocks, "ids"):
                 if len(ids):
-                    sys.stdout.write("" if first else " ")
-                    sys.stdout.write(" ".join(map(str, ids.tolist())))
-                    first = False
+                    sys.stdout.write(between + " ".join(map(str, ids.tolist())))
+                    between, end = " ", "\n"
+            end = "\n"
         finally:
-            sys.stdout.write("\n")
+            sys.stdout.write(end)  # after an error too, if ids were printed
 
     def n_tokens(self, input: Input) -> int:
         blocks, small = _peeked(input)
-        if small is not None and not self.job.delimiter:
+        if small is not None and not self.request.delimiter:
             return len(self._encode(small))
-        return sum(count for _, count in self.each_part(input, blocks, "count"))
+        return sum(count for _, count in self.each_part(blocks, "count"))
 
     def _encode(self, data: bytes) -> list[int]:
         """The ids of a small input, without the machinery for large ones."""
-        tokenizer, special = self.job.tokenizer, self.job.special
-        ids = tokenizer.encode(text_of(data, self.job.errors, 0), special=special)
+        tokenizer, special = self.tokenizer, self.request.special
+        ids = tokenizer.encode(text_of(data, self.errors, 0), special=special)
         return [*tokenizer.prefix_ids, *ids, *tokenizer.suffix_ids] if special else ids
 
     def print_counts(self, given: list[Input]) -> None:
@@ -123,7 +123,7 @@ def _peeked(input: Input) -> tuple[Iterator[bytes], bytes | None]:
     blocks = input.blocks()
     first, second = next(blocks, b""), next(blocks, None)
     if second is None:
-        return iter(()), first
+        return iter((first,) if first else ()), first
     return chain((first, second), blocks), None
 
 

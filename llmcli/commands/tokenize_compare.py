@@ -122,7 +122,9 @@ class Compare:
                     "Give each normalized text by itself.",
                 )
         ends = [{row.byte_end for row in each.rows} for each in found]
-        borders = sorted(set.intersection(*ends) | {0})
+        data = found[0].decoded.encode() + b"."
+        whole = {end for end in set.intersection(*ends) if data[end] & 0xC0 != 0x80}
+        borders = sorted(whole | {0})
         out: list[Span] = []
         places = [0] * len(found)
         for start, end in zip(borders, [*borders[1:], None], strict=True):

@@ -32,7 +32,7 @@ def write(bulk: Bulk, given: list[Input], folder: Path, out: Path) -> None:
     from llmcli.tokenizing.output import TokenFile, dtype_for, replacing
 
     refuse_overwriting(given, out)
-    tokenizer = bulk.job.tokenizer
+    tokenizer = bulk.tokenizer
     dtype = dtype_for(tokenizer.vocab_size)
     meter = Meter(sum(input.nbytes() for input in given), bulk.request.quiet)
     with replacing(out) as file:
@@ -78,13 +78,13 @@ class Corpus:
         import numpy as np
 
         digest, start = hashlib.sha256(), self.written.n_tokens
-        eot = self.bulk.job.tokenizer.eot_id
-        delimiter = self.bulk.job.delimiter
+        eot = self.bulk.tokenizer.eot_id
+        delimiter = self.bulk.request.delimiter
         n_bytes = n_documents = 0
         open_document = False  # whether the last one still lacks its end
         blocks = hashed(input.blocks(), digest, self.meter.add)
         try:
-            for part, ids in self.bulk.each_part(input, blocks, "ids"):
+            for part, ids in self.bulk.each_part(blocks, "ids"):
                 self.written.append(ids)
                 n_bytes += len(part.data)
                 n_documents += part.data.count(delimiter) if delimiter else 0
@@ -108,7 +108,7 @@ class Corpus:
         """What the file beside the ids says."""
         from llmcli.hub import revision_of
 
-        job, request = self.bulk.job, self.bulk.request
+        bulk, request = self.bulk, self.bulk.request
         return {
             "schema": SCHEMA,
             "llmcli": __version__,
@@ -121,11 +121,11 @@ class Corpus:
             "model": request.model,
             "revision": revision_of(folder),
             "tokenizer_sha256": tokenizer_sha256(folder),
-            "vocab_size": job.tokenizer.vocab_size,
-            "end_of_text_id": job.tokenizer.eot_id,
-            "document_delimiter": job.delimiter.decode("utf-8", "replace") or None,
-            "special": job.special,
-            "errors": job.errors,
+            "vocab_size": bulk.tokenizer.vocab_size,
+            "end_of_text_id": bulk.tokenizer.eot_id,
+            "document_delimiter": request.delimiter.decode("utf-8", "replace") or None,
+            "special": request.special,
+            "errors": bulk.errors,
             "inputs": self.inputs,
             "skipped": self.skipped,
         }

@@ -108,12 +108,12 @@ class Texts:
 
     def picture(self, record: Record) -> None:
         from llmcli.render.console import console
-        from llmcli.render.tokenized import picture
+        from llmcli.render.tokenized import end_of, picture
 
         out = console(self.request.color)
         found = self.rows(record)
         self._between(record)
-        facts = [self.request.model, f"{len(found.text.encode()):,} bytes",
+        facts = [end_of(self.request.model, 20), f"{len(found.text.encode()):,} bytes",
                  f"{len(found.text):,} characters"]  # fmt: skip
         if not found.exact:
             facts.append("normalized")

@@ -33,8 +33,8 @@ def visible(token: bytes) -> str:
     try:
         text = token.decode()
     except UnicodeDecodeError:
-        shown = (chr(byte) if 32 <= byte < 127 else f"\\x{byte:02x}" for byte in token)
-        return "".join(shown).replace(" ", "·")
+        spelled = (chr(byte) if 32 <= byte < 127 else f"\\x{byte:02x}" for byte in token)
+        return "".join(spelled).replace(" ", "·")
     for raw, shown in ((" ", "·"), ("\r", "\\r"), ("\n", "⏎"), ("\t", "→")):
         text = text.replace(raw, shown)
     return harmless(text)
@@ -89,8 +89,7 @@ def merges(
 ) -> Text:
     """Each piece (its bytes, whether looked up whole, its ids) and its merges in order."""
     n_ids = sum(len(ids) for _, _, ids, _ in pieces)
-    out = heading(f"{len(pieces)} pieces, {n_ids} tokens", model,
-                  "each merge joins the pair of the lowest rank")  # fmt: skip
+    out = heading(f"{len(pieces)} pieces, {n_ids} tokens", end_of(model, 20), "lowest rank first")
     for token, whole, ids, steps in pieces:
         out.append("\n").append(fit(visible(token), min(cell_len(visible(token)), width - 30)),
                                 style="bold")  # fmt: skip
@@ -130,7 +129,7 @@ def versus(
     width: int,
 ) -> Text:
     """A line per tokenizer, cut where all cut; under what they cut differently stands a mark."""
-    names = [_end_of(harmless(each), 20) for each in names]
+    names = [end_of(harmless(each), 20) for each in names]
     gutter = max(map(cell_len, names))
     different = sum(not same for same, _ in spans)
     out = heading("versus", f"{nbytes:,} bytes", f"{different} of {len(spans)} stretches differ")
@@ -151,7 +150,7 @@ def versus(
     return out.append_text(_versus_lines(names, gutter, line))
 
 
-def _end_of(label: str, cells: int) -> str:
+def end_of(label: str, cells: int) -> str:
     """The end of a name, where a path is told from others."""
     if cell_len(label) <= cells:
         return label

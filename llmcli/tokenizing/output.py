@@ -72,9 +72,10 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
             os.fsync(file.fileno())
         unfinished.replace(path)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise ResourceError(
-                f"The disk is full: {path} was not written.", "Free some space and run this again."
+                f"{path} was not written ({error.strerror}).",
+                "Free some space, or write elsewhere.",
             ) from error
         if str(error.filename) not in map(str, (unfinished, path)):
             raise

@@ -103,28 +103,31 @@ class Chunk:
 
 
 def chunks(found: Tokens, size: int, overlap: int) -> list[Chunk] | int:
-    """Chunks of at most `size` tokens, each starting at least one after the one before.
+    """Chunks of at most `size` tokens, each starting and ending later than the one before.
 
-    Borders stay between characters: a chunk is shorter where one would be cut, the overlap longer.
-    Where a character has more than `size` tokens: the byte offset of that character.
+    Borders stay between characters: where one would be cut, a chunk is shorter, and the overlap a
+    little more or less. Where a character has more than `size` tokens: its byte offset.
     """
     rows = found.rows
     whole = [True] * (len(rows) + 1)  # may a chunk start or end before this row?
     for row in rows[1:]:
-        whole[row.index] = not row.bytes[:1] or row.bytes[0] & 0xC0 != 0x80 or row.special
+        whole[row.index] = row.special or row.bytes[0] & 0xC0 != 0x80
     out: list[Chunk] = []
-    start = 0
-    while start < len(rows):
-        end = min(start + size, len(rows))
-        while end > start and not whole[end]:
-            end -= 1
-        if end == start:
-            return rows[start].byte_start
+    start = end = 0
+    while end < len(rows):
+        last, start = end, max(end - overlap, out[-1].start + 1 if out else 0)
+        while not whole[start]:
+            start -= 1
+        while True:
+            end = min(start + size, len(rows))
+            while not whole[end]:
+                end -= 1
+            if end > last:
+                break
+            if start >= last:
+                return rows[last].byte_start
+            start += 1
+            while not whole[start]:
+                start += 1
         out.append(Chunk(start, end, rows[start:end]))
-        if end == len(rows):
-            break
-        following = max(end - overlap, start + 1)
-        while following > start and not whole[following]:
-            following -= 1
-        start = following if following > start else end
     return out

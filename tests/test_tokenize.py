@@ -1,0 +1,515 @@
+"""`llmcli tokenize`: from one word to a corpus, in pipes, on a terminal, and with bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import FABLE, STORY, edit_json
+from rich.cells import cell_len
+from test_cli import LLMCLI, assert_fails, in_terminal
+
+from llmcli.tokenizer import Tokenizer
+
+HOSTILE = "The end.<|endoftext|>\r\n  日本語 😀\0 \x1b[31m caf\u0065\u0301\n\n"
+SCHEMA = json.loads((FABLE.parents[1] / "schemas" / "tokenize.schema.json").read_text())
+
+
+@pytest.fixture
+def tokenizer(model_folder) -> Tokenizer:
+    return Tokenizer.from_folder(model_folder)
+
+
+def printed(ids) -> str:
+    return " ".join(map(str, ids)) + "\n"
+
+
+def valid(definition: str, line: str) -> dict:
+    jsonschema = pytest.importorskip("jsonschema")
+    value = json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    where = {"$ref": f"#/$defs/{definition}", "$defs": SCHEMA["$defs"]}
+    jsonschema.Draft202012Validator(where).validate(value)
+    return value
+
+
+# --- pipes ---------------------------------------------------------------------------------------
+
+
+def test_stdin_is_tokenized_to_the_byte(llmcli, model_folder, tokenizer):
+    for text in ("", "\n", "x\n", HOSTILE):
+        result = llmcli("tokenize", "-m", model_folder, input=text.encode())
+        assert result.stdout == printed(tokenizer.encode(text))
+        result = llmcli("tokenize", "-", "-m", model_folder, input=text.encode())
+        assert result.stdout == printed(tokenizer.encode(text))
+
+
+def test_each_text_and_each_file_has_a_line(llmcli, model_folder, tokenizer, tmp_path):
+    a, b = tmp_path / "a", tmp_path / "b c"
+    a.write_text("The end.\n")
+    b.write_text("x" * 7)
+    expected = printed(tokenizer.encode("The end.\n")) + printed(tokenizer.encode("x" * 7))
+    assert llmcli("tokenize", "The end.\n", "x" * 7, "-m", model_folder).stdout == expected
+    assert llmcli("tokenize", "--files", a, b, "-m", model_folder).stdout == expected
+    piped = llmcli("tokenize", "--files", a, "-", "-m", model_folder, input="x" * 7)
+    assert piped.stdout == expected
+
+
+def test_lines_are_records(llmcli, model_folder, tokenizer):
+    lines = ["The end.", "", " a\r", "日本"]
+    expected = "".join(printed(tokenizer.encode(line)) for line in lines)
+    for end in ("", "\n"):
+        given = ("\n".join(lines) + end).encode()
+        assert llmcli("tokenize", "--lines", "-m", model_folder, input=given).stdout == expected
+    counts = llmcli("tokenize", "--lines", "--count", "-m", model_folder, input=given).stdout
+    assert counts.split() == [str(len(tokenizer.encode(line))) for line in lines]
+
+
+def test_count_is_like_wc(llmcli, model_folder, tokenizer, tmp_path):
+    a, b = tmp_path / "a", tmp_path / "b"
+    a.write_text(STORY)
+    b.write_text(STORY * 3)
+    n, m = len(tokenizer.encode(STORY)), len(tokenizer.encode(STORY * 3))
+    assert llmcli("tokenize", "--count", STORY, "-m", model_folder).stdout == f"{n}\n"
+    assert llmcli("tokenize", "--count", "-m", model_folder, input=STORY).stdout == f"{n}\n"
+    result = llmcli("tokenize", "--format", "count", "--files", a, b, "-m", model_folder)
+    assert [line.split() for line in result.stdout.splitlines()] == [
+        [str(n), str(a)], [str(m), str(b)], [str(n + m), "total"],
+    ]  # fmt: skip
+
+
+def test_tokens_and_table_show_every_token_with_its_place(llmcli, model_folder, tokenizer):
+    ids = tokenizer.encode(HOSTILE)
+    out = llmcli("tokenize", HOSTILE.replace("\0", ""), "-m", model_folder, "--format", "tokens")
+    assert out.stdout.startswith('"The" " en" "d" "." "<"')
+    assert out.stdout.count("\n") == 1
+    out = llmcli("tokenize", "-m", model_folder, "--format", "table", input=HOSTILE.encode())
+    rows = [line.split("\t") for line in out.stdout.splitlines()][1:]
+    assert [int(row[1]) for row in rows] == ids
+    data = HOSTILE.encode()
+    for row in rows:
+        start, end, first, last = map(int, row[4:8])
+        assert data[start:end].hex() == row[3]
+        char = data[:start].decode("utf-8", "ignore")
+        assert first == len(char)
+        assert HOSTILE[first:last].encode().find(data[start:end]) >= 0
+    assert "\x1b" not in out.stdout
+
+
+def test_json_is_strict_and_says_how_special_tokens_were_read(llmcli, model_folder, tokenizer):
+    text = "a<|endoftext|>"
+    plain = valid("texts", llmcli("tokenize", text, "-m", model_folder, "--json").stdout)
+    special = llmcli("tokenize", text, "-m", model_folder, "--format", "json", "--special").stdout
+    special = valid("texts", special)
+    assert (plain["special"], special["special"]) == (False, True)
+    assert [token["id"] for token in plain["texts"][0]["tokens"]] == tokenizer.encode(text)
+    assert [token["special"] for token in special["texts"][0]["tokens"]] == [True, False, True]
+    assert special["texts"][0]["tokens"][0]["byte_end"] == 0  # the template's has no extent
+    lines = llmcli("tokenize", "--lines", "-m", model_folder, "--jsonl", input="a\n日\n").stdout
+    records = [valid("record", line) for line in lines.splitlines()]
+    assert [record["ids"] for record in records] == [tokenizer.encode("a"), tokenizer.encode("日")]
+    assert [record["line"] for record in records] == [1, 2]
+
+
+def test_special_adds_the_template_in_every_format(llmcli, model_folder, tokenizer):
+    ids = [0, *tokenizer.encode("a <|endoftext|>", special=True)]
+    common = ["tokenize", "a <|endoftext|>", "--special", "-m", model_folder]
+    assert llmcli(*common).stdout == printed(ids)
+    assert llmcli(*common, "--count").stdout == f"{len(ids)}\n"
+    assert json.loads(llmcli(*common, "--jsonl").stdout)["ids"] == ids
+    assert len(llmcli(*common, "--format", "table").stdout.splitlines()) == len(ids) + 1
+
+
+def test_decode_is_the_inverse_to_the_byte(llmcli, model_folder, tokenizer):
+    for text in ("", "x", HOSTILE, STORY * 50):
+        ids = printed(tokenizer.encode(text))
+        out = llmcli("tokenize", "--decode", "-m", model_folder, input=ids)
+        assert out.stdout_bytes == text.encode()
+    assert llmcli("tokenize", "--decode", "[300,", "1]", "-m", model_folder).exit_code == 2
+    ids = tokenizer.encode("The end")
+    assert llmcli("tokenize", "--decode", *ids, "-m", model_folder).stdout == "The end"
+    assert llmcli("tokenize", "--decode", str(ids), "-m", model_folder).stdout == "The end"
+    lines = printed(ids) + "\n" + printed(ids)
+    out = llmcli("tokenize", "--decode", "--lines", "-m", model_folder, input=lines)
+    assert out.stdout == "The end\n\nThe end\n"
+
+
+def test_a_part_of_a_character_is_decoded_as_errors_says(llmcli, model_folder, tokenizer):
+    ids = tokenizer.encode("ab日")[:-1]
+    common = ["tokenize", "--decode", *ids, "-m", model_folder]
+    assert llmcli(*common).stdout_bytes == "ab日".encode()[:-1]
+    assert llmcli(*common, "--errors", "replace").stdout == "ab\ufffd"
+    result = llmcli(*common, "--errors", "strict")
+    assert result.exit_code == 2
+    assert "at offset 2" in result.stderr
+
+
+def test_truncated_text_has_at_most_so_many_tokens(llmcli, model_folder, tokenizer):
+    text = "The end. 日本語 😀  She had a red ball.\n"
+    for n in range(1, len(tokenizer.encode(text)) + 2):
+        for keep in ("left", "right"):
+            out = llmcli("tokenize", text, "--truncate", n, "--keep", keep, "-m", model_folder)
+            kept = out.stdout_bytes.decode()
+            assert text.startswith(kept) if keep == "left" else text.endswith(kept)
+            assert len(tokenizer.encode(kept)) <= n
+            assert n < 6 or kept
+    assert kept == text
+
+
+def test_chunks_cover_the_text_and_overlap(llmcli, model_folder, tokenizer):
+    text = "The end. 日本語 She had a red ball. 😀\n" * 4
+    for size, overlap in [(4, 0), (5, 2), (9, 8), (500, 1), (5, 4)]:
+        out = llmcli("tokenize", text, "--chunk", size, "--overlap", overlap, "-m", model_folder)
+        found = [valid("chunk", line) for line in out.stdout.splitlines()]
+        ids = tokenizer.encode(text)
+        assert (found[0]["token_start"], found[-1]["token_end"]) == (0, len(ids))
+        for chunk in found:
+            assert chunk["ids"] == ids[chunk["token_start"] : chunk["token_end"]]
+            assert 0 < chunk["n_tokens"] <= size
+            assert text[chunk["char_start"] : chunk["char_end"]] == chunk["text"]
+            assert text.encode()[chunk["byte_start"] : chunk["byte_end"]].decode() == chunk["text"]
+        for one, two in pairwise(found):
+            assert one["token_start"] < two["token_start"] <= one["token_end"]
+            assert one["token_end"] < two["token_end"]
+    assert_fails(llmcli("tokenize", "x😀", "--chunk", 1, "-m", model_folder), 2, "at byte 1 has")
+
+
+# --- a corpus ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def corpus(tmp_path) -> list[Path]:
+    texts = [STORY * 9000, "", "日本 " * 10 + "<|endoftext|>", "no end<|endoftext|>\nhere"]
+    paths = [tmp_path / f"{number}.txt" for number in range(len(texts))]
+    for path, text in zip(paths, texts, strict=True):
+        path.write_text(text, "utf-8")
+    return paths
+
+
+def test_a_corpus_becomes_ids_and_a_description(llmcli, model_folder, tokenizer, corpus, tmp_path):
+    out = tmp_path / "ids.bin"
+    files = ["tokenize", "--files", *corpus, "-m", model_folder, "--out", out]
+    result = llmcli(*files)
+    assert (result.exit_code, result.stdout) == (0, "")
+    texts = [path.read_text("utf-8") for path in corpus]
+    expected = [id for text in texts if text for id in [*tokenizer.encode(text), 0]]
+    assert np.fromfile(out, "<u2").tolist() == expected
+    facts = valid("corpus", out.with_name("ids.bin.json").read_text())
+    assert (facts["tokens"], facts["documents"]) == (len(expected), 3)
+    assert facts["bytes"] == sum(path.stat().st_size for path in corpus)
+    assert sum(each["tokens"] for each in facts["inputs"]) == len(expected)
+    digest = subprocess.run(["sha256sum", corpus[0]], capture_output=True, check=True).stdout
+    assert facts["inputs"][0]["sha256"] == digest.split()[0].decode()
+    for workers in (1, 3):
+        for name in ("again.bin", "again.npy"):
+            again = tmp_path / name
+            assert llmcli(*files[:-1], again, "--workers", workers, "-q").stderr == ""
+            if name.endswith("npy"):
+                assert np.load(again).tolist() == expected
+            else:
+                assert again.read_bytes() == out.read_bytes()
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_the_delimiter_becomes_the_end_of_text(llmcli, model_folder, tokenizer, corpus, tmp_path):
+    out = tmp_path / "ids.npy"
+    result = llmcli("tokenize", "--files", *corpus, "-m", model_folder, "--out", out, "--json",
+                    "--document-delimiter", "<|endoftext|>")  # fmt: skip
+    facts = valid("corpus", result.stdout)
+    expected: list[int] = []
+    for path in corpus:
+        documents = path.read_text("utf-8").split("<|endoftext|>")
+        if not documents[-1]:
+            documents.pop()
+        expected += [id for document in documents for id in [*tokenizer.encode(document), 0]]
+    assert np.load(out).tolist() == expected
+    assert facts["documents"] == expected.count(0) == 4
+    ids = llmcli("tokenize", "--files", corpus[3], "-m", model_folder, "--document-delimiter",
+                 "<|endoftext|>").stdout  # fmt: skip
+    assert ids.split().count("0") == 1
+
+
+def test_large_files_print_the_ids_of_one_call(llmcli, model_folder, tokenizer, corpus):
+    common = ["tokenize", "--files", corpus[0], "-m", model_folder]
+    ids = tokenizer.encode(corpus[0].read_text())
+    assert llmcli(*common).stdout == printed(ids)
+    assert llmcli(*common, "--count").stdout.split() == [str(len(ids)), str(corpus[0])]
+
+
+def test_a_large_vocabulary_takes_four_bytes(llmcli, copied, tmp_path):
+    raw = json.loads((copied / "tokenizer.json").read_text())
+    flags = dict.fromkeys(("special", "single_word", "lstrip", "rstrip", "normalized"), False)
+    raw["added_tokens"].append({"id": 70_000, "content": "zebra", **flags})
+    (copied / "tokenizer.json").write_text(json.dumps(raw))
+    out = tmp_path / "ids.bin"
+    assert llmcli("tokenize", "zebra", "-m", copied, "--out", out).exit_code == 0
+    assert np.fromfile(out, "<u4").tolist() == [70_000, 0]
+
+
+def test_a_killed_run_leaves_nothing_under_the_final_name(model_folder, tmp_path):
+    out = tmp_path / "ids.bin"
+    for how in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+        child = subprocess.Popen(
+            [*LLMCLI, "tokenize", "-m", str(model_folder), "--out", str(out)],
+            stdin=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        assert child.stdin
+        child.stdin.write(STORY.encode() * 20_000)
+        child.stdin.flush()
+        deadline = time.monotonic() + 20
+        while not list(tmp_path.glob(".*.part")) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        child.send_signal(how)
+        _, errors = child.communicate(timeout=20)
+        codes = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -9}
+        assert child.returncode == codes[how]
+        assert errors.replace(b"Aborted.\n", b"") == b""
+        assert not list(tmp_path.glob("ids*"))
+        assert bool(list(tmp_path.glob(".*"))) == (how == signal.SIGKILL)
+
+
+def test_a_full_disk_leaves_nothing_under_the_final_name(model_folder, tmp_path):
+    (tmp_path / "t.txt").write_text(STORY * 9000)
+    script = (
+        f"ulimit -f 40; trap '' XFSZ; {sys.executable} -m llmcli tokenize --files {tmp_path}/t.txt "
+        f"-m {model_folder} --out {tmp_path}/ids.bin"
+    )
+    run = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
+    assert run.returncode == 7, run.stderr
+    assert "was not written" in run.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["t.txt"]
+
+
+def test_an_input_is_never_overwritten(llmcli, model_folder, tmp_path):
+    path = tmp_path / "t.txt"
+    path.write_text("The end.")
+    result = llmcli("tokenize", "--files", path, "--out", path, "-m", model_folder)
+    assert_fails(result, 2, "is an input too")
+    assert path.read_text() == "The end."
+
+
+# --- looking -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("env", [{"NO_COLOR": "1"}, {}])
+@pytest.mark.parametrize("columns", [80, 120])
+def test_the_picture_fits_and_shows_borders_spaces_and_line_ends(columns, env, model_folder):
+    text = "The end.\n  日本 😀 " + "She had a red ball. " * 9 + "\x1b[31m" + "x" * 30
+    shown, code = in_terminal(["tokenize", text, "-m", model_folder], columns=columns, env=env)
+    assert code == 0
+    assert ("\x1b[" in shown) == (not env)
+    plain = re.sub(r"\x1b\[[\d;]*m", "", shown)
+    assert "\x1b" not in plain
+    assert r"\x1b" in plain
+    assert "⏎" in plain
+    assert "·" in plain
+    assert max(map(cell_len, plain.splitlines())) <= columns
+    lines = [line for line in plain.splitlines() if line.startswith("│")]
+    assert len(lines) % 2 == 0
+    for upper, lower in zip(lines[::2], lines[1::2], strict=True):
+        places = [[cell_len(line[:i]) for i, char in enumerate(line) if char == "│"]
+                  for line in (upper, lower)]  # fmt: skip
+        assert places[0] == places[1]
+
+
+@pytest.mark.parametrize("options", [
+    ["--format", "table"], ["--merges"], ["--versus", "fable"], ["--vocab", "e"], ["--id", "257"],
+], ids=lambda options: options[0] + options[-1])  # fmt: skip
+def test_other_views_fit_on_a_terminal(options, model_folder):
+    text = [] if options[0] in ("--vocab", "--id") else ["The  end.\n日本語 😀 " + "She had " * 9]
+    shown, code = in_terminal(
+        ["tokenize", *text, "-m", model_folder, *options], env={"NO_COLOR": "1"}
+    )
+    assert code == 0
+    assert max(map(cell_len, shown.splitlines())) <= 80
+    assert len(shown.splitlines()) >= 3
+
+
+def test_merges_end_in_the_tokenizers_ids(llmcli, model_folder, tokenizer):
+    text = "The  end, 日本語 aaaa She had<|endoftext|>\n\n x"
+    for special in ([], ["--special"]):
+        out = llmcli("tokenize", text, "-m", model_folder, "--merges", "--json", *special)
+        pieces = valid("merges", out.stdout)["pieces"]
+        ids = [id for piece in pieces for id in piece["ids"]]
+        assert ids == tokenizer.encode(text, special=bool(special))
+        for piece in pieces:
+            ranks = [step["rank"] for step in piece["steps"]]
+            assert piece["looked_up_whole"] or len(piece["ids"]) >= 1
+            if piece["steps"]:
+                assert len(piece["steps"][-1]["parts"]) == len(piece["ids"])
+                assert min(ranks) >= 0
+    rows = llmcli("tokenize", "The", "-m", model_folder, "--merges").stdout.splitlines()
+    assert rows[1].split("\t")[-1] == '"T" "h" "e"'
+
+
+def test_merges_equal_the_tokenizer_on_real_vocabularies():
+    from conftest import SHARED
+
+    from llmcli.tokenizer_file import read_recipe
+    from llmcli.tokenizing.merges import Merger
+
+    text = (
+        Path(__file__).read_text("utf-8")[:3000] + " lowering 日本語のテキスト 한국어 😀" + " " * 9
+    )
+    for family in ("gpt-neox", "olmo-dolma2"):
+        if not (SHARED / "tokenizers" / family).exists():
+            pytest.skip("the shared tokenizers are absent")
+        recipe = read_recipe(SHARED / "tokenizers" / family)
+        pieces = Merger(Tokenizer(recipe), recipe).pieces(text)  # compares the ids itself
+        assert b"".join(piece.bytes for piece in pieces) == text.encode()
+
+
+def test_versus_cuts_where_all_cut_and_marks_what_differs(llmcli, model_folder):
+    text = "The end. Lily had 日本"
+    out = llmcli("tokenize", text, "-m", model_folder, "--versus", "fable", "--json")
+    found = valid("versus", out.stdout)
+    assert "".join(text.encode()[s["byte_start"] : s["byte_end"]].decode("utf-8", "replace")
+                   for s in found["spans"]).count("�") == 0  # fmt: skip
+    assert found["spans"][0]["byte_start"] == 0
+    assert found["spans"][-1]["byte_end"] == len(text.encode())
+    for span in found["spans"]:
+        assert span["same"] == (span["tokens"][0] == span["tokens"][1])
+    for index, model in enumerate(found["models"]):
+        assert model["n_tokens"] == sum(len(span["ids"][index]) for span in found["spans"])
+    same = llmcli("tokenize", text, "-m", "fable", "--versus", "fable", "--json")
+    assert all(span["same"] for span in json.loads(same.stdout)["spans"])
+
+
+def test_the_vocabulary_is_searched_and_ids_explained(llmcli, model_folder, tokenizer):
+    out = llmcli("tokenize", "--vocab", "^ h", "-m", model_folder, "--json")
+    tokens = valid("vocabulary", out.stdout)["tokens"]
+    expected = [id for id in range(300) if tokenizer.bytes_of[id].startswith(b" h")]
+    assert [token["id"] for token in tokens] == expected
+    assert expected
+    out = llmcli("tokenize", "--id", 0, "--id", 299, "--id", 5, "-m", model_folder, "--json")
+    kinds = [(token["kind"], token["end_of_text"]) for token in json.loads(out.stdout)["tokens"]]
+    assert kinds == [("special", True), ("merged", False), ("byte", False)]
+    everything = llmcli("tokenize", "--vocab", "", "-m", model_folder).stdout.splitlines()
+    assert len(everything) == 301
+
+
+# --- bad input -----------------------------------------------------------------------------------
+
+
+def test_unreadable_files_are_said_and_the_others_done(llmcli, model_folder, tmp_path):
+    good = tmp_path / "good"
+    good.write_text("The end.")
+    given = ["tokenize", "--files", tmp_path / "none", good, tmp_path, "-m", model_folder]
+    result = llmcli(*given, "--count")
+    assert result.exit_code == 3
+    assert "none cannot be read (No such file" in result.stderr
+    assert "(Is a directory)" in result.stderr
+    assert [line.split()[-1] for line in result.stdout.splitlines()] == [str(good), "total"]
+    out = tmp_path / "ids.bin"
+    assert llmcli(*given, "--out", out).exit_code == 3
+    facts = json.loads((tmp_path / "ids.bin.json").read_text())
+    assert facts["skipped"] == [str(tmp_path / "none"), str(tmp_path)]
+    assert [each["name"] for each in facts["inputs"]] == [str(good)]
+    result = llmcli(*given[:3], "-m", model_folder, "--out", tmp_path / "nothing.bin")
+    assert result.exit_code == 3
+    assert not (tmp_path / "nothing.bin").exists()
+
+
+@pytest.mark.parametrize("options", [[], ["--count"], ["--json"], ["--lines"], ["--merges"],
+                                     ["--truncate", "2"], ["--out"]], ids=str)  # fmt: skip
+def test_bytes_that_are_not_utf8_are_named(options, llmcli, model_folder, tmp_path):
+    data = b"ab\ncd\n" + os.urandom(3).replace(b"\n", b"x") + b"\xff\xfe\0\x80"
+    out = [tmp_path / "ids.bin"] if options == ["--out"] else []
+    result = llmcli("tokenize", *options, *out, "-m", model_folder, input=b"ab\ncd\n\xffe\0")
+    assert result.exit_code == 2
+    assert "0xff at offset 6" in result.stderr
+    assert not list(tmp_path.iterdir())
+    again = llmcli("tokenize", *options, *out, "-m", model_folder, "--errors", "replace", "-q",
+                   input=data)  # fmt: skip
+    assert again.exit_code == 0, again.output
+
+
+@pytest.mark.parametrize(
+    ("ids", "said"),
+    [("abc", "'abc' is no number"), ("1.5", "no number"), ("99999999", "99999999"),
+     ("9" * 5000, "20 digits"), ("٣", "no number"), ("\xff", "no number"), ("0x1f", "no number")],
+)  # fmt: skip
+def test_ids_that_are_none_are_refused(ids, said, llmcli, model_folder):
+    result = llmcli("tokenize", "--decode", "-m", model_folder, input=ids.encode("utf-8"))
+    assert result.exit_code == 2
+    assert said in result.stderr
+    negative = llmcli("tokenize", "--decode", "-m", model_folder, input="5 -5")
+    assert "'-5' is negative" in negative.stderr
+    assert llmcli("tokenize", "--id", "300", "-m", model_folder).exit_code == 2
+
+
+@pytest.mark.parametrize("options", [
+    ["--truncate", "3", "--chunk", "3"], ["--overlap", "3"], ["--chunk", "3", "--overlap", "3"],
+    ["--json", "--count"], ["--merges", "--versus", "fable"], ["--vocab", "("], ["--truncate", "0"],
+    ["--out", "/no/such/folder/x.bin"], ["--vocab", "a", "--lines"], ["--document-delimiter", "x",
+    "--json"], ["--format", "nonsense"], ["--decode", "--count"], ["--workers", "0"],
+], ids=" ".join)  # fmt: skip
+def test_options_that_do_not_fit_are_refused(options, llmcli, model_folder):
+    text = [] if "--vocab" in options else ["x"]
+    result = llmcli("tokenize", *text, *options, "-m", model_folder)
+    assert result.exit_code == (3 if "--out" in options else 2)
+    assert result.stdout == ""
+    assert "Traceback" not in result.stderr
+
+
+def test_a_reader_that_has_gone_is_a_quiet_end(model_folder, tmp_path):
+    (tmp_path / "t.txt").write_text(STORY * 9000)
+    command = f"{sys.executable} -m llmcli tokenize --files {tmp_path}/t.txt -m {model_folder}"
+    for options in ("", "--format table", "--jsonl --lines"):
+        run = subprocess.run(
+            ["bash", "-c", f"{command} {options} | head -c 9 > /dev/null; echo ${{PIPESTATUS[0]}}"],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        assert (run.stdout, run.stderr) == ("0\n", "")
+
+
+def test_a_word_needs_neither_numpy_nor_rich_nor_torch(model_folder):
+    code = (
+        "import sys\nfrom llmcli.cli import main\ntry:\n    main()\n"
+        "finally:\n    print(*{m.split('.')[0] for m in sys.modules}, file=sys.stderr)"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code, "tokenize", "hi", "-m", str(model_folder)],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert not {"torch", "numpy", "rich", "huggingface_hub"} & set(run.stderr.split())
+
+
+def test_streams_cost_no_more_memory_the_longer_they_are(model_folder):
+    code = (
+        "import resource, sys\nfrom llmcli.cli import main\nimport numpy, tiktoken\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "try:\n    main()\nfinally:\n"
+        "    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "    print((after - before) // 1024, file=sys.stderr)"
+    )
+    used = []
+    for size in (4, 24):
+        run = subprocess.run(
+            [sys.executable, "-c", code, "tokenize", "--count", "-m", str(model_folder)],
+            input=(STORY * 12_500).encode() * size, capture_output=True, check=True,
+        )  # fmt: skip
+        used.append(int(run.stderr))
+    assert max(used) < 150
+    assert used[1] < used[0] + 20
+
+
+def test_a_model_without_end_of_text_token(llmcli, copied, tmp_path):
+    edit_json(copied / "tokenizer.json", added_tokens=[], post_processor=None)
+    raw = json.loads((copied / "tokenizer.json").read_text())
+    raw["model"]["vocab"]["x<|end"] = raw["model"]["vocab"].pop("<|endoftext|>", 0)
+    out = tmp_path / "x.bin"
+    edit_json(copied / "tokenizer.json", model=raw["model"] | {"vocab": {
+        token: id for token, id in raw["model"]["vocab"].items() if id}})  # fmt: skip
+    assert llmcli("tokenize", "The end.", "-m", copied, "--out", out).exit_code == 0
+    assert json.loads(Path(f"{out}.json").read_text())["end_of_text_id"] is None
+    result = llmcli("tokenize", "a", "-m", copied, "--out", out, "--document-delimiter", "b")
+    assert_fails(result, 2, "no end-of-text token")

@@ -1,0 +1,24 @@
+"""Benchmarks, each a ratio measured in one run: `python tools/bench.py tokenize --help`."""
+
+from __future__ import annotations
+
+import argparse
+
+import bench_tokenize
+
+BENCHES = {"tokenize": bench_tokenize}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    commands = parser.add_subparsers(required=True)
+    for name, bench in BENCHES.items():
+        command = commands.add_parser(name, description=bench.__doc__)
+        bench.options(command)
+        command.set_defaults(run=bench.run)
+    arguments = parser.parse_args()
+    arguments.run(arguments)
+
+
+if __name__ == "__main__":
+    main()
