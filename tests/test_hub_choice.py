@@ -144,6 +144,15 @@ def test_short_names_are_fetched_from_their_org(llmcli, server):
     assert llmcli("tokenize", "-m", "gpt2", "a").stdout == "97\n"
 
 
+def test_what_the_hub_hides_from_strangers_gets_the_nearest_names_too(llmcli, server):
+    """Without a token, the hub answers 401 for what is private and for what is not there."""
+    server.fail("/api/", "status", status=401, headers={"X-Error-Code": "RepoNotFound"})
+    run = llmcli("download", "openai-comunity/gpt2")
+    assert run.exit_code == 4
+    assert "Did you mean openai-community/gpt2" in run.stderr
+    assert "HF_TOKEN" in run.stderr
+
+
 def test_unknown_names_get_the_nearest(llmcli, server):
     run = llmcli("download", "openai-comunity/gpt2")
     assert run.exit_code == 3

@@ -373,13 +373,17 @@ def test_the_token_goes_to_the_hub_and_to_no_other_host(server: HubServer):
 
 
 def test_offline_nothing_is_asked(server: HubServer, monkeypatch):
-    commit = fetch("org/tiny").commit
-    server.seen.clear()
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     error, _ = run(Told())
     assert error.exit_code == 4
     assert "HF_HUB_OFFLINE" in str(error)
-    assert fetch("org/tiny", revision=commit).commit == commit
+    assert server.seen == []
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    commit = fetch("org/tiny").commit
+    server.seen.clear()
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for revision in (None, "main", commit, commit[:9]):
+        assert fetch("org/tiny", revision=revision).commit == commit
     assert server.seen == []
 
 

@@ -9,10 +9,9 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
-from hub_models import git_hash, is_lfs, sha256, tiny_model
+from hub_models import git_hash, sha256, tiny_model
 from hub_server import HubServer, assert_whole, fetch, server
 
 from llmcli import hub
@@ -22,7 +21,7 @@ from llmcli.hub import cache
 __all__ = ["server"]  # the fixture
 
 FILES = tiny_model(n_shards=2, n_embd=64)
-SHARDS = [name for name in FILES if name.endswith(".safetensors")]
+LARGE = max(FILES, key=lambda name: len(FILES[name]))
 
 # A process that has imported everything and forks a download at each line: a start takes no time,
 # and the child is killed at a point of the download, not of Python's imports.
@@ -32,6 +31,7 @@ from llmcli.commands.download import _check
 from llmcli.hub.download import download
 from llmcli.hub.names import parse
 import llmcli.tokenizer, llmcli.checkpoint, llmcli.config, tempfile
+print("ready", flush=True)
 for line in sys.stdin:
     child = os.fork()
     if not child:
@@ -48,6 +48,7 @@ class Nursery:
         self.process = subprocess.Popen(
             [sys.executable, "-c", NURSERY], stdin=pipe, stdout=pipe, text=True
         )
+        assert self.process.stdout.readline() == "ready\n"
 
     def start(self) -> int:
         self.process.stdin.write("\n")
@@ -149,6 +150,31 @@ def test_killed_between_any_two_steps_on_disk(server):
     assert len(killed) > 30
 
 
+def test_who_waits_for_a_process_that_is_killed_goes_on_in_its_place(server):
+    server.put("org/tiny", FILES)
+    server.rate = 200_000
+    first, second = Nursery(), Nursery()
+
+    def ranges() -> list[str]:
+        return [seen.range for seen in server.seen if "/cdn/" in seen.path and LARGE in seen.path]
+
+    child = first.start()
+    while not ranges():
+        time.sleep(0.01)
+    second.start()
+    time.sleep(0.4)
+    assert ranges() == [""], "the second waits"
+    os.kill(child, signal.SIGKILL)
+    server.rate = 0
+    assert first.end() == signal.SIGKILL
+    assert second.end() == 0
+    assert_whole(hub.resolve("org/tiny"), FILES)
+    assert ranges()[1].startswith("bytes=")
+    for nursery in (first, second):
+        nursery.process.stdin.close()
+        nursery.process.wait(10)
+
+
 def test_ctrl_c_says_that_nothing_is_lost(server, tmp_path):
     server.put("org/tiny", FILES)
     server.rate = 300_000
@@ -175,9 +201,3 @@ def test_ctrl_c_says_that_nothing_is_lost(server, tmp_path):
     server.rate, server.n_sent = 0, 0
     assert_whole(fetch("org/tiny").folder, FILES)
     assert server.n_sent < sum(len(data) for data in FILES.values()) - kept
-
-
-def test_is_lfs_and_paths_of_the_server_are_as_on_the_hub():
-    assert is_lfs("model.safetensors")
-    assert not is_lfs("config.json")
-    assert Path(SHARDS[0]).suffix == ".safetensors"

@@ -14,13 +14,13 @@ import os
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from llmcli.errors import IntegrityError, LLMCLIError, NotFoundError, shown
 from llmcli.hub import cache, listing, transfer
 from llmcli.hub.cache import Manifest
-from llmcli.hub.http import Hub, Patience
+from llmcli.hub.http import Hub, Patience, is_offline
 from llmcli.hub.listing import Listing, RemoteFile
 from llmcli.hub.names import HubName, is_commit
 from llmcli.hub.transfer import Progress, Silent, Transfer
@@ -63,15 +63,17 @@ def download(
     error; what has come so far stays for the next run, out of every other command's sight.
     """
     progress, patience = progress or Silent(), patience or Patience()
-    if done := _done_before(name, tokenizer_only):
-        return done
+    folder = cache.repo_folder(name.repo)
+    if is_commit(name.revision) or is_offline():  # a branch may have moved, and that is asked
+        commit = cache.commit_of(folder, name.revision)
+        if done := _done_before(name, commit, tokenizer_only):
+            return done
     hub = Hub(patience)
     found = listing.ask(hub, name, progress.say)
     small = found.text_files(tokenizer_only)
     if not dry_run and (done := _unchanged(found, small, tokenizer_only)):
         return done
     weights = [] if tokenizer_only else [found.files[n] for n in found.weight_names()]
-    folder = cache.repo_folder(name.repo)
     if dry_run:
         with tempfile.TemporaryDirectory() as scratch:
             carrier = Transfer(hub, found, Path(scratch), Path(scratch), progress)
@@ -94,11 +96,9 @@ def download(
     return Result(name, found.commit, room.snapshot, files, delivery.here, fetched_nbytes)
 
 
-def _done_before(name: HubName, tokenizer_only: bool) -> Result | None:
+def _done_before(name: HubName, commit: str | None, tokenizer_only: bool) -> Result | None:
     """The result for a commit of which all is here, verified, and unchanged since."""
-    if not is_commit(name.revision):
-        return None
-    snapshot = cache.repo_folder(name.repo) / "snapshots" / name.revision
+    snapshot = cache.repo_folder(name.repo) / "snapshots" / (commit or "none")
     manifest = Manifest.read(snapshot)
     if manifest is None or (manifest.part and not tokenizer_only):
         return None
@@ -106,17 +106,15 @@ def _done_before(name: HubName, tokenizer_only: bool) -> Result | None:
         return None
     files = list(listing.known(name, manifest).files.values())
     here = {file.name: file.nbytes for file in files}
-    return Result(name, name.revision, snapshot, files, here)
+    return Result(name, snapshot.name, snapshot, files, here)
 
 
 def _unchanged(found: Listing, small: list[RemoteFile], tokenizer_only: bool) -> Result | None:
     """The result where the branch is what it was, and all of it is here: nothing is written."""
-    name = found.name
-    done = _done_before(HubName(name.repo, found.commit), tokenizer_only)
-    known = cache.commit_of(cache.repo_folder(name.repo), name.revision) == found.commit
-    if done and known and {file.name for file in small} <= done.here.keys():
-        return replace(done, name=name)
-    return None
+    if cache.commit_of(cache.repo_folder(found.name.repo), found.name.revision) != found.commit:
+        return None
+    done = _done_before(found.name, found.commit, tokenizer_only)
+    return done if done and {file.name for file in small} <= done.here.keys() else None
 
 
 def _changed(path: Path, stamp: tuple[int, str, int]) -> bool:

@@ -93,10 +93,10 @@ class Hub:
         self.endpoint = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
         self.host = _host(self.endpoint)
         self.reached = False  # it has answered once
-        if any(os.environ.get(key, "").upper() in TRUE for key in OFFLINE):
+        if is_offline():
             raise NetworkError(
                 "HF_HUB_OFFLINE is set, and this needs the network.",
-                "Unset it, or name a commit that is here already.",
+                "Unset it for the download.",
             )
         # Else the library asks /api/agent-harnesses what to call us, before each first request.
         constants.HF_HUB_DISABLE_TELEMETRY = True
@@ -175,6 +175,11 @@ class Hub:
         if status == 404:
             return NotFoundError(f"{self.host} has no {what} (HTTP 404).")
         return NetworkError(f"{self.host} answers HTTP {status} for {what}.")
+
+
+def is_offline() -> bool:
+    """Whether the user forbids the network, in the client library's words."""
+    return any(os.environ.get(key, "").upper() in TRUE for key in OFFLINE)
 
 
 def _host(endpoint: str) -> str:

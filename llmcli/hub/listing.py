@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-from llmcli.errors import IntegrityError, NetworkError, NotFoundError, UnsupportedModelError, shown
+from llmcli.errors import IntegrityError, LLMCLIError, NetworkError, UnsupportedModelError, shown
 from llmcli.hub.cache import INDEX, TOKENIZERS, WEIGHTS, Manifest, is_plain, local_models
 from llmcli.hub.http import Attempts, Hub
 from llmcli.hub.names import HubName, is_commit, nearest
@@ -99,15 +99,20 @@ def ask(hub: Hub, name: HubName, say: Callable[[str], None]) -> Listing:
         with hub.get(path, blobs="true") as response:
             if response.status_code == 200:
                 return _json(response, hub)
-            raise hub.refusal(response, name.repo, name.revision, f"model {name.repo}")
+            error = hub.refusal(response, name.repo, name.revision, f"model {name.repo}")
+            unknown = response.headers.get("X-Error-Code") != "RevisionNotFound"
+            if isinstance(error, LLMCLIError) and response.status_code in (401, 404) and unknown:
+                error.remedy = f"{_did_you_mean(name)} {error.remedy}".strip()
+            raise error
 
-    try:
-        return _listing(name, Attempts(name.repo, hub.patience, say).until(attempt))
-    except NotFoundError as error:
-        near = nearest(name.short or name.repo, [m.repo for m in local_models()])
-        near = [other for other in near if other not in (name.repo, name.short)]
-        remedy = error.remedy or (f"Did you mean {' or '.join(near)}?" if near else "")
-        raise NotFoundError(error.fact, remedy) from error
+    return _listing(name, Attempts(name.repo, hub.patience, say).until(attempt))
+
+
+def _did_you_mean(name: HubName) -> str:
+    """The known names nearest to one that the hub does not know, as a question."""
+    near = nearest(name.short or name.repo, [model.repo for model in local_models()])
+    near = [other for other in near if other not in (name.repo, name.short)]
+    return f"Did you mean {' or '.join(near)}?" if near else ""
 
 
 def known(name: HubName, manifest: Manifest) -> Listing:

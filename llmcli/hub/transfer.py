@@ -42,7 +42,7 @@ class Progress(Protocol):
         """`file` is hashed as far as byte `position` of `nbytes`."""
 
     def done(self, file: str, nbytes: int, fetched: bool) -> None:
-        """`file` is whole and verified; not `fetched`: it was here."""
+        """`file` is whole and verified; not `fetched`: it was here before."""
 
     def say(self, text: str) -> None:
         """A retry, a wait, a file fetched anew: one line."""

@@ -61,7 +61,7 @@ def verify(snapshot: Path, progress: Progress) -> list[str]:
         tell = partial(progress.checking, path.name, nbytes=nbytes)
         right = path.is_file() and hash == digest(path, hash, tell)
         if right:
-            progress.done(path.name, nbytes, fetched=False)
+            progress.done(path.name, nbytes, fetched=True)
         elif path.name not in wrong:
             wrong.append(path.name)
     if wrong and manifest:

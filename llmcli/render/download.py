@@ -18,6 +18,7 @@ from llmcli.render.console import console
 from llmcli.render.text import harmless
 
 NAME_CELLS = 24
+NARROW = 76  # columns; below, amounts and speed are left out
 LINE_EVERY_S = 10.0
 
 
@@ -104,13 +105,15 @@ class Bars:
         self.console: Console = console(color, stderr=True)
         with suppress(OSError):  # room for the ^C that a terminal echoes, else it wraps the bars
             self.console.width = os.get_terminal_size(sys.stderr.fileno()).columns - 3
-        self.progress = Progress(
+        columns = [
             _Column(lambda task: short(task.description), justify="left"),
             BarColumn(bar_width=None),
             _Column(lambda task: f"{task.percentage:3.0f} %"),
-            _Column(_amount),
-            _Column(_speed),
+            *([] if self.console.width < NARROW else [_Column(_amount), _Column(_speed)]),
             _Column(_left),
+        ]
+        self.progress = Progress(
+            *columns,
             console=self.console,
             transient=True,
             expand=True,
