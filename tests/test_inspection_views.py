@@ -169,6 +169,8 @@ def test_small_maps_are_exact_up_to_their_size_and_largest_beyond():
     large = torch.rand(1, 32, 32)
     blocks = large.view(1, 16, 2, 16, 2).amax(dim=(2, 4))
     assert torch.equal(attention.small_maps(large), blocks)
+    ragged = attention.small_maps(torch.rand(1, 21, 21))
+    assert ragged.shape == (1, 11, 11)
 
 
 def test_one_head_lists_its_weights_and_its_strongest_sources(pair):

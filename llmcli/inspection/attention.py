@@ -49,7 +49,7 @@ class Grid(View):
     name: ClassVar[str] = "attention"
 
     n_tokens: int
-    tokens_per_pixel: float
+    tokens_per_pixel: int
     heads: tuple[HeadRow, ...]
     notes: tuple[str, ...]
 
@@ -103,10 +103,11 @@ def view(run: Run, ask: Ask) -> Grid | OneHead:
                 heads.append(row)
     notes = [CAVEAT, *_role_notes(keys)]
     if T > MAP_SIZE:
-        notes.append("A pixel of a map is the largest weight of the tokens that it covers.")
+        n = tokens_per_pixel(T)
+        notes.append(f"A pixel of a map is the largest weight of {n} x {n} tokens.")
     return Grid(
         n_tokens=T,
-        tokens_per_pixel=max(1.0, T / MAP_SIZE),
+        tokens_per_pixel=tokens_per_pixel(T),
         heads=tuple(heads),
         notes=tuple(notes),
     )
@@ -173,8 +174,11 @@ def _head_rows(layer: int, pattern: Tensor, keys: dict[str, Tensor]) -> list[Hea
 
 def small_maps(pattern: Tensor) -> Tensor:
     """(H, T, T) -> (H, P, P), P at most MAP_SIZE: each pixel the largest weight it covers."""
-    size = min(pattern.shape[-1], MAP_SIZE)
-    return F.adaptive_max_pool2d(pattern, (size, size))
+    return F.max_pool2d(pattern, tokens_per_pixel(pattern.shape[-1]), ceil_mode=True)
+
+
+def tokens_per_pixel(T: int) -> int:
+    return -(-T // MAP_SIZE)
 
 
 def _fitting(scores: dict[str, float | None]) -> tuple[str, float | None]:

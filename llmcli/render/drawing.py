@@ -60,13 +60,12 @@ def footnotes(notes: Sequence[str], width: int) -> Text:
     return out
 
 
-def signed_bar(share: float, cells: int) -> tuple[str, str]:
-    """What stands left and right of the middle: a bar to the right for a positive share of 1."""
-    half = cells // 2
-    if share >= 0:
-        return " " * half, bar(share, half).rstrip()
-    filled = round(min(1.0, -share) * half * 2)  # in half cells: a left eighth has no mirror
-    return ("▐" * (filled % 2) + "█" * (filled // 2)).rjust(half), ""
+def signed_bar(cells: float, left: int, right: int) -> tuple[str, str]:
+    """What stands left and right of zero: a bar of so many `cells` to the right, or the left."""
+    if cells >= 0:
+        return " " * left, bar(cells / right, right).rstrip()
+    halves = round(min(-cells, left) * 2)  # in half cells: a left eighth has no mirror
+    return ("▐" * (halves % 2) + "█" * (halves // 2)).rjust(left), ""
 
 
 def number(value: float | None, digits: int = 2) -> str:

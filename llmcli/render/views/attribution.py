@@ -31,15 +31,18 @@ def draw(view: Attribution, canvas: Canvas) -> Text:
         style="dim",
     )
     cells = max(20, min(80, canvas.width - PART - VALUE - 6))
-    half = cells // 2
+    against = max([0.0, *(-part.value for part in view.parts)])
+    most = max([0.0, *(part.value for part in view.parts)])
+    left = max(8, round(cells * against / (against + most or 1.0)))
+    right = max(8, cells - left)
+    per_cell = max(against / left, most / right) or 1.0
     out.append_text(columns(("  part", PART + 2), ("adds", -VALUE),
-                            ("against".rjust(half), half), ("  for", 8)))  # fmt: skip
-    largest = max((abs(part.value) for part in view.parts), default=1.0) or 1.0
+                            ("against".rjust(left), left), ("  for", 8)))  # fmt: skip
     for part in view.parts:
         style = "green" if part.value >= 0 else "red"
         out.append(f"  {fit(part.part, PART)} {part.value:+{VALUE}.4f} ")
-        left, right = signed_bar(part.value / largest, cells)
-        out.append(left, style=style).append("│", style="dim").append(f"{right}\n", style=style)
+        minus, plus = signed_bar(part.value / per_cell, left, right)
+        out.append(minus, style=style).append("│", style="dim").append(f"{plus}\n", style=style)
     if view.n_rest:
         rest = fit(plural(view.n_rest, "other part"), PART)
         out.append(f"  {rest} {view.rest:+{VALUE}.4f}\n", style="dim")

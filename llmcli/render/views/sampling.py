@@ -27,7 +27,7 @@ def draw(view: SamplingView, canvas: Canvas) -> Text:
 
 
 def _stages(view: SamplingView, width: int) -> Text:
-    cells = max(6, width - STAGE - TOKEN - 38)
+    cells = max(6, min(24, width - STAGE - TOKEN - 38))
     out = columns(("  stage", STAGE), ("kept", -7), ("cut", -7), ("", cells), ("entropy", -7),
                   ("likeliest", TOKEN), ("", -7))  # fmt: skip
     for stage in view.stages:

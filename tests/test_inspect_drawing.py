@@ -1,0 +1,37 @@
+"""What the pictures of views share: cells, sizes, bars, the scale of colours."""
+
+from __future__ import annotations
+
+from llmcli.render.drawing import count, fit, nbytes, signed_bar
+from llmcli.render.heat import half_blocks, heat
+
+
+def test_fit_counts_cells_not_characters():
+    assert fit("ab", 4) == "ab  "
+    assert fit("ab", 4, right=True) == "  ab"
+    assert fit("大きな", 6) == "大きな"
+    assert fit("大きな", 5) == "大き…"
+    assert fit("大きな", 4) == "大… "
+
+
+def test_sizes_are_written_short():
+    assert [count(n) for n in (7, 999, 1500, 7_497_728, 124_439_808)] == [
+        "7", "999", "1.50 k", "7.50 M", "124 M",
+    ]  # fmt: skip
+    assert [nbytes(n) for n in (12, 2048, 15_006_272)] == ["12 B", "2.00 KiB", "14.3 MiB"]
+
+
+def test_bars_grow_both_ways_from_the_middle():
+    assert signed_bar(2, 4, 6) == ("    ", "██")
+    assert signed_bar(-2, 4, 6) == ("  ██", "")
+    assert signed_bar(-0.5, 4, 6) == ("   ▐", "")
+    assert signed_bar(-9, 4, 6) == ("████", "")
+
+
+def test_the_scale_grows_brighter_throughout():
+    steps = [heat(i / 50) for i in range(51)]
+    lightness = [0.2126 * r + 0.7152 * g + 0.0722 * b for r, g, b in steps]
+    assert lightness == sorted(lightness)
+    assert half_blocks(None, None)[0] == " "
+    assert half_blocks(0.5, None)[0] == "▀"
+    assert half_blocks(None, 0.5)[0] == "▄"

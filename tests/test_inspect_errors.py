@@ -1,0 +1,128 @@
+"""`inspect` where something is wrong, or the terminal is strange."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+
+import pytest
+from conftest import STORY, edit_json
+from safetensors.torch import load_file
+from test_cli import LLMCLI, assert_fails, in_terminal
+
+from llmcli.errors import IntegrityError
+from llmcli.inspection.catalogue import VIEWS
+
+PROMPT = "Once upon a time, there was a little girl"
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "said"),
+    [
+        (["--layer", 3], 2, "--layer 3 .* 3 layers.*\n.*from 0 to 2"),
+        (["--layer", -4], 2, "--layer -4"),
+        (["--head", 4], 2, "--head 4 .* 4 heads"),
+        (["--position", 99], 2, "--position 99 .* tokens in the prompt"),
+        (["--view", "attenton"], 2, "no view called 'attenton'.*\nDid you mean attention"),
+        (["--view", "\x1b[31m"], 2, r"\\x1b\[31m"),
+        (["--token", "girl named Lily"], 2, r'is not one token but \d+: ".*" \(id:\d+\)'),
+        (["--token", ""], 2, "not one token"),
+        (["--token", "id:300"], 2, "Ids go from 0 to 299"),
+        (["--token", "id:-1"], 2, "not one token"),
+        (["--versus", " a"], 2, "--versus needs --token"),
+        (["--rows", 0], 2, "--rows"),
+        (["--save", "x.png"], 2, ".svg or .html"),
+        (["--save", "/nowhere/x.svg"], 3, "no such folder"),
+        (["--tensors", "/nowhere/x.safetensors"], 3, "no such folder"),
+        (["--tensors", "x.bin"], 2, ".safetensors"),
+        (["--top-k", 301], 2, "--top-k 301"),
+    ],
+    ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else "",
+)
+def test_what_is_out_of_range_is_named(options, code, said, llmcli, model_folder):
+    result = llmcli("inspect", PROMPT, "-m", model_folder, *options)
+    assert result.exit_code == code, result.output
+    assert result.stdout == ""
+    assert re.search(said, result.stderr), result.stderr
+
+
+def test_a_prompt_longer_than_the_context(llmcli, model_folder):
+    long = "xyz " * 40
+    assert_fails(llmcli("inspect", long, "-m", model_folder), 2, "161 tokens", "context holds 64",
+                 "--view tokens")  # fmt: skip
+    result = llmcli("inspect", long, "-m", model_folder, "--view", "tokens", "--json")
+    view = json.loads(result.stdout)["views"][0]
+    assert (view["n_tokens"], view["n_windows"]) == (161, 5)
+
+
+def test_an_empty_prompt(llmcli, model_folder, copied):
+    with_prefix = llmcli("inspect", "", "-m", model_folder)
+    assert with_prefix.exit_code == 0  # its tokenizer puts a token before every text
+    edit_json(copied / "tokenizer.json", post_processor=None)
+    assert_fails(llmcli("inspect", "", "-m", copied), 2, "The prompt is empty")
+
+
+def test_weights_that_give_nan(llmcli, copied):
+    from safetensors.torch import save_file
+
+    weights = load_file(copied / "model.safetensors")
+    weights["transformer.h.1.mlp.c_fc.bias"][0] = float("nan")
+    save_file(weights, copied / "model.safetensors")
+    for view in VIEWS:
+        if view != "model":
+            assert_fails(llmcli("inspect", "x", "-m", copied, "--view", view), 5, "not numbers")
+
+
+def test_a_failed_check_is_shown_and_is_code_5(llmcli, model_folder, monkeypatch):
+    from llmcli.inspection import check
+
+    real = check.cached
+    monkeypatch.setattr(check, "cached", lambda run: real(run) + 1)
+    result = llmcli("inspect", PROMPT, "-m", model_folder, "--view", "check")
+    assert result.exit_code == IntegrityError.exit_code
+    assert "cached = full" in result.stdout
+    assert "A check failed" in result.stderr
+
+
+@pytest.mark.parametrize("columns", [40, 80, 120, 200])
+def test_a_terminal_of_any_width(columns, model_folder):
+    views = [x for view in VIEWS for x in ("--view", view)]
+    shown, code = in_terminal(["inspect", PROMPT, "-m", model_folder, *views], columns=columns)
+    assert code == 0
+    assert ("need 80 columns" in shown) == (columns < 80)
+    plain = re.sub(r"\x1b\[[\d;]*m", "", shown)
+    assert max(map(len, plain.splitlines()[1:])) <= max(80, columns)
+
+
+def test_no_color_says_with_digits_what_colours_say(model_folder):
+    shown, code = in_terminal(
+        ["inspect", PROMPT, "-m", model_folder, "--view", "attention"], env={"NO_COLOR": "1"}
+    )
+    assert code == 0
+    assert "\x1b" not in shown
+    assert "digits are tenths" in shown
+    assert "▀" not in shown
+
+
+def test_a_closed_pipe_is_a_quiet_end(model_folder):
+    run = subprocess.run(
+        ["bash", "-c", f"{' '.join(LLMCLI)} inspect '{STORY[:60]}' -m {model_folder} --view "
+         "attention --layer 0 --head 0 | head -c 1 > /dev/null; echo ${PIPESTATUS[0]}"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert run.stdout == "0\n"
+    assert run.stderr == ""
+
+
+def test_tokens_that_are_half_characters_and_wide_ones_stay_aligned(llmcli, model_folder):
+    prompt = "大きな 🎈 [/red] \x1b[31m\tend"
+    for view in VIEWS:
+        if view == "model":
+            continue
+        common = ["inspect", prompt, "-m", model_folder, "--view", view]
+        assert llmcli(*common, "--json").exit_code == 0
+        shown = llmcli(*common, "--color", "always").stdout
+        assert "\x1b[31m\t" not in shown
+        rows = [line for line in llmcli(*common).stdout.splitlines() if not line.startswith("#")]
+        assert all("\x1b" not in row for row in rows)
