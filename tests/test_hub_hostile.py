@@ -162,7 +162,8 @@ def test_a_whole_model_folder_may_lie_on_another_disk(server, tmp_path):
 
 @pytest.mark.parametrize(
     "manifest",
-    [b"", b"[]", b"{}", b'{"part": false, "files": 7}', b'{"part": 0, "files": {"x": 1}}',
+    [b"", b"[]", b"{}", b'{"part": false, "files": {}}', b'{"part": false, "files": 7}',
+     b'{"part": 0, "files": {"x": 1}}',
      b'{"part": 0, "files": {"../../../../outside/x": [1, "y", 2]}}', b"[" * 100_000],
 )  # fmt: skip
 def test_a_manifest_that_others_wrote_is_not_trusted(server, manifest):
@@ -170,6 +171,7 @@ def test_a_manifest_that_others_wrote_is_not_trusted(server, manifest):
     folder = fetch("org/tiny").folder
     (cache.repo_folder("org/tiny") / ".llmcli" / f"{commit}.json").write_bytes(manifest)
     (folder / "model.safetensors").resolve().write_bytes(b"evil")
+    (folder / "tokenizer.json").unlink()
     assert_whole(fetch("org/tiny", revision=commit).folder, FILES)
 
 

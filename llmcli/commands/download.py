@@ -20,10 +20,21 @@ if TYPE_CHECKING:
 SCHEMA = 1
 
 
+def _names(incomplete: str) -> list[str]:
+    from llmcli.hub import EMBEDDED, known_names
+
+    names = [name for name in known_names() if name not in EMBEDDED]
+    return [name for name in names if name.startswith(incomplete)]
+
+
 def download(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="NAME", help="gpt2, distilgpt2, ..., or org/name on the hub."),
+        typer.Argument(
+            metavar="NAME",
+            help="gpt2, distilgpt2, ..., or org/name on the hub.",
+            autocompletion=_names,
+        ),
     ] = None,
     revision: Annotated[
         str | None,

@@ -104,6 +104,8 @@ def _done_before(name: HubName, commit: str | None, tokenizer_only: bool) -> Res
         return None
     if any(_changed(snapshot / file, stamp) for file, stamp in manifest.files.items()):
         return None
+    if cache.missing_files(snapshot, tokenizer_only):
+        return None
     files = list(listing.known(name, manifest).files.values())
     here = {file.name: file.nbytes for file in files}
     return Result(name, snapshot.name, snapshot, files, here)
