@@ -27,7 +27,7 @@ def draw(view: Attribution, canvas: Canvas) -> Text:
         target += f" minus {name(view.versus.text)} (id {view.versus.id})"
     out = heading("attribution", f"the logit of {target} after position {view.position}")
     out.append(
-        f"  {name(view.token.text)} ranks {view.rank} with{percent(view.prob).rstrip()}\n\n",
+        f"  {name(view.token.text)} ranks {view.rank} with {percent(view.prob).strip()}\n\n",
         style="dim",
     )
     cells = max(20, min(80, canvas.width - PART - VALUE - 6))
@@ -52,9 +52,8 @@ def draw(view: Attribution, canvas: Canvas) -> Text:
 
 def _total(view: Attribution) -> Text:
     out = Text().append(f"  {'─' * (PART + VALUE + 1)}\n", style="dim")
-    logit = "difference" if view.versus is not None else "logit"
     out.append(f"  {fit('sum of the parts', PART)} {view.sum_of_parts:+{VALUE}.4f}\n")
-    out.append(f"  {fit('model’s ' + logit, PART)} {view.logit:+{VALUE}.4f}\n", style="bold")
+    out.append(f"  {fit('the model’s own', PART)} {view.logit:+{VALUE}.4f}\n", style="bold")
     out.append(
         f"  {fit('residual error', PART)} {view.residual:{VALUE}.1e}   "
         f"(at most {view.tolerance:.1e} may be)\n",

@@ -68,8 +68,8 @@ def _candidates(view: SamplingView, width: int) -> Text:
 def _draw(view: SamplingView) -> Text:
     out = Text().append(f"{CHOSEN} drawn   ", style="bold green")
     out.append(f"{fit(name(view.drawn.text), TOKEN)} ", style="bold green")
-    after, before = percent(view.drawn_prob), percent(view.drawn_model_prob)
-    out.append(f"with{after} after the filters,{before} before\n")
+    after, before = percent(view.drawn_prob).strip(), percent(view.drawn_model_prob).strip()
+    out.append(f"with {after} after the filters, {before} before\n")
     same = ", the same" if view.greedy.id == view.drawn.id else ""
     out.append(f"  greedy  {fit(name(view.greedy.text), TOKEN)} always the likeliest{same}\n")
     return out
