@@ -11,7 +11,7 @@ from typing import IO
 
 import typer
 
-from llmcli.errors import LLMCLIError, NotFoundError, UsageError
+from llmcli.errors import LLMCLIError, NotFoundError, UsageError, shown
 
 BLOCK = 1 << 19
 EXAMPLE = 'For example: llmcli tokenize "Once upon a time"'
@@ -130,8 +130,6 @@ class Input:
             raise self._unreadable(error) from error
 
     def _unreadable(self, error: Exception) -> NotFoundError:
-        from llmcli.errors import shown
-
         why = getattr(error, "strerror", None) or error
         return NotFoundError(
             f"{shown(str(self.name))} cannot be read ({why}).", "Is the path right?"
@@ -219,8 +217,9 @@ def each(
         try:
             work(input)
         except (NotFoundError, UsageError) as error:
-            if input.name not in (None, "-") and str(input.name) not in error.fact:
-                error = type(error)(f"{input.name}: {error.fact}", error.remedy)
+            name = shown(input.name or "-")
+            if name != "-" and name not in error.fact:
+                error = type(error)(f"{name}: {error.fact}", error.remedy)
             if (
                 len(given) == 1
                 or not isinstance(error, skip)
