@@ -69,14 +69,12 @@ def download(
     Without a name: what can be had. The last line on stdout is the model's folder.
     """
     modes = {"--list": list_local, "--verify": verify, "--remove": remove, "--dry-run": dry_run}
-    chosen = [mode for mode, wanted in modes.items() if wanted]
-    if len(chosen) > 1 or (tokenizer_only and chosen not in ([], ["--dry-run"])):
-        both = [*chosen, *(["--tokenizer-only"] if tokenizer_only else [])]
-        raise UsageError(f"{' and '.join(both)} do not go together.", "Choose one.")
-    if list_local and names:
-        raise UsageError("--list takes no name.", "All that is here: llmcli download --list")
-    if not names and (verify or remove or dry_run or tokenizer_only or revision is not None):
-        raise UsageError("Name a model.", "What can be had: llmcli download")
+    details = {"--tokenizer-only": tokenizer_only, "--revision": revision is not None}
+    _refuse_nonsense(
+        [mode for mode, wanted in modes.items() if wanted],
+        [detail for detail, wanted in details.items() if wanted],
+        bool(names),
+    )
     if list_local:
         _list(as_json)
     elif not names:
@@ -87,6 +85,19 @@ def download(
         _verify([_parsed(name, revision) for name in names], as_json, quiet)
     else:
         _fetch(names, revision, tokenizer_only, dry_run, as_json, quiet)
+
+
+def _refuse_nonsense(modes: list[str], details: list[str], named: bool) -> None:
+    """Raises UsageError where options contradict each other, or one would do nothing."""
+    if len(modes) > 1:
+        raise UsageError(f"{' and '.join(modes)} do not go together.", "Choose one.")
+    if modes == ["--list"] and (details or named):
+        what = details[0] if details else "a name"
+        raise UsageError(f"--list does not go with {what}.", "It shows all that is here.")
+    if "--tokenizer-only" in details and modes not in ([], ["--dry-run"]):
+        raise UsageError(f"--tokenizer-only does not go with {modes[0]}.", "Leave one out.")
+    if not named and modes != ["--list"] and (modes or details):
+        raise UsageError("Name a model.", "What can be had: llmcli download")
 
 
 def _parsed(name: str, revision: str | None) -> HubName:
