@@ -284,7 +284,8 @@ def test_json_is_one_object(llmcli, server, commit):
 @pytest.mark.parametrize(
     "arguments",
     [["--list", "gpt2"], ["--list", "--remove"], ["--verify"], ["--remove"], ["--dry-run"],
-     ["--revision", "x"], ["gpt2", "--revision", "../x"], ["--list", "--tokenizer-only"], ["--list", "--revision", "x"],
+     ["--revision", "x"], ["gpt2", "--revision", "../x"], ["--list", "--tokenizer-only"],
+     ["--list", "--revision", "x"],
      ["gpt2", "--remove", "--tokenizer-only"]],
     ids=" ".join,
 )  # fmt: skip
