@@ -22,7 +22,7 @@ Errors = Literal["strict", "replace"]
 Keep = Literal["left", "right"]
 Texts = Annotated[
     list[str] | None,
-    typer.Argument(metavar="TEXT", help="Texts; - or a pipe reads stdin as it is."),
+    typer.Argument(metavar="[TEXT]...", help="Texts; - or a pipe reads stdin as it is."),
 ]
 Files = Annotated[bool, typer.Option("--files", help="The TEXTs are paths; - is stdin.")]
 FormatOption = Annotated[
