@@ -24,6 +24,11 @@ class Budget:
     def needed(self) -> int:
         return self.weights + self.cache + self.activations + TORCH_NBYTES
 
+    @property
+    def fits(self) -> bool:
+        """Whether there is enough; where nobody knows, the system will tell."""
+        return self.available is None or self.needed <= self.available
+
 
 def budget(
     config: ModelConfig, itemsize: int, batch: int = 1, n_tokens: int | None = None
@@ -44,7 +49,7 @@ def budget(
 
 def check_fits(plan: Budget) -> None:
     """Raises ResourceError, with the numbers, where the run would not fit into memory."""
-    if plan.available is not None and plan.needed > plan.available:
+    if plan.available is not None and not plan.fits:
         raise ResourceError(
             f"This needs {mib(plan.needed)} of memory (weights {mib(plan.weights)}, KV cache "
             f"{mib(plan.cache)}, the rest {mib(plan.activations + TORCH_NBYTES)}); "

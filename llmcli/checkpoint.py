@@ -21,7 +21,7 @@ from fnmatch import fnmatch
 from pathlib import Path, PureWindowsPath
 from typing import Any, BinaryIO, TypeGuard
 
-from llmcli.errors import IntegrityError, NotFoundError, UnsupportedModelError, shown
+from llmcli.errors import IntegrityError, NotFoundError, UnsupportedModelError, shown, shown_path
 
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -76,7 +76,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         prefix = file.read(8)
         if prefix == b"version ":
             raise NotFoundError(
-                f"{_shown_path(path)} is a Git LFS pointer, not the weights.",
+                f"{shown_path(path)} is a Git LFS pointer, not the weights.",
                 "Run `git lfs pull` in its folder.",
             )
         if len(prefix) < 8:
@@ -110,7 +110,7 @@ def _tensor(path: Path, name: str, entry: Any, data: int) -> TensorInfo:
         raise _damaged(path, f"the dtype of {tensor} is not a string")
     if dtype not in _NBYTES_OF_DTYPE:
         raise UnsupportedModelError(
-            f"{_shown_path(path)} holds {tensor} as {shown(dtype)}, a dtype not supported here.",
+            f"{shown_path(path)} holds {tensor} as {shown(dtype)}, a dtype not supported here.",
             "Choose a model or a revision in F32, F16 or BF16.",
         )
     begin, end = offsets
@@ -152,7 +152,7 @@ def _read_shards(folder: Path, names: set[str]) -> dict[str, TensorInfo]:
             raise _damaged(index, f"'{shown(shard)}' is not the plain name of a file beside it")
         if shard not in names:
             raise NotFoundError(
-                f"{_shown_path(index)} names the shard '{shown(shard)}', which is not there.",
+                f"{shown_path(index)} names the shard '{shown(shard)}', which is not there.",
                 "Get the missing file with `llmcli download`.",
             )
         held = read_header(folder / shard)
@@ -182,7 +182,7 @@ def _opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # before opening: to open a FIFO is to wait
             raise NotFoundError(
-                f"{_shown_path(path)} is not a regular file.", "Name the folder of another model."
+                f"{shown_path(path)} is not a regular file.", "Name the folder of another model."
             )
         with path.open("rb") as file:
             yield file, os.fstat(file.fileno()).st_size
@@ -238,12 +238,12 @@ def _no_weights(folder: Path, names: set[str]) -> NotFoundError | UnsupportedMod
     others = sorted(n for n in names if any(fnmatch(n, pattern) for pattern in _NEVER_LOADED))
     if others and not any(name.endswith(".safetensors") for name in names):
         return UnsupportedModelError(
-            f"{_shown_path(folder)} has no safetensors weights, only '{shown(others[0])}', "
+            f"{shown_path(folder)} has no safetensors weights, only '{shown(others[0])}', "
             "and pickle is never loaded: it can run code.",
             "Convert the model to safetensors, or pick a revision that has it.",
         )
     return NotFoundError(
-        f"{_shown_path(folder)} has neither {_WEIGHTS} nor {_INDEX}.",
+        f"{shown_path(folder)} has neither {_WEIGHTS} nor {_INDEX}.",
         "Get a model with `llmcli download`, or name the folder of one.",
     )
 
@@ -251,13 +251,9 @@ def _no_weights(folder: Path, names: set[str]) -> NotFoundError | UnsupportedMod
 def _unreadable(path: Path, error: OSError) -> NotFoundError:
     reason = error.strerror or type(error).__name__
     return NotFoundError(
-        f"{_shown_path(path)} cannot be read: {reason}.", "Check the path and its permissions."
+        f"{shown_path(path)} cannot be read: {reason}.", "Check the path and its permissions."
     )
 
 
 def _damaged(path: Path, what: str) -> IntegrityError:
-    return IntegrityError(f"{_shown_path(path)} is damaged: {what}.", "Download it again.")
-
-
-def _shown_path(path: Path) -> str:
-    return shown(str(path), 4096)  # whole, as the reader needs it, but still escaped
+    return IntegrityError(f"{shown_path(path)} is damaged: {what}.", "Download it again.")

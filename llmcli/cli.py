@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from functools import wraps
@@ -31,6 +33,12 @@ def main() -> None:
     """Run the command line and exit with a code of the table in the README."""
     # Ended politely, a command still closes its files and takes its half-written ones away.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed: what is said there is heard by nobody
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="replace")
     app(prog_name="llmcli")
 
 
@@ -47,8 +55,10 @@ def reported(command: Callable[..., None]) -> Callable[..., None]:
         except LLMCLIError as error:
             fail(error)
         except (MemoryError, RuntimeError) as error:
-            # torch has no error of its own for memory on a CPU
-            if not isinstance(error, MemoryError) and "allocate memory" not in str(error):
+            # torch has no error of its own for memory, but for GPUs
+            said = str(error)
+            told = "allocate memory" in said or "out of memory" in said
+            if not (told or isinstance(error, MemoryError)):
                 raise
             fail(ResourceError("There is not enough memory.", "See llmcli generate --dry-run."))
         except OSError as error:
@@ -69,7 +79,7 @@ def _abandon_stdout() -> None:
 def fail(error: LLMCLIError) -> None:
     """Say what happened on stderr and exit with the error's code."""
     if os.environ.get("LLMCLI_DEBUG") == "1":
-        raise error
+        traceback.print_exception(error)
     print(f"llmcli: {error.fact}", file=sys.stderr)
     if error.remedy:
         print(error.remedy, file=sys.stderr)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from llmcli.errors import IntegrityError, NotFoundError, UnsupportedModelError, shown
+from llmcli.errors import IntegrityError, NotFoundError, UnsupportedModelError, shown, shown_path
 
 MAX_CONFIG_BYTES = 4 << 20  # GPT-2's has 665 bytes
 MAX_SIZE = 1 << 24  # of any one dimension: ten times the largest vocabulary in use
@@ -104,6 +104,7 @@ class Sampling:
         return bool(self.repetition_penalty != 1 or self.presence_penalty or self.frequency_penalty)
 
 
+MIN_TEMPERATURE = 0.001  # but for 0: less divides logits by nothing
 SENSIBLE = Sampling(temperature=0.8, top_p=0.95)
 GREEDY = Sampling(temperature=0.0)
 
@@ -121,15 +122,15 @@ def read_config(folder: Path) -> ModelConfig:
 def read_sampling(folder: Path) -> Sampling:
     """How the model in `folder` wants to be sampled: generation_config.json over what is sensible.
 
-    A file that says `do_sample: false` asks for greedy.
+    A file that says `do_sample: false`, or a temperature of 0, asks for greedy.
     """
     path = folder / "generation_config.json"
     raw = _read_object(path) if path.exists() else {}
-    if raw.get("do_sample") is False:
+    if raw.get("do_sample") is False or raw.get("temperature") == 0:
         return GREEDY
     return Sampling(
         repetition_penalty=_number(raw, "repetition_penalty", 1.0, 1e-3, 1e3),
-        temperature=_number(raw, "temperature", SENSIBLE.temperature, 0.0, 1e6),
+        temperature=_number(raw, "temperature", SENSIBLE.temperature, MIN_TEMPERATURE, 1000.0),
         top_k=int(_number(raw, "top_k", SENSIBLE.top_k, 0, MAX_SIZE)),
         top_p=_number(raw, "top_p", SENSIBLE.top_p, 0.0, 1.0),
         min_p=_number(raw, "min_p", 0.0, 0.0, 1.0),
@@ -211,23 +212,26 @@ FAMILIES: dict[str, Callable[[Mapping[str, Any]], ModelConfig]] = {"gpt2": _gpt2
 def _read_object(path: Path) -> dict[str, Any]:
     """The JSON object in `path`. Raises NotFoundError or IntegrityError with the file's name."""
     try:
+        if path.exists() and not path.is_file():  # to read a device or a FIFO may never end
+            raise NotFoundError(f"{shown_path(path)} is not a regular file.")
         with path.open("rb") as file:
             data = file.read(MAX_CONFIG_BYTES + 1)
     except OSError as error:
         raise NotFoundError(
-            f"{path} cannot be read ({error.strerror}).",
+            f"{shown_path(path)} cannot be read ({error.strerror}).",
             "A model folder holds config.json, tokenizer.json and model.safetensors.",
         ) from error
     if len(data) > MAX_CONFIG_BYTES:
-        raise IntegrityError(f"{path} is larger than {MAX_CONFIG_BYTES >> 20} MiB.")
+        raise IntegrityError(f"{shown_path(path)} is larger than {MAX_CONFIG_BYTES >> 20} MiB.")
     try:
         raw = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise IntegrityError(
-            f"{path} is not valid JSON ({type(error).__name__}).", "Get the model again."
+            f"{shown_path(path)} is not valid JSON ({type(error).__name__}).",
+            "Get the model again.",
         ) from error
     if not isinstance(raw, dict):
-        raise IntegrityError(f"{path} is not a JSON object.", "Get the model again.")
+        raise IntegrityError(f"{shown_path(path)} is not a JSON object.", "Get the model again.")
     return raw
 
 

@@ -54,3 +54,8 @@ def shown(text: str, limit: int = 80) -> str:
     r"""`text` on one line of `limit` characters, what a terminal would obey escaped: "\x1b"."""
     escaped = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[: limit + 1])
     return escaped if len(escaped) <= limit else escaped[: limit - 3] + "..."
+
+
+def shown_path(path: object) -> str:
+    """A path, whole, as the reader needs it, but harmless."""
+    return shown(str(path), 4096)

@@ -103,9 +103,9 @@ def pieces(
     for step in steps:
         stream, reason = streams[step.row], step.finish_reason
         text = "" if step.id in hidden_ids else stream.feed(step.id)
+        if reason:
+            text += stream.flush()
         if stream.stopped:
             reason = "stop"
             ended.add(step.row)
-        if reason:
-            text += stream.flush()
         yield Piece(step, text, reason)

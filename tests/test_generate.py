@@ -387,3 +387,87 @@ def test_the_empty_prompt_starts_where_the_tokenizer_starts(result):
 def test_greedy_is_greedy_whatever_the_seed(llmcli):
     common = ["generate", "Tom had a", "--temperature", 0, "--max-new-tokens", 20]
     assert llmcli(*common, "--seed", 1).stdout == llmcli(*common, "--seed", 2).stdout
+
+
+# --- what a severe reader found ------------------------------------------------------------------
+
+
+def test_ids_that_only_pad_the_vocabulary_are_never_drawn(result, copied):
+    from conftest import random_gpt2
+
+    random_gpt2(seed=3, vocab_size=512, n_positions=64).save_pretrained(copied)  # 300 have tokens
+    value = result("--temperature", 9, "--top-p", 1, "--top-probs", 100, model=copied)
+    assert max(ids(value)) < 300
+    top = [c for token in value["samples"][0]["tokens"] for c in token["top"]]
+    padding = [c for c in top if c["id"] >= 300]
+    assert padding
+    assert {(c["text"], c["drawn_logprob"]) for c in padding} == {("", None)}
+
+
+def test_the_newline_of_an_argument_stays(result):
+    assert result("--echo", prompt=("The end.\n",))["prompt"]["text"] == "The end.\n"
+    assert result("--echo", prompt=(), input="The end.\n")["prompt"]["text"] == "The end."
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--bias", "5=1e39"],
+        ["--bias", "5=1", "--bias", "5=2"],
+        ["--presence-penalty", "1e39"],
+        ["--temperature", "1e-45"],
+        ["--temperature", "1e300"],
+        ["--force", "00000000012=Q"],
+        ["--force", "9" * 5000 + "=Q"],
+        ["--stop-id", "9" * 30],
+        ["--batch-size", "3"],
+        ["--dry-run", "--jsonl"],
+        ["--separator", "x", "--json"],
+        ["--separator", "\udcff"],
+    ],
+    ids=lambda options: " ".join(options)[:40],
+)
+def test_numbers_beyond_reason_and_idle_options_are_refused(options, generate):
+    done = generate(*options)
+    assert (done.exit_code, done.stdout) == (2, ""), done.stderr
+
+
+def test_a_force_behind_the_end_of_the_context_is_refused(llmcli, model_folder):
+    common = ["generate", "Once", "-m", model_folder, "--max-new-tokens", 400]
+    assert_fails(llmcli(*common, "--force", "399=Q"), 2, "the context is full after step")
+
+
+def test_nan_weights_leave_nothing_on_stdout(generate, copied):
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(copied / "model.safetensors")
+    weights["transformer.ln_f.bias"][0] = math.nan
+    save_file(weights, copied / "model.safetensors")
+    assert_fails(generate("--json", model=copied), 5, "not numbers", "--dtype float32")
+
+
+def test_a_cut_asked_for_makes_a_greedy_model_draw(result, copied):
+    (copied / "generation_config.json").write_text('{"do_sample": false}')
+    assert result(model=copied)["options"]["temperature"] == 0
+    assert result("--top-p", 0.9, model=copied)["options"]["temperature"] == 0.8
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-"])
+def test_a_closed_stream_is_quiet_and_mixes_nothing(closed, model_folder):
+    command = f"{sys.executable} -m llmcli generate x -m {model_folder} --seed 1 --stats "
+    run = subprocess.run(
+        ["bash", "-c", f"{command} --max-new-tokens 3 {closed}"], capture_output=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    assert b"Traceback" not in run.stderr
+    assert b"tok/s" not in run.stdout
+    assert (b"tok/s" in run.stderr) == (closed != "2>&-")
+
+
+def test_text_is_utf8_whatever_the_locale_says(model_folder):
+    run = subprocess.run(
+        [sys.executable, "-m", "llmcli", "generate", "x", "-m", str(model_folder), "--top-probs",
+         "2", "--color", "always", "--max-new-tokens", "2"],
+        capture_output=True, check=True, env={"PYTHONIOENCODING": "ascii", "PATH": ""},
+    )  # fmt: skip
+    assert "▶" in run.stdout.decode()

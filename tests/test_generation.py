@@ -168,7 +168,7 @@ def test_a_repetition_penalty_counts_the_prompt_within_its_window(model):
     harsh = Sampling(temperature=0, bias=((greedy, 20.0),), presence_penalty=1e6, penalty_window=3)
     prompt = [greedy, 5, 6, 7]
     assert ids(run(model, prompts=[prompt], sampling=harsh, max_new_tokens=5)).index(greedy) == 0
-    assert greedy not in ids(run(model, prompts=[prompt[1:] + [greedy]], sampling=harsh))[:3]
+    assert greedy not in ids(run(model, prompts=[[*prompt[1:], greedy]], sampling=harsh))[:3]
 
 
 def test_a_prompt_longer_than_the_context_names_both_numbers(model):

@@ -194,3 +194,42 @@ def test_carriage_returns_are_no_part_of_a_prompt(tmp_path):
     path = tmp_path / "prompts"
     path.write_bytes(b"one\r\ntwo \r\n")
     assert [item.prompt for item in read_prompts(path)] == ["one", "two "]
+
+
+def test_a_byte_order_mark_is_no_part_of_the_prompts(tmp_path):
+    path = tmp_path / "prompts"
+    path.write_bytes(b'\xef\xbb\xbf{"prompt": "one"}\n')
+    assert [item.prompt for item in read_prompts(path)] == ["one"]
+
+
+def test_results_of_changed_prompts_or_options_are_refused(many, llmcli, model_folder, tmp_path):
+    out = tmp_path / "out.jsonl"
+    many(LINES, "--out", out)
+    whole = out.read_bytes()
+    for content, *options in ("new first line\n" + LINES,), (LINES, "--top-k", 3), (LINES[5:],):
+        path = tmp_path / "changed"
+        path.write_text(content)
+        result = llmcli("generate", "--prompts", path, "-m", model_folder, "--seed", 5,
+                        "--max-new-tokens", 8, "--out", out, *options)  # fmt: skip
+        assert_fails(result, 5, "line 1, is the result of another prompt, model, seed or option")
+        assert out.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    "line", ['{"id": [], "text": "", "seed": 1}', '{"id": true, "sample": 0, "key": ""}', "[]", "3"]
+)
+def test_a_hostile_result_file_is_refused(line, llmcli, model_folder, tmp_path):
+    path, out = tmp_path / "prompts", tmp_path / "out"
+    path.write_text("Once\n")
+    out.write_text(line + "\n")
+    result = llmcli("generate", "--prompts", path, "--out", out, "-m", model_folder)
+    assert_fails(result, 5, "line 1, is no result of these prompts")
+
+
+def test_a_link_as_out_stays_a_link(many, tmp_path):
+    real, out = tmp_path / "real", tmp_path / "out"
+    real.touch()
+    os.symlink(real, out)
+    many(LINES, "--out", out)
+    assert out.is_symlink()
+    assert len(real.read_bytes().splitlines()) == 6

@@ -21,12 +21,7 @@ def tell_budget(job: Job, place: Place, ids: Sequence[int], n_rows: int, json: b
     n_tokens = min(len(ids) + job.max_new_tokens, config.n_ctx)
     _, dtype = choose(place.device.value, place.dtype.value)
     plan = budget(config, dtype.itemsize, n_rows, n_tokens)
-    model = load(job.opened, place, n_rows, n_tokens)
-    few = replace(job, max_new_tokens=MEASURED_TOKENS, stop_ids=frozenset(), stops=())
-    rows = [(0, row) for row in range(n_rows)]
-    pieces = list(few.run(model, [ids[: config.n_ctx // 2]] * n_rows, rows, few.streams(n_rows)))
-    times = sorted({piece.step.time_s for piece in pieces})
-    rate = n_rows * (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else None
+    first_s, rate = _measured(job, place, ids, n_rows) if plan.fits else (None, None)
     told = {
         "schema": 1,
         "dtype": str(dtype).removeprefix("torch."),
@@ -37,7 +32,7 @@ def tell_budget(job: Job, place: Place, ids: Sequence[int], n_rows: int, json: b
         "torch_nbytes": TORCH_NBYTES,
         "needed_nbytes": plan.needed,
         "available_nbytes": plan.available,
-        "first_token_s": times[0],
+        "first_token_s": first_s,
         "decode_tokens_per_s": rate,
     }
     if json:
@@ -53,3 +48,19 @@ def tell_budget(job: Job, place: Place, ids: Sequence[int], n_rows: int, json: b
     print(f"available    {available:>9}")
     if rate:
         print(f"speed        {rate:>9.0f}  tok/s, measured over {MEASURED_TOKENS} tokens")
+    if not plan.fits:
+        print("It does not fit; the speed was not measured.")
+
+
+def _measured(
+    job: Job, place: Place, ids: Sequence[int], n_rows: int
+) -> tuple[float, float | None]:
+    """Seconds to the first token, and tokens a second after it, over a few tokens."""
+    ids = ids[: max(1, job.opened.config.n_ctx // 2)]
+    model = load(job.opened, place, n_rows, len(ids) + MEASURED_TOKENS)
+    few = replace(job, max_new_tokens=MEASURED_TOKENS, stop_ids=frozenset(), stops=(), forced={})
+    rows = [(0, row) for row in range(n_rows)]
+    pieces = list(few.run(model, [ids] * n_rows, rows, few.streams(n_rows)))
+    times = sorted({piece.step.time_s for piece in pieces})
+    rate = n_rows * (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else None
+    return times[0], rate

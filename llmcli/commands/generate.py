@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -52,15 +53,17 @@ def generate(
         int, typer.Option(min=1, max=4096, metavar="N", help="Continue the prompt this many times.")
     ] = 1,
     separator: Annotated[
-        str, typer.Option(metavar="TEXT", help="The line between samples in a pipe.")
-    ] = "---",
+        str | None,
+        typer.Option(metavar="TEXT", help="The line between samples in a pipe. [default: ---]"),
+    ] = None,
     prompts: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Many prompts: one a line, or JSON lines with `prompt`."),
     ] = None,
     batch_size: Annotated[
-        int, typer.Option(min=1, max=4096, metavar="N", help="How many of them to run at once.")
-    ] = 16,
+        int | None,
+        typer.Option(min=1, max=4096, metavar="N", help="How many at once. [default: 16]"),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Where their results go; finished ones are skipped."),
@@ -107,7 +110,7 @@ def generate(
     import secrets
 
     from llmcli.commands.dry_run import tell_budget
-    from llmcli.commands.input import read_text
+    from llmcli.commands.input import read_text, typed
     from llmcli.commands.job import Job, forced_ids, prompt_ids
     from llmcli.commands.loading import Place, open_model, sampling_from
     from llmcli.commands.many import run_many
@@ -115,7 +118,8 @@ def generate(
 
     _check_combinations(
         prompt=prompt, prompts=prompts, out=out, json=json, jsonl=jsonl, top_probs=top_probs,
-        color_probs=color_probs, echo=echo, dry_run=dry_run,
+        color_probs=color_probs, echo=echo, dry_run=dry_run, stats=stats, separator=separator,
+        batch_size=batch_size,
     )  # fmt: skip
     opened = open_model(model)
     sampling = sampling_from(
@@ -136,35 +140,42 @@ def generate(
     place = Place(dtype, device, threads)
     if prompts is not None:
         run_many(
-            job, place, prompts, out, truncate_prompt, batch_size, num_samples,
+            job, place, prompts, out, truncate_prompt, batch_size or 16, num_samples,
             keep_seed=seed is not None, quiet=quiet,
         )  # fmt: skip
         return
-    text = read_text(prompt, 'llmcli generate "Once upon a time"').removesuffix("\n")
+    text = read_text(prompt, 'llmcli generate "Once upon a time"')
     ids = prompt_ids(opened, text, truncate_prompt, quiet)
+    if max(job.forced, default=0) > (last := opened.config.n_ctx - len(ids)):
+        raise UsageError(f"--force: the context is full after step {last}.")
+    if color_probs and not (sys.stdout.isatty() or color == o.ColorMode.always or quiet):
+        print("--color-probs: no terminal, so plain text; --color always tints.", file=sys.stderr)
     if dry_run:
         tell_budget(job, place, ids, num_samples, json)
         return
     show = Show(
-        num_samples, separator, color_probs, echo, json, jsonl, stats, color.value,
+        num_samples, "---" if separator is None else typed(separator), color_probs, echo, json,
+        jsonl, stats, color.value,
     )  # fmt: skip
     run_one(job, place, ids, show)
 
 
 def _check_combinations(**given: object) -> None:
     """Refuse options that contradict each other or that nothing would read."""
-    on = {name for name, value in given.items() if value}
+    on = {name for name, value in given.items() if value not in (None, False, 0)}
     clashes = [
         {"prompt", "prompts"}, {"json", "jsonl"}, {"top_probs", "color_probs"},
         {"prompts", "color_probs"}, {"prompts", "echo"}, {"prompts", "json"}, {"prompts", "jsonl"},
-        {"prompts", "dry_run"}, {"json", "color_probs"}, {"jsonl", "color_probs"},
+        {"prompts", "dry_run"}, {"prompts", "stats"}, {"prompts", "separator"},
+        {"json", "color_probs"}, {"jsonl", "color_probs"}, {"jsonl", "dry_run"},
+        {"json", "separator"}, {"jsonl", "separator"}, {"top_probs", "separator"},
     ]  # fmt: skip
     for pair in clashes:
         if pair <= on:
             first, second = sorted(_option(name) for name in pair)
             raise UsageError(f"{first} and {second} do not go together.", "Choose one of them.")
-    if "out" in on and "prompts" not in on:
-        raise UsageError("--out is for the results of --prompts.", "For one prompt use > FILE.")
+    if "prompts" not in on and (idle := on & {"out", "batch_size"}):
+        raise UsageError(f"{_option(idle.pop())} is for --prompts.", "One prompt's text: > FILE.")
 
 
 def _option(name: str) -> str:

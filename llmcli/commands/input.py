@@ -6,18 +6,28 @@ import sys
 
 from llmcli.errors import UsageError
 
+MAX_STDIN_NBYTES = 256 << 20  # of a prompt; far more than any context holds
+
 
 def read_text(argument: str | None, example: str) -> str:
     """The text given as `argument`, or stdin where it is "-" or absent while stdin is a pipe.
 
-    An argument leaves stdin alone. Raises UsageError, with an `example`, where there is no text,
-    or where it is not UTF-8.
+    An argument leaves stdin alone; of stdin one trailing newline is dropped. Raises UsageError,
+    with an `example`, where there is no text, or where it is not UTF-8.
     """
     if argument is not None and argument != "-":
-        return _decoded(argument.encode("utf-8", "surrogateescape"))  # the bytes that were typed
+        return typed(argument)
     if sys.stdin is None or (argument is None and sys.stdin.isatty()):
         raise UsageError("There is no text to work on.", f"For example: {example}")
-    return _decoded(sys.stdin.buffer.read())
+    data = sys.stdin.buffer.read(MAX_STDIN_NBYTES + 1)
+    if len(data) > MAX_STDIN_NBYTES:
+        raise UsageError(f"The text is longer than {MAX_STDIN_NBYTES >> 20} MiB.", "Shorten it.")
+    return _decoded(data).removesuffix("\n")
+
+
+def typed(argument: str) -> str:
+    """What was typed as an argument, if it is UTF-8: Python hides bytes that are not in it."""
+    return _decoded(argument.encode("utf-8", "surrogateescape"))
 
 
 def _decoded(data: bytes) -> str:

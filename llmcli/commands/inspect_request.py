@@ -37,7 +37,7 @@ class Request:
         from llmcli.commands.inspect_target import prompt_ids
         from llmcli.commands.loading import open_model
 
-        text = read_text(self.prompt, 'llmcli inspect "Once upon a time"').removesuffix("\n")
+        text = read_text(self.prompt, 'llmcli inspect "Once upon a time"')
         opened = open_model(self.model)
         long = all(entry.long or not entry.prompt for entry in wanted.values())
         ids = prompt_ids(opened.tokenizer, text, opened.config, long)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from llmcli.commands.loading import Opened, one_token
+from llmcli.commands.loading import Opened, one_token, whole_number
 from llmcli.config import Sampling
 from llmcli.errors import UsageError
 from llmcli.streaming import Piece, TextStream, pieces
@@ -61,6 +61,7 @@ class Job:
             max_new_tokens=self.max_new_tokens,
             stop_ids=self.stop_ids,
             forced=self.forced,
+            n_tokens=self.opened.tokenizer.vocab_size,
             top_probs=self.top_probs,
             use_cache=self.use_cache,
             ended=ended,
@@ -113,7 +114,7 @@ def forced_ids(opened: Opened, entries: Sequence[str], max_new_tokens: int) -> d
         step, equals, token = entry.partition("=")
         if not equals or not token or not (step.isascii() and step.isdigit()):
             raise UsageError(f"--force {entry!r} is not STEP=TOKEN.", 'For example "3= cat".')
-        index = int(step[:10])
+        index = whole_number(step)
         if index >= max_new_tokens:
             raise UsageError(
                 f"--force {entry!r}: the last step is {max_new_tokens - 1}; they count from 0."

@@ -12,12 +12,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmcli.commands.options import Device, DType
-from llmcli.config import ModelConfig, Sampling, read_config, read_sampling
-from llmcli.errors import IntegrityError, UsageError, shown
+from llmcli.config import (
+    GREEDY,
+    MIN_TEMPERATURE,
+    SENSIBLE,
+    ModelConfig,
+    Sampling,
+    read_config,
+    read_sampling,
+)
+from llmcli.errors import IntegrityError, UsageError, shown_path
 from llmcli.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from llmcli.gpt.model import GPT
+
+
+MAX_BIAS = 1e6
+CUTS = {"top_k", "top_p", "min_p", "typical_p"}
 
 
 @dataclass(frozen=True)
@@ -30,6 +42,10 @@ class Opened:
     config: ModelConfig
     tokenizer: Tokenizer
 
+    def token_bytes(self, id: int) -> bytes:
+        """The bytes of a token; none for an id that only pads the model's vocabulary."""
+        return self.tokenizer.token_bytes(id) if id < self.tokenizer.vocab_size else b""
+
 
 def open_model(name: str) -> Opened:
     """The model called `name`, its tokenizer fitting its config."""
@@ -39,7 +55,7 @@ def open_model(name: str) -> Opened:
     config, tokenizer = read_config(folder), Tokenizer.from_folder(folder)
     if tokenizer.vocab_size > config.vocab_size:
         raise IntegrityError(
-            f"The tokenizer in {shown(str(folder), 4096)} has ids up to "
+            f"The tokenizer in {shown_path(folder)} has ids up to "
             f"{tokenizer.vocab_size - 1}, the model only {config.vocab_size} of them.",
             "tokenizer.json and config.json belong to different models.",
         )
@@ -52,6 +68,10 @@ def sampling_from(opened: Opened, bias: list[str] | None, **given: Any) -> Sampl
     for name, value in given.items():
         if isinstance(value, float) and not abs(value) < float("inf"):
             raise UsageError(f"--{name.replace('_', '-')} must be a number, not {value}.")
+    if 0 < (given.get("temperature") or 0) < MIN_TEMPERATURE:
+        raise UsageError(
+            f"--temperature must be 0, which is greedy, or at least {MIN_TEMPERATURE}."
+        )
     if (given.get("top_k") or 0) > vocab_size:
         raise UsageError(
             f"--top-k {given['top_k']} is more than the {vocab_size} tokens that there are."
@@ -61,6 +81,10 @@ def sampling_from(opened: Opened, bias: list[str] | None, **given: Any) -> Sampl
     chosen: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     if bias:
         chosen["bias"] = tuple(_bias(opened.tokenizer, entry) for entry in bias)
+        if len({id for id, _ in chosen["bias"]}) < len(bias):
+            raise UsageError("--bias gives the same token twice.")
+    if default == GREEDY and "temperature" not in chosen and chosen.keys() & CUTS:
+        chosen["temperature"] = SENSIBLE.temperature  # who asks for a cut does not ask for greedy
     return replace(default, **chosen)
 
 
@@ -70,7 +94,7 @@ def one_token(tokenizer: Tokenizer, text: str, option: str) -> int:
     Raises UsageError that shows the tokens where there are several.
     """
     if text.isascii() and text.isdigit():
-        tokenizer.token_bytes(id := int(text[:20]))  # or there is no such id
+        tokenizer.token_bytes(id := whole_number(text))  # or there is no such id
         return id
     if (found := tokenizer.id_of(text)) is not None:
         return found
@@ -81,6 +105,12 @@ def one_token(tokenizer: Tokenizer, text: str, option: str) -> int:
     )
 
 
+def whole_number(digits: str) -> int:
+    """The number that ASCII `digits` write; one of more than 18 digits is as good as infinite."""
+    digits = digits.lstrip("0") or "0"
+    return int(digits) if len(digits) <= 18 else 10**18
+
+
 def _bias(tokenizer: Tokenizer, entry: str) -> tuple[int, float]:
     """An id and what to add to its logit, from "TOKEN=N"."""
     token, equals, number = entry.rpartition("=")
@@ -88,8 +118,11 @@ def _bias(tokenizer: Tokenizer, entry: str) -> tuple[int, float]:
         value = float(number)
     except ValueError:
         equals = ""
-    if not equals or not token or value != value or value == float("inf"):
-        raise UsageError(f"--bias {entry!r} is not TOKEN=NUMBER.", 'For example --bias " king=+2".')
+    if not equals or not token or not (abs(value) <= MAX_BIAS or value == float("-inf")):
+        raise UsageError(
+            f"--bias {entry!r} is not TOKEN=NUMBER, with at most {MAX_BIAS:.0f} or -inf.",
+            'For example --bias " king=+2".',
+        )
     return one_token(tokenizer, token, "--bias"), value
 
 

@@ -8,19 +8,22 @@ done, and the file is put in order at the end.
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmcli.commands.job import Job, prompt_ids
-from llmcli.commands.loading import Place, load
-from llmcli.commands.writers import as_json
-from llmcli.errors import IntegrityError, NotFoundError, UsageError, shown
+from llmcli.commands.loading import Place, as_options, load
+from llmcli.commands.writers import drawn_json
+from llmcli.errors import IntegrityError, NotFoundError, UsageError, shown_path
 from llmcli.render.json import strict
 
 if TYPE_CHECKING:
@@ -28,7 +31,7 @@ if TYPE_CHECKING:
     from llmcli.gpt.model import GPT
 
 SCHEMA = 1
-MAX_PROMPTS_NBYTES = 1 << 30
+MAX_PROMPTS_NBYTES = 256 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,39 +50,38 @@ def read_prompts(path: Path) -> list[Item]:
     makes no sense. Empty lines are left out; an id that is not given is the line's number from 0.
     """
     try:
-        if path.stat().st_size > MAX_PROMPTS_NBYTES:
-            raise UsageError(f"{shown(str(path), 4096)} is larger than 1 GiB.", "Split it.")
-        data = path.read_bytes()
+        with path.open("rb") as file:  # which may be a pipe, or a device that never ends
+            data = file.read(MAX_PROMPTS_NBYTES + 1)
     except OSError as error:
-        raise NotFoundError(
-            f"{shown(str(path), 4096)} cannot be read: {error.strerror}."
-        ) from error
+        raise NotFoundError(f"{shown_path(path)} cannot be read: {error.strerror}.") from error
     try:
-        lines = data.decode().split("\n")
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
+        raise UsageError(f"{shown_path(path)} is not UTF-8 at offset {error.start}.") from error
+    if len(data) > MAX_PROMPTS_NBYTES:
         raise UsageError(
-            f"{shown(str(path), 4096)} is not UTF-8 at offset {error.start}."
-        ) from error
-    is_jsonl = data.lstrip()[:1] == b"{"
+            f"{shown_path(path)} is larger than {MAX_PROMPTS_NBYTES >> 20} MiB.", "Split it."
+        )
+    is_jsonl = text.lstrip()[:1] == "{"
     items = [
         _item(path, index, line) if is_jsonl else Item(index, index, line.removesuffix("\r"))
-        for index, line in enumerate(lines)
+        for index, line in enumerate(text.split("\n"))
         if line.strip()
     ]
     if not items:
-        raise UsageError(f"{shown(str(path), 4096)} holds no prompt.")
+        raise UsageError(f"{shown_path(path)} holds no prompt.")
     seen: set[str | int] = set()
     for item in items:
         if item.id in seen:
             raise UsageError(
-                f"{shown(str(path), 4096)}, line {item.index + 1}: the id {item.id!r} comes twice."
+                f"{shown_path(path)}, line {item.index + 1}: the id {item.id!r} comes twice."
             )
         seen.add(item.id)
     return items
 
 
 def _item(path: Path, index: int, line: str) -> Item:
-    where = f"{shown(str(path), 4096)}, line {index + 1}"
+    where = f"{shown_path(path)}, line {index + 1}"
     try:
         raw = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -93,34 +95,29 @@ def _item(path: Path, index: int, line: str) -> Item:
 
 
 class Results:
-    """Where records go: in the input's order to stdout, or batch by batch to a file."""
+    """Where records go: in the input's order to stdout, or batch by batch to a file.
 
-    def __init__(self, items: Sequence[Item], path: Path | None, num_samples: int) -> None:
-        self.items, self.path, self.num_samples = items, path, num_samples
+    A record counts as finished only under the same `key`, a hash of all that its text depends on.
+    """
+
+    def __init__(
+        self, items: Sequence[Item], keys: dict[str | int, str], path: Path | None, num_samples: int
+    ) -> None:
+        self.items, self.keys, self.num_samples = items, keys, num_samples
+        self.path = path.resolve() if path is not None else None
         self.done: dict[str | int, list[dict[str, Any]]] = {}
         self.shown = 0
-        if path is not None:
-            self._resume(path)  # and be sure, before anything is computed, that it can be written
-
-    @property
-    def seed(self) -> int | None:
-        """The seed of the records that were there already."""
-        return next((record["seed"] for records in self.done.values() for record in records), None)
+        if self.path is not None:
+            self._resume(self.path)  # and be sure, before it is computed, that it can be written
 
     def add(self, batch: Sequence[tuple[Item, list[dict[str, Any]]]]) -> None:
         """Keep a finished batch; a kill from now on does not lose it."""
         self.done.update((item.id, records) for item, records in batch)
         if self.path is not None:
-            lines = [strict(record) + "\n" for _, records in batch for record in records]
-            try:
-                with self.path.open("a", encoding="utf-8") as file:
-                    file.write("".join(lines))
-                    file.flush()
-                    os.fsync(file.fileno())
-            except OSError as error:
-                if error.errno == errno.ENOSPC:
-                    raise  # the disk is full: said in one place for all commands
-                raise _unwritable(self.path, error) from error
+            with _writing(self.path), self.path.open("a", encoding="utf-8") as file:
+                file.writelines(strict(r) + "\n" for _, records in batch for r in records)
+                file.flush()
+                os.fsync(file.fileno())
             return
         while self.shown < len(self.items) and self.items[self.shown].id in self.done:
             for record in self.done.pop(self.items[self.shown].id):
@@ -128,57 +125,91 @@ class Results:
             self.shown += 1
         sys.stdout.flush()
 
-    def close(self) -> None:
-        """Put the file's records into the order of the input, in one move."""
+    def put_in_order(self) -> None:
+        """Give the file its finished records alone, in the order of the input, in one move."""
         if self.path is None:
             return
-        part = self.path.with_name(self.path.name + ".part")
-        try:
-            with part.open("w", encoding="utf-8") as file:
-                for item in self.items:
-                    for record in self.done.get(item.id, []):
-                        file.write(strict(record) + "\n")
-            part.replace(self.path)
-        finally:
-            part.unlink(missing_ok=True)
+        with _writing(self.path):
+            descriptor, part = tempfile.mkstemp(dir=self.path.parent, prefix=self.path.name)
+            try:
+                with open(descriptor, "w", encoding="utf-8") as file:
+                    for item in self.items:
+                        file.writelines(strict(r) + "\n" for r in self.done.get(item.id, []))
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.chmod(part, self.path.stat().st_mode)
+                os.replace(part, self.path)
+            except BaseException:
+                Path(part).unlink(missing_ok=True)
+                raise
 
     def _resume(self, path: Path) -> None:
-        """Read what an earlier run finished; a last line cut off by a kill is taken away."""
-        known = {item.id for item in self.items}
+        """Read what an earlier run finished; what a kill cut off is taken away."""
         if path.exists() and not path.is_file():  # to read a device may never end
-            raise UsageError(f"--out {shown(str(path), 4096)} is not a regular file.")
-        try:
-            with path.open("a+b") as file:
-                file.seek(0)
-                whole = 0
-                for number, line in enumerate(file, 1):
-                    if not line.endswith(b"\n"):
-                        break
-                    self._take(path, number, line, known)
-                    whole += len(line)
-                file.truncate(whole)
-                self.done = {  # a kill may have come between the samples of one prompt
-                    id: rows for id, rows in self.done.items() if len(rows) == self.num_samples
-                }
-        except OSError as error:
-            raise _unwritable(path, error) from error
+            raise UsageError(f"--out {shown_path(path)} is not a regular file.")
+        with _writing(path), path.open("a+b") as file:
+            file.seek(0)
+            lines = file.readlines()
+        cut_off = bool(lines) and not lines[-1].endswith(b"\n")
+        for number, line in enumerate(lines[: len(lines) - cut_off], 1):
+            self._take(path, number, line)
+        whole = {id: rows for id, rows in self.done.items() if len(rows) == self.num_samples}
+        if cut_off or len(whole) < len(self.done):
+            self.done = whole
+            self.put_in_order()
 
-    def _take(self, path: Path, number: int, line: bytes, known: set[str | int]) -> None:
+    def _take(self, path: Path, number: int, line: bytes) -> None:
+        """One record; of a sample that comes twice the last counts."""
+        where = f"{shown_path(path)}, line {number}"
         try:
             record = json.loads(line)
-            id, ok = record["id"], isinstance(record["text"], str) and type(record["seed"]) is int
+            id, sample, key = record["id"], record["sample"], record["key"]
+            known = type(id) in (str, int) and type(sample) is int and id in self.keys
         except (ValueError, KeyError, TypeError, RecursionError):
-            ok = False
-        if not ok or id not in known:
+            known = False
+        if not known:
             raise IntegrityError(
-                f"{shown(str(path), 4096)}, line {number}, is no result of these prompts.",
+                f"{where}, is no result of these prompts.",
                 "Give --out another file, or remove this one.",
+            )
+        if key != self.keys[id] or sample >= self.num_samples:
+            raise IntegrityError(
+                f"{where}, is the result of another prompt, model, seed or option.",
+                "Give --out another file, or the same prompts and options as before.",
             )
         self.done.setdefault(id, []).append(record)
 
 
-def _unwritable(path: Path, error: OSError) -> NotFoundError:
-    return NotFoundError(f"{shown(str(path), 4096)} cannot be written: {error.strerror}.")
+def first_seed(path: Path | None) -> int | None:
+    """The seed of the first record in the file, if there is one: what an earlier run drew."""
+    try:
+        with open(path or os.devnull, "rb") as file:
+            seed = json.loads(file.readline(1 << 20))["seed"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return seed if type(seed) is int and seed >= 0 else None
+
+
+def key_of(job: Job, item: Item, ids: Sequence[int]) -> str:
+    """A hash of all that the text of `item` depends on."""
+    opened = job.opened
+    depends = [
+        opened.name, opened.revision, item.index, list(ids), job.seed, job.max_new_tokens,
+        as_options(job.sampling), sorted(job.stop_ids), sorted(job.hidden_ids), job.stops,
+        job.keep_stop, sorted(job.forced.items()),
+    ]  # fmt: skip
+    return hashlib.sha256(strict(depends).encode()).hexdigest()[:16]
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """What the system refuses while `path` is written becomes a sentence; a full disk does too."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise  # said in one place for all commands
+        raise NotFoundError(f"{shown_path(path)} cannot be written: {error.strerror}.") from error
 
 
 def batches(
@@ -206,28 +237,34 @@ def run_many(
 ) -> None:
     """Generate for all prompts in `path` that `out` does not hold yet, a batch after the other."""
     items = read_prompts(path)
-    results = Results(items, out, num_samples)
-    if results.seed is not None and not keep_seed:
-        job = replace(job, seed=results.seed)  # what an earlier run drew
-    todo = [item for item in items if item.id not in results.done]
-    encoded = _encode_all(job, todo, truncate)
+    if not keep_seed and (drawn := first_seed(out)) is not None:
+        job = replace(job, seed=drawn)
+    encoded = _encode_all(job, items, truncate)
+    keys = {item.id: key_of(job, item, encoded[item.id]) for item in items}
+    results = Results(items, keys, out, num_samples)
+    todo = [(item, encoded[item.id]) for item in items if item.id not in results.done]
     if todo:
-        longest = max(map(len, encoded)) + job.max_new_tokens
-        model = load(job.opened, place, batch_size * num_samples, longest)
+        longest = max(len(ids) for _, ids in todo) + job.max_new_tokens
+        model = load(job.opened, place, min(batch_size, len(todo)) * num_samples, longest)
     started, n_done, n_tokens = time.perf_counter(), 0, 0
-    for batch in batches(list(zip(todo, encoded, strict=True)), batch_size):
-        records = run_batch(job, model, batch, num_samples)
+    for batch in batches(todo, batch_size):
+        records = run_batch(job, model, batch, keys, num_samples)
         results.add([(item, records[item.id]) for item, _ in batch])
         n_done += len(batch)
         n_tokens += sum(record["n_tokens"] for rows in records.values() for record in rows)
         if not quiet:
             rate = n_tokens / (time.perf_counter() - started)
             print(f"{n_done} of {len(todo)} prompts, {rate:.0f} tok/s", file=sys.stderr)
-    results.close()
+    if todo:
+        results.put_in_order()
 
 
 def run_batch(
-    job: Job, model: GPT, batch: Sequence[tuple[Item, list[int]]], num_samples: int = 1
+    job: Job,
+    model: GPT,
+    batch: Sequence[tuple[Item, list[int]]],
+    keys: dict[str | int, str],
+    num_samples: int,
 ) -> dict[str | int, list[dict[str, Any]]]:
     """One batch's records by id: a function of its arguments, so that anyone may compute it."""
     rows = [(item, ids, sample) for item, ids in batch for sample in range(num_samples)]
@@ -244,24 +281,24 @@ def run_batch(
     records: dict[str | int, list[dict[str, Any]]] = {item.id: [] for item, _ in batch}
     for row, (item, ids, sample) in enumerate(rows):
         record: dict[str, Any] = {
-            "schema": SCHEMA, "id": item.id, "sample": sample, "seed": job.seed,
-            "text": texts[row], "finish_reason": reasons[row], "n_prompt": len(ids),
-            "n_tokens": len(tokens[row]),
+            "schema": SCHEMA, "id": item.id, "sample": sample, "key": keys[item.id],
+            "seed": job.seed, "text": texts[row], "finish_reason": reasons[row],
+            "n_prompt": len(ids), "n_tokens": len(tokens[row]),
         }  # fmt: skip
         if job.top_probs:
-            record["tokens"] = [
-                {"step": step.index, **as_json(step, job.opened.tokenizer)} for step in tokens[row]
-            ]
+            record["tokens"] = [drawn_json(step, job.opened) for step in tokens[row]]
         records[item.id].append(record)
     return records
 
 
-def _encode_all(job: Job, items: Sequence[Item], truncate: str | None) -> list[list[int]]:
+def _encode_all(
+    job: Job, items: Sequence[Item], truncate: str | None
+) -> dict[str | int, list[int]]:
     """The ids of each prompt, all before the first is run: a mistake is told at once."""
-    encoded = []
+    encoded: dict[str | int, list[int]] = {}
     for item in items:
         try:
-            encoded.append(prompt_ids(job.opened, item.prompt, truncate))
+            encoded[item.id] = prompt_ids(job.opened, item.prompt, truncate)
         except UsageError as error:
             raise UsageError(f"Prompt {item.id!r}: {error.fact}", error.remedy) from error
     return encoded

@@ -80,11 +80,23 @@ RepetitionPenalty = Annotated[
 ]  # fmt: skip
 PresencePenalty = Annotated[
     float | None,
-    typer.Option("--presence-penalty", metavar="N", help="Take this off each token seen before."),
+    typer.Option(
+        "--presence-penalty",
+        metavar="N",
+        min=-1000,
+        max=1000,
+        help="Take this off each token seen before.",
+    ),
 ]
 FrequencyPenalty = Annotated[
     float | None,
-    typer.Option("--frequency-penalty", metavar="N", help="The same, once for each occurrence."),
+    typer.Option(
+        "--frequency-penalty",
+        metavar="N",
+        min=-1000,
+        max=1000,
+        help="The same, once for each occurrence.",
+    ),
 ]
 PenaltyWindow = Annotated[
     int | None,
@@ -96,7 +108,7 @@ PenaltyWindow = Annotated[
 Temperature = Annotated[
     float | None,
     typer.Option(
-        "--temperature", metavar="N", min=0,
+        "--temperature", metavar="N", min=0, max=1000,
         help="Below 1 safer, above 1 wilder; 0 is greedy. [default: the model's, else 0.8]",
     ),
 ]  # fmt: skip

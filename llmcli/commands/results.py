@@ -66,7 +66,8 @@ def perplexity(steps: Sequence[Step]) -> float | None:
     """exp of the mean of -log p over the tokens of `steps`."""
     if not steps:
         return None
-    return math.exp(-sum(step.chosen.logprob for step in steps) / len(steps))
+    nats = -sum(step.chosen.logprob for step in steps) / len(steps)
+    return math.exp(nats) if nats < 700 else math.inf
 
 
 def stats_line(head: dict[str, Any], n_prompt: int, times: Sequence[float], reason: str) -> str:

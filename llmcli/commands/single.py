@@ -92,8 +92,10 @@ def run_one(job: Job, place: Place, ids: Sequence[int], show: Show) -> None:
             times.append(piece.step.time_s)
             if piece.finish_reason:
                 reasons[piece.step.row] = piece.finish_reason
-    finally:
+    except (KeyboardInterrupt, SystemExit):  # Ctrl-C, SIGTERM: what there is so far is the answer
         writer.end([stream.flush() for stream in streams])
+        raise
+    writer.end([stream.flush() for stream in streams])
     if show.echo and scored and not (show.json or show.jsonl):
         told = results.perplexity(scored)
         print(f"prompt perplexity {told:.4g} over {len(scored)} tokens", file=sys.stderr)
@@ -103,16 +105,16 @@ def run_one(job: Job, place: Place, ids: Sequence[int], show: Show) -> None:
 
 
 def _writer(job: Job, show: Show, head: dict, echo: Echo) -> Writer:
-    tokenizer, n = job.opened.tokenizer, show.num_samples
+    opened, n = job.opened, show.num_samples
     if show.json:
-        return JsonWriter(tokenizer, n, head)
+        return JsonWriter(opened, n, head)
     if show.jsonl:
-        return JsonlWriter(tokenizer, n, head)
+        return JsonlWriter(opened, n, head)
     if job.top_probs and show.as_picture:
         pictures = [(echo.before(i), step) for i, step in enumerate(echo.steps)]
-        return InOrder(PictureWriter(tokenizer, n, echo.text, show.color, pictures), n)
+        return InOrder(PictureWriter(opened, n, echo.text, show.color, pictures), n)
     if job.top_probs:
-        return InOrder(TsvWriter(tokenizer, echo.steps), n)
+        return InOrder(TsvWriter(opened, echo.steps), n)
     if show.color_probs and show.as_picture:
         return InOrder(TintWriter(n, show.color, echo if show.echo else None), n)
     return InOrder(TextWriter(n, show.separator, echo.text if show.echo else ""), n)
@@ -131,9 +133,7 @@ def _echo(job: Job, ids: Sequence[int], scored: Sequence[Step]) -> Echo:
 
 def _prompt_json(job: Job, ids: Sequence[int], echo: Echo) -> dict:
     scored = {
-        "tokens": [
-            {"position": step.index, **as_json(step, job.opened.tokenizer)} for step in echo.steps
-        ],
+        "tokens": [{"position": step.index, **as_json(step, job.opened)} for step in echo.steps],
         "perplexity": results.perplexity(echo.steps),
     }
     return {"text": echo.text, "ids": list(ids), **(scored if echo.steps else {})}

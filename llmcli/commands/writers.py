@@ -11,9 +11,9 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+from llmcli.commands.loading import Opened
 from llmcli.render.text import harmless, quoted
 from llmcli.streaming import Piece
-from llmcli.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from llmcli.commands.single import Echo
@@ -145,10 +145,10 @@ class TintWriter:
 class TsvWriter:
     """The probabilities of each step as rows, for a pipe; echoed steps of the prompt first."""
 
-    def __init__(self, tokenizer: Tokenizer, echoed: Sequence[Step]) -> None:
+    def __init__(self, opened: Opened, echoed: Sequence[Step]) -> None:
         from llmcli.render.probs import TSV_HEADER
 
-        self.tokenizer = tokenizer
+        self.opened = opened
         print(TSV_HEADER, flush=True)
         for step in echoed:
             self._rows("prompt", step)
@@ -165,7 +165,7 @@ class TsvWriter:
     def _rows(self, sample: str, step: Step) -> None:
         from llmcli.render.probs import tsv
 
-        rows = candidates(step, self.tokenizer)
+        rows = candidates(step, self.opened)
         print(tsv(sample, step.index, rows, step.entropy_bits), end="", flush=True)
 
 
@@ -174,7 +174,7 @@ class PictureWriter:
 
     def __init__(
         self,
-        tokenizer: Tokenizer,
+        opened: Opened,
         n_rows: int,
         prompt: str,
         color: str,
@@ -183,7 +183,7 @@ class PictureWriter:
         from llmcli.render.console import console
         from llmcli.render.probs import legend
 
-        self.tokenizer, self.n_rows, self.prompt = tokenizer, n_rows, prompt
+        self.opened, self.n_rows, self.prompt = opened, n_rows, prompt
         self.console = console(color)
         self.width = min(self.console.width, 120)
         self.console.print(legend(self.width))
@@ -206,7 +206,7 @@ class PictureWriter:
     def _picture(self, before: str, step: Step) -> None:
         from llmcli.render.probs import picture
 
-        rows = candidates(step, self.tokenizer)
+        rows = candidates(step, self.opened)
         lines = picture(step.index, before, rows, step.entropy_bits, step.kept, self.width)
         self.console.print(lines, end="")
 
@@ -214,10 +214,10 @@ class PictureWriter:
 class JsonWriter:
     """Keeps all steps, and prints one object at the end."""
 
-    def __init__(self, tokenizer: Tokenizer, n_rows: int, header: dict[str, Any]) -> None:
+    def __init__(self, opened: Opened, n_rows: int, header: dict[str, Any]) -> None:
         from llmcli.render.json import strict
 
-        self.tokenizer, self.header, self.strict = tokenizer, header, strict
+        self.opened, self.header, self.strict = opened, header, strict
         self.texts = [""] * n_rows
         self.reasons: list[str | None] = [None] * n_rows
         self.tokens: list[list[dict[str, Any]]] = [[] for _ in range(n_rows)]
@@ -225,7 +225,7 @@ class JsonWriter:
 
     def take(self, piece: Piece) -> None:
         row = piece.step.row
-        self.tokens[row].append({"step": piece.step.index, **as_json(piece.step, self.tokenizer)})
+        self.tokens[row].append(drawn_json(piece.step, self.opened))
         self.texts[row] += piece.text
         self.reasons[row] = piece.finish_reason
         self.times.append(piece.step.time_s)
@@ -246,11 +246,11 @@ class JsonWriter:
 class JsonlWriter:
     """One line per event, as it happens: start, step, end of a sample, done."""
 
-    def __init__(self, tokenizer: Tokenizer, n_rows: int, header: dict[str, Any]) -> None:
+    def __init__(self, opened: Opened, n_rows: int, header: dict[str, Any]) -> None:
         from llmcli.render.json import strict
 
-        self.tokenizer, self.header, self.strict = tokenizer, header, strict
-        self.texts = [""] * n_rows
+        self.opened, self.header, self.strict = opened, header, strict
+        self.texts, self.over = [""] * n_rows, [False] * n_rows
         self.times: list[float] = []
         self._event("start", header)
 
@@ -258,15 +258,19 @@ class JsonlWriter:
         row = piece.step.row
         self.texts[row] += piece.text
         self.times.append(piece.step.time_s)
-        token = {"step": piece.step.index, **as_json(piece.step, self.tokenizer)}
+        token = drawn_json(piece.step, self.opened)
         self._event("step", {"sample": row, "new_text": piece.text, **token})
         if piece.finish_reason:
+            self.over[row] = True
             ending = {"text": self.texts[row], "finish_reason": piece.finish_reason}
             self._event("end", {"sample": row, **ending})
 
     def end(self, held: Sequence[str]) -> None:
         from llmcli.commands.results import timings
 
+        for row, text in enumerate(self.texts):
+            if not self.over[row]:
+                self._event("end", {"sample": row, "text": text + held[row], "finish_reason": None})
         self._event("done", timings(self.header, self.times))
 
     def _event(self, event: str, values: dict[str, Any]) -> None:
@@ -276,11 +280,11 @@ class JsonlWriter:
         sys.stdout.flush()
 
 
-def as_json(step: Step, tokenizer: Tokenizer) -> dict[str, Any]:
+def as_json(step: Step, opened: Opened) -> dict[str, Any]:
     """A step as JSON has it, but for its place; `bytes` where the token alone is not UTF-8."""
 
     def choice(c: Choice) -> dict[str, Any]:
-        data = tokenizer.token_bytes(c.id)
+        data = opened.token_bytes(c.id)
         text = data.decode("utf-8", "replace")
         whole = {} if text.encode() == data else {"bytes": list(data)}
         return {
@@ -293,21 +297,25 @@ def as_json(step: Step, tokenizer: Tokenizer) -> dict[str, Any]:
         "rank": step.rank,
         "entropy_bits": step.entropy_bits,
         "kept": step.kept,
-        "forced": step.forced,
-        "time_s": step.time_s,
         "top": [choice(c) for c in step.top],
         "drawn_top": [choice(c) for c in step.drawn_top],
     }
 
 
-def candidates(step: Step, tokenizer: Tokenizer) -> list[Candidate]:
+def drawn_json(step: Step, opened: Opened) -> dict[str, Any]:
+    """A step of a run as JSON has it."""
+    told = {"step": step.index, "forced": step.forced, "time_s": step.time_s}
+    return told | as_json(step, opened)
+
+
+def candidates(step: Step, opened: Opened) -> list[Candidate]:
     """The step's most probable tokens in order, and the chosen one, wherever it ranks."""
     from llmcli.render.probs import Candidate
 
     def shown(choice: Choice, rank: int) -> Candidate:
         return Candidate(
             id=choice.id,
-            token=quoted(tokenizer.token_bytes(choice.id)),
+            token=quoted(opened.token_bytes(choice.id)),
             prob=math.exp(choice.logprob),
             drawn_prob=math.exp(choice.drawn_logprob),
             rank=rank,

@@ -64,6 +64,7 @@ def generate(
     max_new_tokens: int,
     stop_ids: Collection[int] = (),
     forced: Mapping[int, int] = MappingProxyType({}),
+    n_tokens: int | None = None,
     top_probs: int = 0,
     use_cache: bool = True,
     tap: Tap = NO_TAP,
@@ -72,7 +73,9 @@ def generate(
     """Continue `prompts` as one batch, each row drawing from its own generator: Steps, by index.
 
     A row ends at one of `stop_ids`, at `max_new_tokens`, when the context is full, or once the
-    caller has put it into `ended`. `forced` gives the id at some indices whatever the draw says.
+    caller has put it into `ended`. `forced` gives the id at some indices whatever the draw says;
+    ids from `n_tokens` on, the padding of some vocabularies, are never drawn.
+    `ended` is read again after each step, so that who listens can end a row while iterating.
     Without `use_cache` every step computes all tokens anew, which changes the time, not the text.
 
     Raises UsageError for an empty prompt or one longer than the context.
@@ -80,6 +83,7 @@ def generate(
     started = time.perf_counter()
     longest = _check(prompts, model.config.n_ctx)
     n_steps = min(max_new_tokens, model.config.n_ctx + 1 - longest)
+    padding = torch.arange(n_tokens or 0, model.config.vocab_size, device=model.device)
     running = list(range(len(prompts)))  # which row of the caller's each row of the batch is
     history = [list(prompt) for prompt in prompts]
     for index in range(n_steps):
@@ -88,7 +92,8 @@ def generate(
             cache = _new_cache(model, now, capacity=longest + n_steps - 1)
             fed = _left_padded(now).to(model.device)
         logits = model(fed, cache, tap, last_only=True)[:, -1].float()  # (B, V)
-        drawn = filtered(logits, sampling, _counts(history, running, sampling, logits))
+        real = logits if n_tokens is None else logits.index_fill(1, padding, -math.inf)
+        drawn = filtered(real, sampling, _counts(history, running, sampling, logits))
         ids = _draw(drawn, [generators[row] for row in running])
         if index in forced:  # after the draw, so that later steps draw what they would have drawn
             ids = torch.full_like(ids, forced[index])
@@ -127,9 +132,12 @@ def score(model: GPT, ids: Sequence[int], top_probs: int = 0) -> list[Step]:
     _check([ids], model.config.n_ctx)
     if len(ids) == 1:
         return []
-    logits = model(torch.tensor([ids[:-1]], device=model.device))[0].float()  # (T - 1, V)
-    following = torch.tensor(ids[1:], device=model.device)
-    facts = _facts(logits, logits, following, top_probs)
+    tensor = torch.tensor([ids], device=model.device)
+    x = model.stream(tensor[:, :-1], None, NO_TAP)  # (1, T - 1, C)
+    facts: list[dict[str, Any]] = []
+    for start in range(0, len(ids) - 1, 64):  # all logits at once would take V / C times the room
+        logits = model.unembed(x[:, start : start + 64], start, NO_TAP)[0].float()
+        facts += _facts(logits, logits, tensor[0, 1 + start :][:64], top_probs)
     return [
         Step(row=0, index=position, forced=True, time_s=0.0, finish_reason=None, **values)
         for position, values in enumerate(facts, start=1)
@@ -195,7 +203,9 @@ def _facts(logits: Tensor, drawn: Tensor, ids: Tensor, top_probs: int) -> list[d
     k = min(top_probs, logits.shape[-1])
     top, drawn_top = logprobs.topk(k).indices, drawn_logprobs.topk(k).indices  # (B, k)
     choices = torch.cat([ids[:, None], top, drawn_top], dim=1)  # (B, 1 + 2 k)
-    rank = (logits > logits.gather(1, ids[:, None])).sum(dim=1).tolist()
+    chosen = logits.gather(1, ids[:, None])  # (B, 1)
+    lower = torch.arange(logits.shape[-1], device=ids.device) < ids[:, None]  # among equals, by id
+    rank = ((logits > chosen) | ((logits == chosen) & lower)).sum(dim=1).tolist()
     entropy_bits = (torch.special.entr(probs).sum(dim=1) / math.log(2)).tolist()
     kept = probs.masked_fill(drawn == -math.inf, 0).sum(dim=1).clamp(max=1).tolist()
     listed = [
@@ -213,8 +223,13 @@ def _facts(logits: Tensor, drawn: Tensor, ids: Tensor, top_probs: int) -> list[d
             "rank": rank[place],
             "entropy_bits": entropy_bits[place],
             "kept": kept[place],
-            "top": tuple(row[1 : 1 + k]),
-            "drawn_top": tuple(c for c in row[1 + k :] if c.drawn_logprob > -math.inf),
+            "top": tuple(sorted(row[1 : 1 + k], key=lambda c: (-c.logprob, c.id))),
+            "drawn_top": tuple(
+                sorted(
+                    (c for c in row[1 + k :] if c.drawn_logprob > -math.inf),
+                    key=lambda c: (-c.drawn_logprob, c.id),
+                )
+            ),
         }
         for place, row in enumerate(listed)
     ]

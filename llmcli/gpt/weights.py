@@ -17,7 +17,7 @@ from torch import Tensor
 
 from llmcli.checkpoint import TensorInfo, read_checkpoint
 from llmcli.config import ModelConfig
-from llmcli.errors import IntegrityError, UnsupportedModelError, shown
+from llmcli.errors import IntegrityError, UnsupportedModelError, shown, shown_path
 from llmcli.gpt.model import GPT
 
 
@@ -93,22 +93,23 @@ def _match(
     found: dict[str, tuple[TensorInfo, bool]] = {}
     wrong: list[str] = []
     for their_name, info in infos.items():
+        told = shown(their_name)
         known, source = _source(their_name)
         if not known:
-            wrong.append(f"unknown {shown(their_name)}")
+            wrong.append(f"unknown {told}")
         if source is None or (source.name == "head.weight" and model.config.tie_embeddings):
             continue
         shape = info.shape[::-1] if source.transposed else info.shape
         if source.name not in expected:
-            wrong.append(f"{their_name} is beyond the config's {model.config.n_layer} layers")
+            wrong.append(f"{told} is beyond the config's {model.config.n_layer} layers")
         elif source.name in found:
-            wrong.append(f"{their_name} comes twice")
+            wrong.append(f"{told} comes twice")
         elif shape != expected[source.name]:
             want = expected[source.name][::-1] if source.transposed else expected[source.name]
-            wrong.append(f"{their_name} is {list(info.shape)}, the config says {list(want)}")
+            wrong.append(f"{told} is {list(info.shape)}, the config says {list(want)}")
         elif info.dtype not in DTYPES:
             raise UnsupportedModelError(
-                f"{their_name} is stored as {info.dtype}.", f"Supported: {', '.join(DTYPES)}."
+                f"{told} is stored as {info.dtype}.", f"Supported: {', '.join(DTYPES)}."
             )
         else:
             found[source.name] = (info, source.transposed)
@@ -119,7 +120,8 @@ def _match(
     if wrong:
         more = f"; and {len(wrong) - 8} more" if len(wrong) > 8 else ""
         raise IntegrityError(
-            f"The weights in {folder} do not fit its config.json: {'; '.join(wrong[:8])}{more}.",
+            f"The weights in {shown_path(folder)} do not fit its config.json: "
+            f"{'; '.join(wrong[:8])}{more}.",
             "Get the model again, or correct config.json.",
         )
     return found

@@ -12,7 +12,7 @@ from rich.cells import cell_len
 from rich.style import Style
 from rich.text import Text
 
-from llmcli.render.drawing import columns, fit, heading
+from llmcli.render.drawing import columns, fit, heading, plural
 from llmcli.render.text import harmless
 
 # Dark text on light grounds: the two are told apart, and read, on any terminal.
@@ -42,7 +42,7 @@ def visible(token: bytes) -> str:
 
 def picture(tokens: Sequence[tuple[bytes, int, bool]], facts: Sequence[str], width: int) -> Text:
     """(token, id, special) side by side, ids beneath; a line of the text starts a line."""
-    out = heading(f"{len(tokens):,} token{'s' * (len(tokens) != 1)}", *facts)
+    out = heading(plural(len(tokens), "token"), *facts)
     upper, lower, used = _edge(), _edge(), 1
     for place, (token, id, special) in enumerate(tokens):
         shown, number = visible(token), str(id)
@@ -89,7 +89,11 @@ def merges(
 ) -> Text:
     """Each piece (its bytes, whether looked up whole, its ids) and its merges in order."""
     n_ids = sum(len(ids) for _, _, ids, _ in pieces)
-    out = heading(f"{len(pieces)} pieces, {n_ids} tokens", end_of(model, 20), "lowest rank first")
+    out = heading(
+        f"{plural(len(pieces), 'piece')}, {plural(n_ids, 'token')}",
+        end_of(model, 20),
+        "lowest rank first",
+    )
     for token, whole, ids, steps in pieces:
         out.append("\n").append(fit(visible(token), min(cell_len(visible(token)), width - 30)),
                                 style="bold")  # fmt: skip
