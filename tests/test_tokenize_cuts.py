@@ -164,8 +164,9 @@ def test_documents_are_encoded_apart_whatever_the_blocks(tmp_path, delimiter, sp
     recipe = read_recipe(save(tmp_path, data))
     job = job_for(recipe, special=special, delimiter=delimiter.encode())
     encoder, before = Encoder(job), [500] * special
+    few = [delimiter, delimiter, " ", "  ", "\n", "a", "1", delimiter[:1], "é", "\u3000", "\x02"]
 
-    @check(60, st.lists(st.sampled_from([delimiter, *ATOMS]), max_size=20).map("".join),
+    @check(60, st.lists(st.sampled_from(few), max_size=20).map("".join),
            st.integers(1, 12))  # fmt: skip
     def _(text: str, size: int) -> None:
         expected: list[int] = []
@@ -189,6 +190,14 @@ def test_marks_stand_for_the_lookahead_in_every_company(recipe) -> None:
                 for text in (f"x{a}{b}{end}", f".{b}{a}{b}{end}", f"{a}{b}{end}"):
                     part = Part(text.encode(), 0, True, True)
                     assert encoder.ids(part).tolist() == job.tokenizer.encode(text), ascii(text)
+
+
+def test_a_wide_space_is_seen_whole_wherever_a_block_ends(tmp_path) -> None:
+    job = job_for(read_recipe(save(tmp_path, build(GPT2))))
+    for before in range(30):
+        text = "x" * before + "\u3000  \u3000 b\xa0\xa0 \u3000\n"
+        for size in range(1, 24):
+            assert streamed(job, text.encode(), size) == job.tokenizer.encode(text)
 
 
 def test_no_normal_form_breaks_what_the_cuts_rest_on() -> None:
