@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import time
+from importlib import import_module
 
 import inspect_schema
 import jsonschema
@@ -296,6 +297,19 @@ def test_tensors_are_the_full_values(llmcli, model_folder, tmp_path):
     parts = [name for name in held if name.startswith("attribution.part.")]
     assert len(parts) == views["attribution"]["n_parts"] - 1  # the final norm's bias writes nothing
     assert held["sampling.0.model"].shape == (300,)
+
+
+def test_a_view_without_tensors_says_so_and_writes_none(llmcli, model_folder, tmp_path):
+    path = tmp_path / "none.safetensors"
+    result = llmcli("inspect", PROMPT, "-m", model_folder, "--view", "check", "--tensors", path)
+    assert result.stderr == "Not used by --view check: --tensors.\n"
+    assert not path.exists()
+
+
+def test_the_catalogue_knows_which_views_have_tensors():
+    for name, entry in VIEWS.items():
+        module = import_module(f"llmcli.inspection.{name}")
+        assert hasattr(module, "tensors") == ("tensors" in entry.uses), name
 
 
 @pytest.mark.parametrize("name", ["picture.svg", "picture.html"])

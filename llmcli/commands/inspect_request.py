@@ -136,4 +136,5 @@ class Request:
             if make is not None:
                 made = make(run, Ask(**ask))
                 tensors |= {f"{name}.{key}": tensor for key, tensor in made.items()}
-        save(tensors, self.given["tensors"], about)
+        if tensors:  # or the option has been noted as not used
+            save(tensors, self.given["tensors"], about)

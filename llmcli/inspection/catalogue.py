@@ -31,23 +31,23 @@ SAMPLING = (
 
 def _entry(about: str, uses: str = "", prompt: bool = True, long: bool = False) -> Entry:
     always = "model json color save quiet"
-    computed = " dtype device threads tensors" if prompt else ""
+    computed = " dtype device threads" if prompt else ""
     return Entry(about, frozenset(f"{always}{computed} {uses}".split()), prompt, long)
 
 
 VIEWS = {
     "model": _entry("sizes, parameters, memory and FLOPs; needs no prompt", prompt=False),
     "next": _entry("the story of the next token on one screen (default)", "position rows"),
-    "tokens": _entry("ids, bytes, and how the model expected each token", "position rows",
+    "tokens": _entry("ids, bytes, and how the model expected each token", "position rows tensors",
                      long=True),
     "attention": _entry("all heads as small maps; with --layer and --head one in full",
-                        "layer head position rows"),
+                        "layer head position rows tensors"),
     "lens": _entry("the best guess after each layer; with --token its rank",
-                   "position token rows"),
+                   "position token rows tensors"),
     "attribution": _entry("a logit as a sum over embeddings, heads, MLPs and biases",
-                          "position token versus rows"),
+                          "position token versus rows tensors"),
     "sampling": _entry("logits, each filter, the draw, and what each stage cuts",
-                       f"position rows {SAMPLING}"),
+                       f"position rows tensors {SAMPLING}"),
     "check": _entry("proof that the views, the cache and the fast path agree",
                     "position token"),
 }  # fmt: skip
