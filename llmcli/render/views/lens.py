@@ -83,7 +83,7 @@ def _fate(view: Lens, canvas: Canvas) -> Text:
     here = next(place.token for place in view.prompt if place.position == view.position)
     out = heading("lens", f"the fate of {name(view.token.text)} (id {view.token.id})",
                   f"after {name(here.text)}, position {view.position}")  # fmt: skip
-    cells = max(8, canvas.width - 68)
+    cells = max(8, min(30, canvas.width - 68))
     out.append("\n").append_text(
         columns(("after", LABEL), ("rank", -6), ("logit", -8), ("prob", -7), ("", cells),
                 ("the best there", 16), ("prob", -7), ("KL bits", -8))
