@@ -426,6 +426,7 @@ def test_bytes_that_are_not_utf8_are_named(options, llmcli, model_folder, tmp_pa
     result = llmcli("tokenize", *options, *out, "-m", model_folder, input=b"ab\ncd\n\xffe\0")
     assert result.exit_code == 2
     assert "0xff at offset 6" in result.stderr
+    assert result.stdout.count("\n") == 2 * (options == ["--lines"])
     assert not list(tmp_path.iterdir())
     again = llmcli("tokenize", *options, *out, "-m", model_folder, "--errors", "replace", "-q",
                    input=data)  # fmt: skip

@@ -111,11 +111,11 @@ class Bulk:
             width = 9 if self.request.files and (name or len(given) > 1) else 0
             print(f"{counts[-1]:>{width}}{name}", flush=True)
 
-        try:
-            each(given, work)
-        finally:
+        def total() -> None:
             if self.request.files and len(given) > 1:
                 print(f"{sum(counts):>9} total")
+
+        each(given, work, total)
 
 
 def _peeked(input: Input) -> tuple[Iterator[bytes], bytes | None]:

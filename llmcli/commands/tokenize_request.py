@@ -206,11 +206,12 @@ def text_of(data: bytes, errors: str, offset: int) -> str:
 def each(
     given: list[Input],
     work: Callable[[Input], None],
+    end: Callable[[], None] = lambda: None,
     skip: tuple[type[LLMCLIError], ...] = (NotFoundError, UsageError),
 ) -> None:
     """Work on every input; one that fails with an error of `skip` is said, the others still done.
 
-    The exit code is that of the first failure.
+    Then comes `end`, unless the only input failed. The exit code is that of the first failure.
     """
     failed: LLMCLIError | None = None
     for input in given:
@@ -229,5 +230,6 @@ def each(
             sys.stdout.flush()
             print(f"llmcli: {error.fact}\n{error.remedy}".rstrip(), file=sys.stderr)
             failed = failed or error
+    end()
     if failed:
         raise typer.Exit(failed.exit_code)

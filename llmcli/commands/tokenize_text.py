@@ -35,10 +35,7 @@ def run(request: Request) -> None:
             show(record)
             sys.stdout.flush()
 
-    try:
-        each(given, work)
-    finally:
-        texts.end()
+    each(given, work, texts.end)
 
 
 class Texts:
