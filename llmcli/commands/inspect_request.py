@@ -69,16 +69,19 @@ class Request:
 
     def _ask(self, opened: Opened, ids: list[int]) -> dict[str, Any]:
         """The fields of an `Ask`, held against the model and the prompt before torch is there."""
-        from llmcli.commands.inspect_target import index, say_which, token_id
+        from llmcli.commands.inspect_target import index, say_which
         from llmcli.commands.loading import sampling_from
+        from llmcli.commands.token_names import token_named
 
         g, config = self.given, opened.config
         position = index("--position", g["position"], len(ids), "tokens in the prompt")
-        targets = {}
-        for name in ("token", "versus"):
-            targets[name] = token_id(f"--{name}", g[name], opened.tokenizer, config.vocab_size)
-            if not self.quiet:
-                say_which(f"--{name}", g[name], targets[name], opened.tokenizer)
+        targets: dict[str, int | None] = {"token": None, "versus": None}
+        for name in targets:
+            if g[name] is not None:
+                option = f"--{name}"
+                targets[name] = token_named(option, g[name], opened.tokenizer, spaced=True)
+                if not self.quiet:
+                    say_which(option, g[name], targets[name], opened.tokenizer)
         return {
             **targets,
             "position": len(ids) - 1 if position is None else position,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from llmcli.errors import IntegrityError, UsageError, shown
+from llmcli.errors import IntegrityError, UsageError
 
 if TYPE_CHECKING:
     from llmcli.config import ModelConfig
@@ -24,39 +24,11 @@ def index(option: str, value: int | None, count: int, things: str) -> int | None
     )
 
 
-def token_id(option: str, text: str | None, tokenizer: Tokenizer, vocab_size: int) -> int | None:
-    """The id of the token that `text` names: `id:464`, a token as given, or after a space.
-
-    Raises UsageError that shows the tokens where the text is several.
-    """
-    from llmcli.render.text import quoted
-
-    if text is None:
-        return None
-    if text.startswith("id:") and text[3:].isascii() and text[3:].isdigit():
-        id = int(text[3:][:12])
-        if id >= vocab_size:
-            raise UsageError(
-                f"{option} {shown(text)} does not exist.", f"Ids go from 0 to {vocab_size - 1}."
-            )
-        return id
-    for candidate in (text, f" {text}"):
-        id_ = tokenizer.id_of(candidate) if text else None
-        if id_ is not None and id_ < vocab_size:
-            return id_
-    pieces = [f"{quoted(tokenizer.token_bytes(id))} (id:{id})" for id in tokenizer.encode(text)[:8]]
-    raise UsageError(
-        f"{option} {quoted(text.encode())} is not one token but {len(tokenizer.encode(text))}: "
-        f"{', '.join(pieces)}.",
-        f"Which one? Name it by its text or id, as in {option} id:464.",
-    )
-
-
-def say_which(option: str, text: str | None, id: int | None, tokenizer: Tokenizer) -> None:
+def say_which(option: str, text: str, id: int | None, tokenizer: Tokenizer) -> None:
     """Where the token was found only after a space, or there is one of each kind, say which."""
     from llmcli.render.text import quoted
 
-    if text is None or text.startswith("id:"):
+    if text.startswith("id:"):
         return
     spaced = tokenizer.id_of(f" {text}")
     with_space = quoted(f" {text}".encode())

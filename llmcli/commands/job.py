@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from llmcli.commands.loading import Opened, one_token, whole_number
+from llmcli.commands.loading import Opened
+from llmcli.commands.token_names import token_named, whole_number
 from llmcli.config import Sampling
 from llmcli.errors import UsageError
 from llmcli.streaming import Piece, TextStream, pieces
@@ -121,5 +122,5 @@ def forced_ids(opened: Opened, entries: Sequence[str], max_new_tokens: int) -> d
             )
         if index in forced:
             raise UsageError(f"--force gives step {index} twice.")
-        forced[index] = one_token(opened.tokenizer, token, "--force")
+        forced[index] = token_named("--force", token, opened.tokenizer, digits=True)
     return forced

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmcli.commands.options import Device, DType
+from llmcli.commands.token_names import token_named
 from llmcli.config import (
     GREEDY,
     MIN_TEMPERATURE,
@@ -88,29 +89,6 @@ def sampling_from(opened: Opened, bias: list[str] | None, **given: Any) -> Sampl
     return replace(default, **chosen)
 
 
-def one_token(tokenizer: Tokenizer, text: str, option: str) -> int:
-    """The id that `text` names: digits are an id, else it must be the text of one token.
-
-    Raises UsageError that shows the tokens where there are several.
-    """
-    if text.isascii() and text.isdigit():
-        tokenizer.token_bytes(id := whole_number(text))  # or there is no such id
-        return id
-    if (found := tokenizer.id_of(text)) is not None:
-        return found
-    parts = [tokenizer.token_bytes(id).decode("utf-8", "replace") for id in tokenizer.encode(text)]
-    raise UsageError(
-        f"{option}: {text!r} is {len(parts)} tokens, {' '.join(map(repr, parts[:20]))}, not one.",
-        "Give one token's text, with its leading space if it has one, or its id.",
-    )
-
-
-def whole_number(digits: str) -> int:
-    """The number that ASCII `digits` write; one of more than 18 digits is as good as infinite."""
-    digits = digits.lstrip("0") or "0"
-    return int(digits) if len(digits) <= 18 else 10**18
-
-
 def _bias(tokenizer: Tokenizer, entry: str) -> tuple[int, float]:
     """An id and what to add to its logit, from "TOKEN=N"."""
     token, equals, number = entry.rpartition("=")
@@ -123,7 +101,7 @@ def _bias(tokenizer: Tokenizer, entry: str) -> tuple[int, float]:
             f"--bias {entry!r} is not TOKEN=NUMBER, with at most {MAX_BIAS:.0f} or -inf.",
             'For example --bias " king=+2".',
         )
-    return one_token(tokenizer, token, "--bias"), value
+    return token_named("--bias", token, tokenizer, digits=True), value
 
 
 @dataclass(frozen=True, slots=True)

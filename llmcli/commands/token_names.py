@@ -1,0 +1,44 @@
+"""Tokens as users name them: by their text, or by their id."""
+
+from __future__ import annotations
+
+from llmcli.errors import UsageError, shown
+from llmcli.tokenizer import Tokenizer
+
+
+def token_named(
+    option: str, text: str, tokenizer: Tokenizer, *, digits: bool = False, spaced: bool = False
+) -> int:
+    """The id of the token that `text` names: `id:464`, or the text of one token.
+
+    With `digits` a bare number is an id too; with `spaced` the text may also be that of a token
+    that begins with a space. Raises UsageError that shows the tokens where the text is several.
+    """
+    from llmcli.render.text import quoted
+
+    number = text.removeprefix("id:")
+    if number.isascii() and number.isdigit() and (digits or number != text):
+        id = whole_number(number)
+        if id >= tokenizer.vocab_size:
+            raise UsageError(
+                f"{option}: there is no token with id {shown(number, 30)}.",
+                f"Ids go from 0 to {tokenizer.vocab_size - 1}.",
+            )
+        return id
+    for candidate in (text, f" {text}") if spaced else (text,):
+        if candidate.strip(" ") and (found := tokenizer.id_of(candidate)) is not None:
+            return found
+    ids = tokenizer.encode(text)
+    if len(ids) == 1:
+        return ids[0]
+    pieces = [f"{quoted(tokenizer.token_bytes(id))} (id:{id})" for id in ids[:8]]
+    raise UsageError(
+        f"{option}: {quoted(text.encode())} is not one token but {len(ids)}: {', '.join(pieces)}.",
+        f"Which one? Name it by its text or id, as in {option} id:464.",
+    )
+
+
+def whole_number(digits: str) -> int:
+    """The number that ASCII `digits` write; one of more than 18 digits is as good as infinite."""
+    digits = digits.lstrip("0") or "0"
+    return int(digits) if len(digits) <= 18 else 10**18
