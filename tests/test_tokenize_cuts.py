@@ -28,7 +28,7 @@ MERGES = [
     ("12", "3"), (".", "\n"), (".", "."), (".\n", "\n"), ("/", "\n"), ("\n", "/"), ("'", "s"),
     (" ", "."), (" ", "1"), ("\t", "a"), ("a", "\n"), ("\xc2", "\xa0"), (" ", "\xc2\xa0"),
     ("\xc2\xa0", " "), ("\xe3", "\x80"), ("\xe3\x80", "\x80"), (" ", "\xe3\x80\x80"),
-    ("\xe3\x80\x80", "\n"), ("\n", "a"),
+    ("\xe3\x80\x80", "\n"), ("\n", "a"), ("\xbd", "\xef"),
 ]  # fmt: skip
 PLAIN = " \n\r\ta1./'"
 MERGES += [pair for pair in product(PLAIN, PLAIN) if pair not in MERGES]
@@ -195,7 +195,7 @@ def test_marks_stand_for_the_lookahead_in_every_company(recipe) -> None:
 def test_a_wide_space_is_seen_whole_wherever_a_block_ends(tmp_path) -> None:
     job = job_for(read_recipe(save(tmp_path, build(GPT2))))
     for before in range(30):
-        text = "x" * before + "\u3000  \u3000 b\xa0\xa0 \u3000\n"
+        text = "x" * before + "\u3000  \u3000 b\xa0\xa0 \u3000\n" + "y" * 12
         for size in range(1, 24):
             assert streamed(job, text.encode(), size) == job.tokenizer.encode(text)
 
@@ -251,7 +251,8 @@ def test_bytes_that_are_not_utf8_are_named_with_their_offset_in_the_input(tmp_pa
 def test_replaced_bytes_are_the_same_in_any_blocks(tmp_path) -> None:
     job = job_for(read_recipe(save(tmp_path, build(GPT2))), errors="replace")
     atoms = [b" ", b"\n", b"  ", b"a", b"\xe2", b"\xe2\x80", b"\x80", b"\xc2", b"\xa0", b"\xf0\x9f",
-             "\u2003".encode(), "é".encode(), b"\xff", b"\xe1\x9a", b"\xc0"]  # fmt: skip
+             "\u2003".encode(), "é".encode(), b"\xff", b"\xe1\x9a", b"\xc0", b"\xe2\xc0\x80",
+             ]  # fmt: skip
 
     @check(150, st.lists(st.sampled_from(atoms), max_size=16).map(b"".join), st.integers(1, 9))
     def _(data: bytes, size: int) -> None:
