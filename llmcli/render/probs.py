@@ -89,7 +89,7 @@ def _line(candidate: Candidate, width: int) -> Text:
     style = "bold green" if candidate.chosen else ""
     line = Text(f"{CHOSEN if candidate.chosen else ' '} ", style=style)
     line.append(set_cell_size(name, TOKEN_CELLS) + " ", style=style)
-    line.append(bar(candidate.prob, cells), style="green" if candidate.chosen else "blue")
+    line.append(bar(candidate.prob, cells), style="green" if candidate.chosen else "cyan")
     line.append(f" {percent(candidate.prob)} {percent(candidate.drawn_prob)}\n", style=style)
     return line
 

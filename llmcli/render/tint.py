@@ -33,7 +33,7 @@ def tinted(text: str, prob: float | None) -> Text:
 
 def legend() -> Text:
     """What the tints mean, on one line."""
-    line = Text("probability  ", style="dim")
+    line = Text().append("probability  ", style="dim")  # a base style would dim the tints too
     for least, name, style in LEVELS:
         line.append(f"≥ {name}  " if least else f"{MARKS[0]}{name}{MARKS[1]}", style=style)
     return line
