@@ -20,7 +20,7 @@ from llmcli.errors import IntegrityError, NotFoundError, UnsupportedModelError
 
 MAX_FILE_NBYTES = 64 * 2**20
 MAX_ID = 2**24
-_DOWNLOAD = "Get the model again: llmcli download MODEL --force."
+_DOWNLOAD = "Get the model again."
 _OTHER = "Choose a model with a byte-level BPE tokenizer, such as gpt2."
 
 GPT2_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
