@@ -17,7 +17,8 @@ import torch
 from conftest import FABLE
 from safetensors.torch import load_file
 
-from llmcli.commands.inspect_target import say_which, token_id
+from llmcli.commands.inspect_target import say_which
+from llmcli.commands.token_names import token_named
 from llmcli.inspection.catalogue import VIEWS
 from llmcli.render.text import quoted
 from llmcli.tokenizer import Tokenizer
@@ -258,12 +259,12 @@ def test_a_token_is_found_as_given_or_after_a_space(capsys):
     was = known.id_of(" was")
     assert known.id_of("was") is None  # or the test needs another word
     for text, said in [("was", f'--token: " was", id {was}.\n'), (" was", ""), (f"id:{was}", "")]:
-        id = token_id("--token", text, known, 4096)
+        id = token_named("--token", text, known, spaced=True)
         assert id == was
         say_which("--token", text, id, known)
         assert capsys.readouterr().err == said
     a, spaced = known.id_of("a"), known.id_of(" a")
-    say_which("--token", "a", token_id("--token", "a", known, 4096), known)
+    say_which("--token", "a", token_named("--token", "a", known, spaced=True), known)
     assert capsys.readouterr().err == f'--token: "a", id {a}, as given; " a" is id {spaced}.\n'
 
 
