@@ -1,0 +1,79 @@
+"""A changed run held against the untouched one: where they part, how far, and how odd the text is.
+
+Both distributions are of the same context, the changed text, so that a KL is of the change alone
+and not of the other words that it led to.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from llmcli.inspection.lens import CHUNK, Final, kl_bits
+from llmcli.inspection.run import Run
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One changed text beside the untouched one."""
+
+    first_difference: int | None  # the first step at which the tokens differ
+    kl_bits: tuple[float, ...]  # per step: KL(untouched || changed)
+    perplexity: float | None  # of the changed text, under the untouched model
+    baseline_perplexity: float | None  # of the untouched text, under the same
+
+
+def compare(run: Run, changed: Sequence[int], plain: Sequence[int]) -> Comparison:
+    """What `run`'s patches did to its prompt's continuation: `changed` ids instead of `plain`."""
+    untouched = replace(run, patch={})
+    n = len(run.ids)
+    kl: list[float] = []
+    if changed:
+        fed = [*run.ids, *changed][:-1]  # the last token foretells nothing that is shown
+        kl = kl_per_position(run.on(fed), untouched.on(fed), range(n - 1, len(fed)))
+    return Comparison(
+        first_difference(changed, plain),
+        tuple(kl),
+        perplexity(untouched, changed),
+        perplexity(untouched, plain),
+    )
+
+
+@torch.inference_mode()
+def kl_per_position(changed: Run, untouched: Run, positions: range) -> list[float]:
+    """KL(untouched || changed) in bits of what two runs of the same ids say at `positions`."""
+    kl: list[float] = []
+    for low in range(0, len(positions), CHUNK):
+        some = positions[low : low + CHUNK]
+        here = changed.logits(some)  # (W, V)
+        here = here - here.amax(dim=-1, keepdim=True)  # large logits would cost digits
+        kl += kl_bits(Final.of(untouched.logits(some)), here, here.logsumexp(dim=-1)).tolist()
+    return kl
+
+
+@torch.inference_mode()
+def perplexity(run: Run, continuation: Sequence[int]) -> float | None:
+    """exp of the mean of -log p of each id of `continuation` after the run's prompt."""
+    if not continuation:
+        return None
+    n = len(run.ids)
+    fed = run.on([*run.ids, *continuation][:-1])
+    ids = torch.tensor(list(continuation), device=run.device)
+    losses: list[Tensor] = []
+    for low in range(0, len(ids), CHUNK):
+        here = ids[low : low + CHUNK]
+        logprobs = fed.logits(range(n - 1 + low, n - 1 + low + len(here))).log_softmax(dim=-1)
+        losses.append(-logprobs.gather(-1, here[:, None]))
+    return math.exp(min(700.0, float(torch.cat(losses).double().mean())))
+
+
+def first_difference(changed: Sequence[int], plain: Sequence[int]) -> int | None:
+    """The first step at which two texts have different tokens; None where they never have."""
+    if list(changed) == list(plain):
+        return None
+    pairs = enumerate(zip(changed, plain, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(changed), len(plain)))
