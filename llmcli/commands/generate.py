@@ -11,6 +11,8 @@ import typer
 from llmcli.commands import options as o
 from llmcli.errors import UsageError
 
+CHANGES = ("ablate", "knockout", "steer", "patch")
+
 
 def generate(
     prompt: Annotated[
@@ -68,6 +70,13 @@ def generate(
         Path | None,
         typer.Option(metavar="FILE", help="Where their results go; finished ones are skipped."),
     ] = None,
+    ablate: o.Ablate = None,
+    knockout: o.Knockout = None,
+    steer: o.Steer = None,
+    steer_prompt: o.SteerPrompt = False,
+    patch: o.Patch = None,
+    reference: o.Reference = None,
+    baseline: o.Baseline = False,
     top_probs: Annotated[
         int, typer.Option(min=0, max=100, metavar="K", help="Show the K likeliest tokens a step.")
     ] = 0,
@@ -104,11 +113,14 @@ def generate(
 
     llmcli generate --prompts prompts.txt --out stories.jsonl
 
+    llmcli generate "Lily had a red ball." --ablate L3.H2 --baseline
+
     The next token is drawn after these filters, in this order: bias, repetition, presence and
     frequency penalty, temperature, top-k, top-p, min-p, typical-p.
     """
     import secrets
 
+    from llmcli.commands.changes import read_changes
     from llmcli.commands.dry_run import tell_budget
     from llmcli.commands.input import read_text, typed
     from llmcli.commands.job import Job, forced_ids, prompt_ids
@@ -119,7 +131,8 @@ def generate(
     _check_combinations(
         prompt=prompt, prompts=prompts, out=out, json=json, jsonl=jsonl, top_probs=top_probs,
         color_probs=color_probs, echo=echo, dry_run=dry_run, stats=stats, separator=separator,
-        batch_size=batch_size,
+        batch_size=batch_size, baseline=baseline, ablate=ablate, knockout=knockout, steer=steer,
+        patch=patch,
     )  # fmt: skip
     opened = open_model(model)
     sampling = sampling_from(
@@ -137,11 +150,12 @@ def generate(
         forced=forced_ids(opened, force or (), max_new_tokens),
         top_probs=top_probs, use_cache=not no_cache,
     )  # fmt: skip
+    changes = read_changes(opened, ablate, knockout, steer, patch, steer_prompt, reference)
     place = Place(dtype, device, threads)
     if prompts is not None:
         run_many(
             job, place, prompts, out, truncate_prompt, batch_size or 16, num_samples,
-            keep_seed=seed is not None, quiet=quiet,
+            keep_seed=seed is not None, quiet=quiet, changes=changes,
         )  # fmt: skip
         return
     text = read_text(prompt, 'llmcli generate "Once upon a time"')
@@ -155,9 +169,9 @@ def generate(
         return
     show = Show(
         num_samples, "---" if separator is None else typed(separator), color_probs, echo, json,
-        jsonl, stats, color.value,
+        jsonl, stats, color.value, baseline,
     )  # fmt: skip
-    run_one(job, place, ids, show)
+    run_one(job, place, ids, show, changes)
 
 
 def _check_combinations(**given: object) -> None:
@@ -169,13 +183,22 @@ def _check_combinations(**given: object) -> None:
         {"prompts", "dry_run"}, {"prompts", "stats"}, {"prompts", "separator"},
         {"json", "color_probs"}, {"jsonl", "color_probs"}, {"jsonl", "dry_run"},
         {"json", "separator"}, {"jsonl", "separator"}, {"top_probs", "separator"},
+        {"baseline", "prompts"}, {"baseline", "jsonl"}, {"baseline", "color_probs"},
+        {"baseline", "separator"}, *({"dry_run", change} for change in CHANGES),
     ]  # fmt: skip
+    if "json" not in on:
+        clashes.append({"baseline", "top_probs"})
     for pair in clashes:
         if pair <= on:
             first, second = sorted(_option(name) for name in pair)
             raise UsageError(f"{first} and {second} do not go together.", "Choose one of them.")
     if "prompts" not in on and (idle := on & {"out", "batch_size"}):
         raise UsageError(f"{_option(idle.pop())} is for --prompts.", "One prompt's text: > FILE.")
+    if "baseline" in on and not on.intersection(CHANGES):
+        raise UsageError(
+            "--baseline sets a changed run beside the untouched one, and nothing is changed.",
+            "Change something, for example with --ablate L3.H2.",
+        )
 
 
 def _option(name: str) -> str:

@@ -16,6 +16,7 @@ from llmcli.streaming import Piece, TextStream, pieces
 if TYPE_CHECKING:
     from llmcli.gpt.generation import Step
     from llmcli.gpt.model import GPT
+    from llmcli.gpt.tap import Tap
 
 
 MAX_TOKEN_CHARS = 1024  # longer than any token in use: GPT-2's longest has 128
@@ -48,9 +49,10 @@ class Job:
         prompts: Sequence[Sequence[int]],
         draws: Sequence[tuple[int, int]],
         streams: Sequence[TextStream],
+        tap: Tap | None = None,
     ) -> Iterator[Piece]:
         """Continue `prompts` as one batch; `draws` name each row's random numbers."""
-        from llmcli.gpt.generation import generate
+        from llmcli.gpt.generation import NO_TAP, generate
         from llmcli.gpt.sampling import generator_for
 
         ended: set[int] = set()
@@ -66,6 +68,7 @@ class Job:
             top_probs=self.top_probs,
             use_cache=self.use_cache,
             ended=ended,
+            tap=tap or NO_TAP,
         )
         return pieces(steps, streams, ended, self.hidden_ids)
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmcli.commands.changes import Changes, patches_of, tap_for
 from llmcli.commands.job import Job, prompt_ids
 from llmcli.commands.loading import Place, as_options, load
 from llmcli.commands.writers import drawn_json
@@ -29,6 +30,7 @@ from llmcli.render.json import strict
 if TYPE_CHECKING:
     from llmcli.gpt.generation import Step
     from llmcli.gpt.model import GPT
+    from llmcli.gpt.tap import Tap
 
 SCHEMA = 1
 MAX_PROMPTS_NBYTES = 256 << 20
@@ -190,14 +192,16 @@ def first_seed(path: Path | None) -> int | None:
     return seed if type(seed) is int and seed >= 0 else None
 
 
-def key_of(job: Job, item: Item, ids: Sequence[int]) -> str:
+def key_of(job: Job, item: Item, ids: Sequence[int], changes: Changes) -> str:
     """A hash of all that the text of `item` depends on."""
     opened = job.opened
-    depends = [
+    depends: list[Any] = [
         opened.name, opened.revision, item.index, list(ids), job.seed, job.max_new_tokens,
         as_options(job.sampling), sorted(job.stop_ids), sorted(job.hidden_ids), job.stops,
         job.keep_stop, sorted(job.forced.items()),
     ]  # fmt: skip
+    if changes:
+        depends += [dict(changes.words), changes.reference]
     return hashlib.sha256(strict(depends).encode()).hexdigest()[:16]
 
 
@@ -234,21 +238,25 @@ def run_many(
     num_samples: int,
     keep_seed: bool,
     quiet: bool,
+    changes: Changes,
 ) -> None:
     """Generate for all prompts in `path` that `out` does not hold yet, a batch after the other."""
+    changes.check_for_many()
     items = read_prompts(path)
     if not keep_seed and (drawn := first_seed(out)) is not None:
         job = replace(job, seed=drawn)
     encoded = _encode_all(job, items, truncate)
-    keys = {item.id: key_of(job, item, encoded[item.id]) for item in items}
+    keys = {item.id: key_of(job, item, encoded[item.id], changes) for item in items}
     results = Results(items, keys, out, num_samples)
     todo = [(item, encoded[item.id]) for item in items if item.id not in results.done]
     if todo:
         longest = max(len(ids) for _, ids in todo) + job.max_new_tokens
         model = load(job.opened, place, min(batch_size, len(todo)) * num_samples, longest)
+        some = todo[0][1]  # the changes are the same for any of them
+        tap = tap_for(patches_of(changes.plan(job.opened, some), model, some), model)
     started, n_done, n_tokens = time.perf_counter(), 0, 0
     for batch in batches(todo, batch_size):
-        records = run_batch(job, model, batch, keys, num_samples)
+        records = run_batch(job, model, batch, keys, num_samples, tap)
         results.add([(item, records[item.id]) for item, _ in batch])
         n_done += len(batch)
         n_tokens += sum(record["n_tokens"] for rows in records.values() for record in rows)
@@ -265,6 +273,7 @@ def run_batch(
     batch: Sequence[tuple[Item, list[int]]],
     keys: dict[str | int, str],
     num_samples: int,
+    tap: Tap,
 ) -> dict[str | int, list[dict[str, Any]]]:
     """One batch's records by id: a function of its arguments, so that anyone may compute it."""
     rows = [(item, ids, sample) for item, ids in batch for sample in range(num_samples)]
@@ -273,7 +282,7 @@ def run_batch(
     tokens: list[list[Step]] = [[] for _ in rows]
     reasons: list[str | None] = [None] * len(rows)
     prompts = [ids for _, ids, _ in rows]
-    for piece in job.run(model, prompts, [(i.index, s) for i, _, s in rows], streams):
+    for piece in job.run(model, prompts, [(i.index, s) for i, _, s in rows], streams, tap):
         row = piece.step.row
         texts[row] += piece.text
         tokens[row].append(piece.step)

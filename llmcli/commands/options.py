@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -64,6 +65,43 @@ Threads = Annotated[
 Seed = Annotated[
     int | None,
     typer.Option("--seed", min=0, metavar="N", help="The same seed, the same text."),
+]
+
+# What to change in the forward pass; inspection.grammar is the language of the first four.
+Ablate = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--ablate", metavar="PART",
+        help="Silence L3.H5, L3.attn, L3.mlp, L3.N127, L3 or pos_embed; :mean for its mean.",
+    ),
+]  # fmt: skip
+Knockout = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--knockout", metavar="EDGE", help="Forbid to look: 'L2.H3: 7 -> 2' or '* -> \"Lily\"'."
+    ),
+]
+Steer = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--steer", metavar="VECTOR", help='Push the stream: \'"love" - "hate" @ L4 * 6\'.'
+    ),
+]
+SteerPrompt = Annotated[
+    bool, typer.Option("--steer-prompt", help="Steer the prompt too, not only what is generated.")
+]
+Patch = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--patch", metavar="SWAP", help="Transplant: 'L2.resid_mid@5 from \"other prompt\"'."
+    ),
+]
+Reference = Annotated[
+    Path | None,
+    typer.Option("--reference", metavar="FILE", help="A text to take means over, not the prompt."),
+]
+Baseline = Annotated[
+    bool, typer.Option("--baseline", help="Set the untouched run beside the changed one.")
 ]
 
 # How the next token is chosen. None: what the model's generation_config.json says.

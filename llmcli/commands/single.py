@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from llmcli.commands import results
+from llmcli.commands import beside, results
+from llmcli.commands.beside import Pair
+from llmcli.commands.changes import Changes, patches_of, tap_for
 from llmcli.commands.job import Job
 from llmcli.commands.loading import Place, load
 from llmcli.commands.writers import (
@@ -22,10 +25,12 @@ from llmcli.commands.writers import (
     Writer,
     as_json,
 )
-from llmcli.streaming import TextStream
+from llmcli.streaming import Piece, TextStream
 
 if TYPE_CHECKING:
     from llmcli.gpt.generation import Step
+    from llmcli.gpt.model import GPT
+    from llmcli.gpt.tap import Tap
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +45,7 @@ class Show:
     jsonl: bool
     stats: bool
     color: str
+    baseline: bool = False
 
     @property
     def as_picture(self) -> bool:
@@ -61,16 +67,19 @@ class Echo:
         return self.text[: len(self.text) - rest]
 
 
-def run_one(job: Job, place: Place, ids: Sequence[int], show: Show) -> None:
+def run_one(job: Job, place: Place, ids: Sequence[int], show: Show, changes: Changes) -> None:
     """Continue one prompt, as many times as asked for, and show it as it comes."""
+    plan = changes.plan(job.opened, ids)
     started, n = time.perf_counter(), show.num_samples
     model = load(job.opened, place, n, len(ids) + job.max_new_tokens)
     load_s = time.perf_counter() - started
+    patch = patches_of(plan, model, ids)
+    tap = tap_for(patch, model)
     scored: Sequence[Step] = ()
     if show.echo and (show.json or show.jsonl or show.color_probs or job.top_probs):
         from llmcli.gpt.generation import score
 
-        scored = score(model, ids, job.top_probs)
+        scored = score(model, ids, job.top_probs, tap)
     echo = _echo(job, ids, scored)
     head = results.header(
         job.opened, model, job.sampling, job.seed, load_s,
@@ -79,29 +88,56 @@ def run_one(job: Job, place: Place, ids: Sequence[int], show: Show) -> None:
             "max_new_tokens": job.max_new_tokens, "stop": list(job.stops),
             "keep_stop": job.keep_stop, "stop_ids": sorted(job.stop_ids),
             "force": [list(pair) for pair in sorted(job.forced.items())],
-            "num_samples": n, "cache": job.use_cache,
+            "num_samples": n, "cache": job.use_cache, **changes.words,
         },
     )  # fmt: skip
-    writer = _writer(job, show, head, echo)
-    streams = job.streams(n)
-    times: list[float] = []
-    reasons: dict[int, str] = {}
-    try:
-        for piece in job.run(model, [ids] * n, [(0, sample) for sample in range(n)], streams):
-            writer.take(piece)
-            times.append(piece.step.time_s)
-            if piece.finish_reason:
-                reasons[piece.step.row] = piece.finish_reason
-    except (KeyboardInterrupt, SystemExit):  # Ctrl-C, SIGTERM: what there is so far is the answer
-        writer.end([stream.flush() for stream in streams])
-        raise
-    writer.end([stream.flush() for stream in streams])
+    if show.baseline:
+        pair = Pair.of(job, model, ids, patch, n)
+        with ending(lambda: _show_beside(pair, show, head, echo, changes.title)):
+            pair.generate()
+        pieces = [piece for sample in pair.changed for piece in sample.pieces]
+    else:
+        pieces = _stream(job, model, ids, tap, n, _writer(job, show, head, echo))
     if show.echo and scored and not (show.json or show.jsonl):
         told = results.perplexity(scored)
         print(f"prompt perplexity {told:.4g} over {len(scored)} tokens", file=sys.stderr)
     if show.stats:
-        reason = ", ".join(sorted(set(reasons.values()))) or "interrupted"
+        reasons = {piece.finish_reason for piece in pieces if piece.finish_reason}
+        times = sorted(piece.step.time_s for piece in pieces)
+        reason = ", ".join(sorted(reasons)) or "interrupted"
         print(results.stats_line(head, len(ids), times, reason), file=sys.stderr)
+
+
+def _stream(
+    job: Job, model: GPT, ids: Sequence[int], tap: Tap, n: int, writer: Writer
+) -> list[Piece]:
+    """Generate, each piece given to `writer` as it comes; all of them."""
+    streams = job.streams(n)
+    taken: list[Piece] = []
+    with ending(lambda: writer.end([stream.flush() for stream in streams])):
+        for piece in job.run(model, [ids] * n, [(0, sample) for sample in range(n)], streams, tap):
+            writer.take(piece)
+            taken.append(piece)
+    return taken
+
+
+@contextmanager
+def ending(end: Callable[[], None]) -> Iterator[None]:
+    """`end` after the block, and on Ctrl-C or SIGTERM: what there is so far is the answer."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        end()
+        raise
+    end()
+
+
+def _show_beside(pair: Pair, show: Show, head: dict, echo: Echo, title: str) -> None:
+    if show.json:
+        beside.print_json(pair, head)
+    else:
+        text = echo.text if show.echo else ""
+        beside.show(pair, title, show.color, show.as_picture, text)
 
 
 def _writer(job: Job, show: Show, head: dict, echo: Echo) -> Writer:

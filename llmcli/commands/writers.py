@@ -230,16 +230,20 @@ class JsonWriter:
         self.reasons[row] = piece.finish_reason
         self.times.append(piece.step.time_s)
 
-    def end(self, held: Sequence[str]) -> None:
-        from llmcli.commands.results import timings
-
-        samples = [
+    def samples(self, held: Sequence[str]) -> list[dict[str, Any]]:
+        """What JSON tells of each row, with what was `held` back of its text."""
+        return [
             {"text": text + rest, "finish_reason": reason, "tokens": tokens}
             for text, rest, reason, tokens in zip(
                 self.texts, held, self.reasons, self.tokens, strict=True
             )
         ]
-        result = {**self.header, "samples": samples, **timings(self.header, self.times)}
+
+    def end(self, held: Sequence[str], **more: Any) -> None:
+        from llmcli.commands.results import timings
+
+        samples = self.samples(held)
+        result = {**self.header, "samples": samples, **timings(self.header, self.times), **more}
         sys.stdout.write(self.strict(result) + "\n")
 
 

@@ -124,7 +124,7 @@ def generate(
 
 
 @torch.inference_mode()
-def score(model: GPT, ids: Sequence[int], top_probs: int = 0) -> list[Step]:
+def score(model: GPT, ids: Sequence[int], top_probs: int = 0, tap: Tap = NO_TAP) -> list[Step]:
     """What the model thought of each of `ids` but the first, which nothing predicts: as Steps.
 
     A step's `index` is the token's position. Raises UsageError as `generate` does.
@@ -133,10 +133,10 @@ def score(model: GPT, ids: Sequence[int], top_probs: int = 0) -> list[Step]:
     if len(ids) == 1:
         return []
     tensor = torch.tensor([ids], device=model.device)
-    x = model.stream(tensor[:, :-1], None, NO_TAP)  # (1, T - 1, C)
+    x = model.stream(tensor[:, :-1], None, tap)  # (1, T - 1, C)
     facts: list[dict[str, Any]] = []
     for start in range(0, len(ids) - 1, 64):  # all logits at once would take V / C times the room
-        logits = model.unembed(x[:, start : start + 64], start, NO_TAP)[0].float()
+        logits = model.unembed(x[:, start : start + 64], start, tap)[0].float()
         facts += _facts(logits, logits, tensor[0, 1 + start :][:64], top_probs)
     return [
         Step(row=0, index=position, forced=True, time_s=0.0, finish_reason=None, **values)

@@ -1,0 +1,120 @@
+"""`generate --baseline`: the untouched text beside the changed one, and how far apart they are."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from llmcli.commands.changes import tap_for
+from llmcli.commands.job import Job
+from llmcli.commands.writers import JsonWriter
+from llmcli.streaming import Piece
+
+if TYPE_CHECKING:
+    from llmcli.gpt.model import GPT
+    from llmcli.gpt.tap import Patch
+    from llmcli.inspection.compare import Comparison
+
+
+@dataclass
+class Sample:
+    """One continuation: its pieces, and the text that no piece holds yet."""
+
+    pieces: list[Piece] = field(default_factory=list)
+    rest: str = ""
+
+    @property
+    def ids(self) -> list[int]:
+        return [piece.step.id for piece in self.pieces]
+
+    @property
+    def texts(self) -> list[str]:
+        return [piece.text for piece in self.pieces]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The same prompt and seed, changed and untouched."""
+
+    job: Job
+    model: GPT
+    ids: Sequence[int]
+    patch: Mapping[str, Patch]
+    changed: list[Sample]
+    plain: list[Sample]
+
+    @classmethod
+    def of(
+        cls, job: Job, model: GPT, ids: Sequence[int], patch: Mapping[str, Patch], n: int
+    ) -> Pair:
+        """Room for `n` samples of both."""
+        return cls(job, model, ids, patch, *([Sample() for _ in range(n)] for _ in range(2)))
+
+    def generate(self) -> None:
+        """Fill both; on Ctrl-C what there is by then stays."""
+        for samples, patch in ((self.changed, self.patch), (self.plain, {})):
+            n = len(samples)
+            streams = self.job.streams(n)
+            draws = [(0, sample) for sample in range(n)]
+            tap = tap_for(patch, self.model)
+            try:
+                for piece in self.job.run(self.model, [self.ids] * n, draws, streams, tap):
+                    samples[piece.step.row].pieces.append(piece)
+            finally:
+                for sample, stream in zip(samples, streams, strict=True):
+                    sample.rest = stream.flush()
+
+    def compared(self) -> list[Comparison]:
+        """Each changed sample held against its untouched one."""
+        from llmcli.inspection.compare import compare
+        from llmcli.inspection.run import Run
+
+        run = Run(self.model, self.ids, self.job.opened.tokenizer.token_bytes, self.patch)
+        return [
+            compare(run, changed.ids, plain.ids)
+            for changed, plain in zip(self.changed, self.plain, strict=True)
+        ]
+
+
+def print_json(pair: Pair, head: dict[str, Any]) -> None:
+    """One object: the changed run as any run is told, the untouched one, and the comparisons."""
+    from llmcli.render.forms import plain
+
+    opened, n = pair.job.opened, len(pair.changed)
+    writers = [JsonWriter(opened, n, head) for _ in range(2)]
+    for writer, samples in zip(writers, (pair.changed, pair.plain), strict=True):
+        for sample in samples:
+            for piece in sample.pieces:
+                writer.take(piece)
+    held = [sample.rest for sample in pair.changed]
+    baseline = {"samples": writers[1].samples([sample.rest for sample in pair.plain])}
+    comparisons = [plain(comparison) for comparison in pair.compared()]
+    writers[0].end(held, baseline=baseline, comparisons=comparisons)
+
+
+def show(pair: Pair, title: str, color: str, as_picture: bool, echo: str) -> None:
+    """Two columns for a person; in a pipe one text after the other, each under a `#` line."""
+    from llmcli.render.beside import Column, picture, text
+
+    for row, comparison in enumerate(pair.compared()):
+        columns = [
+            Column(name, sample.texts, sample.rest, perplexity)
+            for name, sample, perplexity in (
+                ("untouched", pair.plain[row], comparison.baseline_perplexity),
+                (title, pair.changed[row], comparison.perplexity),
+            )
+        ]
+        first, kl = comparison.first_difference, comparison.kl_bits
+        if not as_picture:
+            sys.stdout.buffer.write(text(columns, first, kl, echo).encode())
+            sys.stdout.flush()
+            continue
+        from llmcli.render.console import console
+
+        out = console(color)
+        if row:
+            out.print()
+        width = min(out.width, 120)
+        out.print(picture(columns, first, kl, echo, width), end="", soft_wrap=False, width=width)

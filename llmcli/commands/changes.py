@@ -1,0 +1,125 @@
+"""--ablate, --knockout, --steer, --patch: from the words typed to a tap that makes them true."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmcli.commands.loading import Opened
+from llmcli.errors import NotFoundError, UsageError, shown
+
+if TYPE_CHECKING:
+    from llmcli.gpt.model import GPT
+    from llmcli.gpt.tap import Patch, Tap
+    from llmcli.inspection.plan import Plan, Wishes
+
+MAX_REFERENCE_NBYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What is to be changed in every forward pass of a run; false where it is nothing."""
+
+    wishes: Wishes
+    reference: tuple[tuple[int, ...], ...] = ()
+    words: Mapping[str, Any] = field(default_factory=dict)  # as they were given, for JSON
+
+    def __bool__(self) -> bool:
+        return bool(self.wishes)
+
+    @property
+    def title(self) -> str:
+        """The changes as they were typed, on one line."""
+        return "  ".join(f"{entry.option} {shown(entry.text)}" for entry in self.wishes.entries)
+
+    def plan(self, opened: Opened, ids: Sequence[int]) -> Plan:
+        """What they mean for the prompt `ids`; told before torch is there."""
+        from llmcli.inspection.plan import Prompt, plan
+
+        tokenizer = opened.tokenizer
+        prefix = list(tokenizer.prefix_ids)
+        prompt = Prompt(
+            ids,
+            lambda text: [*prefix, *tokenizer.encode(text)],
+            tokenizer.token_bytes,
+            len(prefix),
+            self.reference,
+        )
+        return plan(self.wishes, prompt, opened.config)
+
+    def check_for_many(self) -> None:
+        """Raises UsageError where they are about one prompt, which --prompts does not have."""
+        if places := self.wishes.of_places:
+            fix = "--steer-prompt steers all" if places[0].option == "--steer" else "run them alone"
+            raise places[0].wrong(0, "with --prompts there is no one prompt to name.", fix)
+        if self.wishes.of_mean and not self.reference:
+            entry = self.wishes.of_mean[0]
+            raise entry.wrong(0, "with --prompts a mean needs --reference.", "or :zero")
+
+
+def read_changes(
+    opened: Opened,
+    ablate: list[str] | None = None,
+    knockout: list[str] | None = None,
+    steer: list[str] | None = None,
+    patch: list[str] | None = None,
+    steer_prompt: bool = False,
+    reference: Path | None = None,
+) -> Changes:
+    """The entries of all options, held against the model. Raises UsageError with a caret."""
+    from llmcli.inspection.plan import read
+
+    wishes = read(
+        opened.config, ablate or (), knockout or (), steer or (), patch or (), steer_prompt
+    )
+    if reference is not None and not wishes.of_mean:
+        raise UsageError(
+            "--reference is for means, and there are none.",
+            "They are those of --ablate L3.H5:mean and of --steer with one text.",
+        )
+    given = {"ablate": ablate, "knockout": knockout, "steer": steer, "patch": patch}
+    words: dict[str, Any] = {name: list(entries) for name, entries in given.items() if entries}
+    if words:
+        words["steer_prompt"] = steer_prompt
+        words["reference"] = None if reference is None else str(reference)
+    return Changes(wishes, () if reference is None else _reference(opened, reference), words)
+
+
+def patches_of(plan: Plan, model: GPT, ids: Sequence[int]) -> dict[str, Patch]:
+    """What makes `plan` come true in runs that begin with `ids`."""
+    if not plan:
+        return {}
+    from llmcli.inspection.intervention import patches
+
+    return patches(model, plan, ids)
+
+
+def tap_for(patch: Mapping[str, Patch], model: GPT) -> Tap:
+    """The tap with these patches; one that is fast and does nothing where there are none."""
+    from llmcli.gpt.model import NO_TAP
+    from llmcli.gpt.tap import Probe
+
+    return Probe(model.config.n_layer, patch=patch) if patch else NO_TAP
+
+
+def _reference(opened: Opened, path: Path) -> tuple[tuple[int, ...], ...]:
+    """The ids of a text, cut into pieces that the context holds, each begun as a prompt is."""
+    name = shown(str(path), 4096)
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_REFERENCE_NBYTES + 1)
+    except OSError as error:
+        raise NotFoundError(f"{name} cannot be read: {error.strerror}.") from error
+    if len(data) > MAX_REFERENCE_NBYTES:
+        raise UsageError(f"{name} is larger than {MAX_REFERENCE_NBYTES >> 20} MiB.", "Shorten it.")
+    try:
+        ids = opened.tokenizer.encode(data.decode())
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{name} is not UTF-8 at offset {error.start}.") from error
+    if not ids:
+        raise UsageError(f"{name} is empty.", "--reference takes a text to average over.")
+    prefix = tuple(opened.tokenizer.prefix_ids)
+    room = opened.config.n_ctx - len(prefix)
+    return tuple((*prefix, *ids[i : i + room]) for i in range(0, len(ids), room))
