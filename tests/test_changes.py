@@ -18,7 +18,7 @@ CHANGES = [
     ["--ablate", "L1.mlp:mean", "--ablate", "pos_embed"],
     ["--knockout", '* -> "Lily"'],
     ["--steer", '"ball" - "girl" @ L1 * 3', "--steer-prompt"],
-    ["--patch", 'L1.resid_mid@-1 from "Once upon a time, there was a red ball named Lily. He had"'],
+    ["--patch", 'L1.resid_mid@-2 from "Once upon a time, there was a red ball named Lily. He had"'],
 ]
 
 

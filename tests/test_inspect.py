@@ -43,6 +43,7 @@ SHOWN = {  # every view, in each of its shapes
         "9",
     ],
     "sampling": ["--temperature", "0.7", "--top-k", "20", "--seed", "3"],
+    "change": ["--ablate", "L1.H2", "--token", "id:40"],
     "check": [],
     "model": [],
 }

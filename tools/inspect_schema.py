@@ -34,7 +34,9 @@ def schema() -> dict[str, Any]:
         "model": model,
         "prompt": {"type": "string"},
         "ids": {"type": "array", "items": {"type": "integer"}},
+        "changes": {"type": "array", "items": {"type": "string"}},
         "views": {"type": "array", "items": {"anyOf": views}},
+        "baseline": {"type": "array", "items": {"anyOf": views}},
     }
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

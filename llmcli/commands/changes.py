@@ -30,9 +30,14 @@ class Changes:
         return bool(self.wishes)
 
     @property
+    def lines(self) -> list[str]:
+        """The changes as they were typed, in the order in which they apply."""
+        return [f"{entry.option} {shown(entry.text, 4096)}" for entry in self.wishes.entries]
+
+    @property
     def title(self) -> str:
-        """The changes as they were typed, on one line."""
-        return "  ".join(f"{entry.option} {shown(entry.text)}" for entry in self.wishes.entries)
+        """The same on one line."""
+        return "  ".join(self.lines)
 
     def plan(self, opened: Opened, ids: Sequence[int]) -> Plan:
         """What they mean for the prompt `ids`; told before torch is there."""

@@ -19,6 +19,8 @@ from llmcli.commands.inspect_options import (
     Views,
 )
 from llmcli.commands.options import (
+    Ablate,
+    Baseline,
     Bias,
     Color,
     ColorMode,
@@ -28,13 +30,18 @@ from llmcli.commands.options import (
     DTypeOption,
     FrequencyPenalty,
     Json,
+    Knockout,
     MinP,
     Model,
+    Patch,
     PenaltyWindow,
     PresencePenalty,
     Quiet,
+    Reference,
     RepetitionPenalty,
     Seed,
+    Steer,
+    SteerPrompt,
     Temperature,
     Threads,
     TopK,
@@ -59,6 +66,13 @@ def inspect(
     token: TokenText = None,
     versus: Versus = None,
     rows: Rows = None,
+    ablate: Ablate = None,
+    knockout: Knockout = None,
+    steer: Steer = None,
+    steer_prompt: SteerPrompt = False,
+    patch: Patch = None,
+    reference: Reference = None,
+    baseline: Baseline = False,
     bias: Bias = None,
     repetition_penalty: RepetitionPenalty = None,
     presence_penalty: PresencePenalty = None,
@@ -87,6 +101,8 @@ def inspect(
 
     llmcli inspect "Once upon a time" --view attribution --token " there" --json
 
+    llmcli inspect "Lily had a red ball. She" --ablate L3.H2 --baseline
+
     \b
     Views (without a prompt: model):
       next         the story of the next token on one screen (default)
@@ -95,6 +111,7 @@ def inspect(
       lens         the best guess after each layer; with --token its rank
       attribution  a logit as a sum over embeddings, heads, MLPs and biases
       sampling     logits, each filter, the draw, and what each stage cuts
+      change       what --ablate, --knockout, --steer or --patch did to the prompt
       check        proof that the views, the cache and the fast path agree
       model        sizes, parameters, memory and FLOPs; needs no prompt
 
@@ -111,12 +128,22 @@ def inspect(
         "penalty_window": penalty_window, "temperature": temperature, "top_k": top_k,
         "top_p": top_p, "min_p": min_p, "typical_p": typical_p,
     }  # fmt: skip
+    changes = {
+        "ablate": ablate, "knockout": knockout, "steer": steer, "patch": patch,
+        "steer_prompt": steer_prompt or None, "reference": reference,
+    }  # fmt: skip
     given = {
         "layer": layer, "head": head, "position": position, "token": token, "versus": versus,
         "rows": rows, "seed": seed, "tensors": tensors, "threads": threads,
         "dtype": None if dtype == DType.float32 else dtype,
         "device": None if device == Device.auto else device, **sampling,
+        **changes, "baseline": baseline or None,
     }  # fmt: skip
+    if baseline and not (ablate or knockout or steer or patch):
+        raise UsageError(
+            "--baseline sets a changed run beside the untouched one, and nothing is changed.",
+            "Change something, for example with --ablate L3.H2.",
+        )
     wanted = entries(view or (["model"] if prompt is None else ["next"]))
     if versus is not None and token is None:
         raise UsageError("--versus needs --token.", 'For example: --token " he" --versus " she"')
@@ -126,14 +153,15 @@ def inspect(
         _note_unused(wanted, given, prompt)
         output.note_narrow_terminal()
     canvas = output.canvas_for(color, rows) if output.is_picture(color, json) else None
-    request = Request(model, prompt, given, sampling, dtype, device, canvas, quiet)
-    views, about = request.views(wanted)
+    request = Request(model, prompt, given, sampling, changes, dtype, device, canvas, quiet)
+    made = request.views(wanted)
+    views = [*made.untouched, *made.views]
     if json:
-        output.print_json(views, about)
+        output.print_json(made)
     elif canvas is not None:
-        output.show(views, canvas, color)
+        output.show(views, canvas, color, len(made.untouched))
     else:
-        output.print_tsv(views)
+        output.print_tsv(views, len(made.untouched))
     if save is not None:
         output.save_picture(views, save, output.canvas_for(color, rows))
     if any(getattr(shown, "passed", True) is False for shown in views):

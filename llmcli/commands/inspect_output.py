@@ -14,6 +14,7 @@ from llmcli.commands.options import ColorMode
 from llmcli.errors import NotFoundError, UsageError, shown
 
 if TYPE_CHECKING:
+    from llmcli.commands.inspect_request import Made
     from llmcli.inspection.values import View
     from llmcli.render.drawing import Canvas
 
@@ -40,35 +41,40 @@ def draw(view: View, canvas: Canvas) -> Any:
     return import_module(f"llmcli.render.views.{view.name}").draw(view, canvas)
 
 
-def show(views: Sequence[View], canvas: Canvas, color: ColorMode) -> None:
-    """The pictures, one below the other."""
+def show(views: Sequence[View], canvas: Canvas, color: ColorMode, n_untouched: int = 0) -> None:
+    """The pictures, one below the other; the first `n_untouched` are of the untouched run."""
     from llmcli.render.console import console
 
     out = console(color.value)
     for i, view in enumerate(views):
         if i:
             out.print()
+        if n_untouched and i in (0, n_untouched):
+            out.print(f"── {'changed' if i else 'untouched'} ──", style="bold")
         out.print(draw(view, canvas), end="")
 
 
-def print_tsv(views: Sequence[View]) -> None:
+def print_tsv(views: Sequence[View], n_untouched: int = 0) -> None:
     """Rows, each view under a `# view` line where there are several; some views are plain text."""
     from llmcli.render.forms import tsv
 
-    for view in views:
+    for i, view in enumerate(views):
         if len(views) > 1:
-            print(f"# view {view.name}")
+            print(f"# {'untouched' if i < n_untouched else 'view'} {view.name}")
         if view.name in PLAIN:
             show([view], canvas_for(ColorMode.never, None), ColorMode.never)
         else:
             sys.stdout.write(tsv(view))
 
 
-def print_json(views: Sequence[View], about: dict[str, Any]) -> None:
+def print_json(made: Made) -> None:
     from llmcli.render.forms import document
     from llmcli.render.json import strict
 
-    sys.stdout.write(strict(document(views, about)) + "\n")
+    about = dict(made.about)
+    if made.untouched:
+        about["baseline"] = document(made.untouched, {})["views"]
+    sys.stdout.write(strict(document(made.views, about)) + "\n")
 
 
 def save_picture(views: Sequence[View], path: Path, canvas: Canvas) -> None:

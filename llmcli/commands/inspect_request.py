@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from llmcli.commands.options import Device, DType
+from llmcli.errors import UsageError
 
 if TYPE_CHECKING:
+    from llmcli.commands.changes import Changes
     from llmcli.commands.loading import Opened
     from llmcli.inspection.catalogue import Entry
+    from llmcli.inspection.plan import Plan
     from llmcli.inspection.run import Run
     from llmcli.inspection.values import View
     from llmcli.render.drawing import Canvas
+
+
+@dataclass(frozen=True)
+class Made:
+    """The views, what JSON says of all of them, and the untouched run's, with --baseline."""
+
+    views: list[View]
+    about: dict[str, Any]
+    untouched: list[View] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -24,13 +36,16 @@ class Request:
     prompt: str | None
     given: dict[str, Any]
     sampling: dict[str, Any]
+    changes: dict[str, Any]
     dtype: DType
     device: Device
     canvas: Canvas | None
     quiet: bool
 
-    def views(self, wanted: dict[str, Entry]) -> tuple[list[View], dict[str, Any]]:
-        """The views in their order, and what the JSON says of all of them."""
+    def views(self, wanted: dict[str, Entry]) -> Made:
+        """The views in their order; --baseline adds what the change did, and the untouched ones."""
+        from llmcli.inspection.catalogue import entries
+
         if not any(entry.prompt for entry in wanted.values()):
             return self._model_alone()
         from llmcli.commands.input import read_text
@@ -41,8 +56,10 @@ class Request:
         opened = open_model(self.model)
         long = all(entry.long or not entry.prompt for entry in wanted.values())
         ids = prompt_ids(opened.tokenizer, text, opened.config, long)
-        ask = self._ask(opened, ids)
-        run = self._run(opened, ids)
+        changes = self._changes(opened, ids)
+        plan = changes.plan(opened, ids)
+        ask = {**self._ask(opened, ids), "changes": tuple(changes.lines)}
+        run = self._run(opened, ids, plan)
         about = {
             "model": {
                 "name": opened.name,
@@ -52,20 +69,42 @@ class Request:
             },
             "prompt": text,
             "ids": ids,
+            **({"changes": changes.lines} if changes else {}),
         }
+        untouched = []
+        if self.given["baseline"]:
+            plain = replace(run, patch={})
+            untouched = [
+                self._view(name, opened, plain, ask) for name in wanted if name != "change"
+            ]
+            wanted = {**wanted, **entries(["change"])}
         views = [self._view(name, opened, run, ask) for name in wanted]
         if self.given["tensors"] is not None:
             self._save_tensors(wanted, run, ask, about)
-        return views, about
+        return Made(views, about, untouched)
 
-    def _model_alone(self) -> tuple[list[View], dict[str, Any]]:
+    def _changes(self, opened: Opened, ids: list[int]) -> Changes:
+        """The interventions asked for, held against the model."""
+        from llmcli.commands.changes import read_changes
+
+        given = {**self.changes, "steer_prompt": bool(self.changes["steer_prompt"])}
+        changes = read_changes(opened, **given)
+        if changes and len(ids) > opened.config.n_ctx:
+            raise UsageError(
+                f"The text has {len(ids)} tokens and is read in windows of {opened.config.n_ctx}; "
+                "a change is about one.",
+                "Shorten the text.",
+            )
+        return changes
+
+    def _model_alone(self) -> Made:
         """View `model`, from the header and the config: no torch, no tokenizer."""
         from llmcli import hub
         from llmcli.inspection import model
 
         folder = hub.resolve(self.model)
         made = model.view(folder, self.model)
-        return [made], {"model": {"name": self.model, "revision": made.revision or None}}
+        return Made([made], {"model": {"name": self.model, "revision": made.revision or None}})
 
     def _ask(self, opened: Opened, ids: list[int]) -> dict[str, Any]:
         """The fields of an `Ask`, held against the model and the prompt before torch is there."""
@@ -92,8 +131,9 @@ class Request:
             "seed": g["seed"] or 0,
         }
 
-    def _run(self, opened: Opened, ids: list[int]) -> Run:
+    def _run(self, opened: Opened, ids: list[int], plan: Plan) -> Run:
         """The model with its weights, and the prompt: torch is imported here."""
+        from llmcli.commands.changes import patches_of
         from llmcli.commands.loading import Place, load
         from llmcli.inspection.run import Run
 
@@ -104,6 +144,7 @@ class Request:
             loaded,
             ids,
             opened.tokenizer.token_bytes,
+            patches_of(plan, loaded, ids),
             load_fp32=lambda: load(opened, replace(place, dtype=DType.float32)),
         )
 

@@ -20,6 +20,7 @@ from llmcli.inspection.run import Ask, Run
 from llmcli.inspection.values import Token, View
 
 TOLERANCE = 1e-4  # of the sum of the parts' absolute values
+STREAM = ("attn_out", "mlp_out", "resid_pre", "resid_mid", "resid_post")  # where a sum is made
 HALF_TOLERANCE = 5e-2  # the same, where the model itself computes in 16 bits
 
 
@@ -128,22 +129,50 @@ def account(
 
 @torch.inference_mode()
 def written(run: Run, position: int) -> tuple[dict[str, Tensor], Tensor]:
-    """What each part adds to the stream at `position`, (C,) in fp64; and the final stream (C,)."""
+    """What each part adds to the stream at `position`, (C,) in fp64; and the final stream (C,).
+
+    An attn_out or mlp_out that was replaced is one part, as its heads or neurons no longer made
+    it; what was put into the stream itself is a part by the name of its point, L4.resid_post.
+    """
     last = f"{run.config.n_layer - 1}.resid_post"
-    seen = run.record("embed", "pos_embed", "*.z", "*.mlp_post", last)
-    parts = {name: seen[name][position].double() for name in ("embed", "pos_embed")}
+    touched = [point for point in run.patch if point.endswith(STREAM)]
+    around = ["*.resid_*", "*.attn_out", "*.mlp_out"] if touched else []
+    seen = run.record("embed", "pos_embed", "*.z", "*.mlp_post", last, *around)
+    here = {name: value[..., position, :].double() for name, value in seen.items()}
+    parts = {name: here[name] for name in ("embed", "pos_embed")}
     blocks: list[Block] = list(run.model.blocks)  # type: ignore[arg-type]
+    before = here["embed"] + here["pos_embed"]
     for layer, block in enumerate(blocks):
-        z = seen[f"{layer}.z"][:, position].double()  # (H, D)
-        H, D = z.shape
-        w_out = block.attn.out.weight.double().view(-1, H, D)  # (C, H, D)
-        for head, vector in enumerate(torch.einsum("chd,hd->hc", w_out, z)):
-            parts[f"L{layer}.H{head}"] = vector
-        parts[f"L{layer}.attn.bias"] = block.attn.out.bias.double()
-        post = seen[f"{layer}.mlp_post"][position].double()  # (M,)
-        parts[f"L{layer}.mlp"] = block.mlp.down.weight.double() @ post
-        parts[f"L{layer}.mlp.bias"] = block.mlp.down.bias.double()
+        if f"{layer}.attn_out" in touched:
+            parts[f"L{layer}.attn"] = here[f"{layer}.attn_out"]
+        else:
+            z = here[f"{layer}.z"]  # (H, D)
+            w_out = block.attn.out.weight.double().view(-1, *z.shape)  # (C, H, D)
+            for head, vector in enumerate(torch.einsum("chd,hd->hc", w_out, z)):
+                parts[f"L{layer}.H{head}"] = vector
+            parts[f"L{layer}.attn.bias"] = block.attn.out.bias.double()
+        if f"{layer}.mlp_out" in touched:
+            parts[f"L{layer}.mlp"] = here[f"{layer}.mlp_out"]
+        else:
+            parts[f"L{layer}.mlp"] = block.mlp.down.weight.double() @ here[f"{layer}.mlp_post"]
+            parts[f"L{layer}.mlp.bias"] = block.mlp.down.bias.double()
+        if touched:
+            added = _put_in(here, layer, before)
+            parts |= {name: put for name, put in added.items() if name[1:] in touched}
+            before = here[f"{layer}.resid_post"]
     return parts, seen[last][position]
+
+
+def _put_in(here: Mapping[str, Tensor], layer: int, before: Tensor) -> dict[str, Tensor]:
+    """What patches put into the stream of a layer, beyond what its parts wrote, by point."""
+    pre, mid, post = (
+        here[f"{layer}.{point}"] for point in ("resid_pre", "resid_mid", "resid_post")
+    )
+    return {
+        f"L{layer}.resid_pre": pre - before,
+        f"L{layer}.resid_mid": mid - pre - here[f"{layer}.attn_out"],
+        f"L{layer}.resid_post": post - mid - here[f"{layer}.mlp_out"],
+    }
 
 
 def through_norm(model: GPT, vectors: Tensor, final: Tensor) -> Tensor:

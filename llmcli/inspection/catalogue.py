@@ -29,9 +29,12 @@ SAMPLING = (
 )
 
 
+CHANGES = "ablate knockout steer steer_prompt patch reference baseline"
+
+
 def _entry(about: str, uses: str = "", prompt: bool = True, long: bool = False) -> Entry:
     always = "model json color save quiet"
-    computed = " dtype device threads" if prompt else ""
+    computed = f" dtype device threads {CHANGES}" if prompt else ""
     return Entry(about, frozenset(f"{always}{computed} {uses}".split()), prompt, long)
 
 
@@ -48,6 +51,8 @@ VIEWS = {
                           "position token versus rows tensors"),
     "sampling": _entry("logits, each filter, the draw, and what each stage cuts",
                        f"position rows tensors {SAMPLING}"),
+    "change": _entry("what --ablate, --knockout, --steer or --patch did to the prompt",
+                     "position token rows tensors"),
     "check": _entry("proof that the views, the cache and the fast path agree",
                     "position token"),
 }  # fmt: skip

@@ -32,6 +32,7 @@ class Ask:
     rows: int | None = None
     sampling: Sampling = field(default_factory=Sampling)
     seed: int = 0
+    changes: tuple[str, ...] = ()  # in words; the patches of the run are what makes them true
 
 
 @dataclass(frozen=True)
