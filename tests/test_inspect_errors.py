@@ -14,6 +14,8 @@ from test_cli import LLMCLI, assert_fails, in_terminal
 from llmcli.errors import IntegrityError
 from llmcli.inspection.catalogue import VIEWS
 
+ALONE = [name for name in VIEWS if name != "patching"]  # which needs a second prompt
+
 PROMPT = "Once upon a time, there was a little girl"
 
 
@@ -69,7 +71,7 @@ def test_weights_that_give_nan(llmcli, copied):
     weights = load_file(copied / "model.safetensors")
     weights["transformer.h.1.mlp.c_fc.bias"][0] = float("nan")
     save_file(weights, copied / "model.safetensors")
-    for view in VIEWS:
+    for view in ALONE:
         if view != "model":
             assert_fails(llmcli("inspect", "x", "-m", copied, "--view", view), 5, "not numbers")
 
@@ -87,7 +89,7 @@ def test_a_failed_check_is_shown_and_is_code_5(llmcli, model_folder, monkeypatch
 
 @pytest.mark.parametrize("columns", [40, 80, 120, 200])
 def test_a_terminal_of_any_width(columns, model_folder):
-    views = [x for view in VIEWS for x in ("--view", view)]
+    views = [x for view in ALONE for x in ("--view", view)]
     shown, code = in_terminal(["inspect", PROMPT, "-m", model_folder, *views], columns=columns)
     assert code == 0
     assert ("need 80 columns" in shown) == (columns < 80)
@@ -117,7 +119,7 @@ def test_a_closed_pipe_is_a_quiet_end(model_folder):
 
 def test_tokens_that_are_half_characters_and_wide_ones_stay_aligned(llmcli, model_folder):
     prompt = "大きな 🎈 [/red] \x1b[31m\tend"
-    for view in VIEWS:
+    for view in ALONE:
         if view == "model":
             continue
         common = ["inspect", prompt, "-m", model_folder, "--view", view]

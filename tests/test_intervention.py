@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-from conftest import TINY
 from safetensors.torch import save_file
 from test_model import ours
 
@@ -16,10 +15,8 @@ from llmcli.gpt.cache import KVCache
 from llmcli.gpt.generation import generate
 from llmcli.gpt.sampling import generator_for
 from llmcli.gpt.tap import Probe
-from llmcli.inspection.compare import compare, first_difference, perplexity
 from llmcli.inspection.intervention import patches
 from llmcli.inspection.plan import Prompt, plan, read
-from llmcli.inspection.run import Run
 
 IDS = [5, 17, 33, 8, 60, 2, 71]
 OTHER = [9, 44, 12, 80, 3, 3, 21, 50]
@@ -362,49 +359,3 @@ def test_nothing_stays_on_the_model(model):
         before = model(torch.tensor([IDS]))
         logits(model, ablate=["L0"], steer=['"love" @ L1 * 5'])
         assert torch.equal(model(torch.tensor([IDS])), before)
-
-
-# --- comparing -----------------------------------------------------------------------------------
-
-
-def test_kl_and_perplexity_equal_their_definitions(model):
-    options = {"ablate": ["L0.H1"]}
-    run = Run(model, IDS, lambda id: b"", made(model, **options))
-    changed, plain = [3, 1, 4, 1, 5], [3, 1, 9]
-    told = compare(run, changed, plain)
-    assert told.first_difference == 2
-    with torch.inference_mode():
-        q = model(torch.tensor([[*IDS, *changed]]))[0].log_softmax(-1)[6:11]
-    q_ids = [float(q[i, id]) for i, id in enumerate(changed)]
-    patched = logits_of(model, [*IDS, *changed], run.patch)[6:11].log_softmax(-1)
-    expected = ((q.exp() * (q - patched)).sum(-1) / math.log(2)).tolist()
-    assert told.kl_bits == pytest.approx(expected, abs=1e-5)
-    assert told.perplexity == pytest.approx(math.exp(-sum(q_ids) / 5), rel=1e-5)
-    assert told.baseline_perplexity == pytest.approx(
-        perplexity(Run(model, IDS, run.token_bytes), plain)
-    )
-
-
-@torch.inference_mode()
-def logits_of(model, ids, patch):
-    return model(torch.tensor([ids]), tap=Probe(model.config.n_layer, patch=patch))[0]
-
-
-def test_without_a_change_nothing_differs(model):
-    run = Run(model, IDS, lambda id: b"")
-    told = compare(run, [3, 1, 4], [3, 1, 4])
-    assert told.first_difference is None
-    assert told.kl_bits == pytest.approx([0, 0, 0], abs=1e-6)
-    assert compare(run, [], []).perplexity is None
-
-
-def test_texts_part_where_one_ends():
-    assert first_difference([1, 2], [1, 2, 3]) == 2
-    assert first_difference([], [1]) == 0
-    assert first_difference([], []) is None
-
-
-def test_a_full_context_is_compared_to_its_last_token(model):
-    ids = [1] * (TINY["n_positions"] - 2)
-    told = compare(Run(model, ids, lambda id: b""), [1, 2, 3], [1, 2, 3])
-    assert len(told.kl_bits) == 3

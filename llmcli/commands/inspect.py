@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llmcli.commands.inspect_options import (
+    Clean,
+    Corrupt,
     Head,
     Layer,
     Position,
@@ -65,6 +67,8 @@ def inspect(
     position: Position = None,
     token: TokenText = None,
     versus: Versus = None,
+    clean: Clean = None,
+    corrupt: Corrupt = None,
     rows: Rows = None,
     ablate: Ablate = None,
     knockout: Knockout = None,
@@ -111,6 +115,8 @@ def inspect(
       lens         the best guess after each layer; with --token its rank
       attribution  a logit as a sum over embeddings, heads, MLPs and biases
       sampling     logits, each filter, the draw, and what each stage cuts
+      ablation     all heads and MLPs, ranked by what a logit loses without them
+      patching     what each place of --clean brings back when put into --corrupt
       change       what --ablate, --knockout, --steer or --patch did to the prompt
       check        proof that the views, the cache and the fast path agree
       model        sizes, parameters, memory and FLOPs; needs no prompt
@@ -134,7 +140,8 @@ def inspect(
     }  # fmt: skip
     given = {
         "layer": layer, "head": head, "position": position, "token": token, "versus": versus,
-        "rows": rows, "seed": seed, "tensors": tensors, "threads": threads,
+        "clean": clean, "corrupt": corrupt, "rows": rows, "seed": seed, "tensors": tensors,
+        "threads": threads,
         "dtype": None if dtype == DType.float32 else dtype,
         "device": None if device == Device.auto else device, **sampling,
         **changes, "baseline": baseline or None,
@@ -144,6 +151,12 @@ def inspect(
             "--baseline sets a changed run beside the untouched one, and nothing is changed.",
             "Change something, for example with --ablate L3.H2.",
         )
+    if clean is not None:
+        if prompt is not None:
+            raise UsageError(
+                "--clean is the prompt; there is one already.", "Leave one of them out."
+            )
+        prompt = clean
     wanted = entries(view or (["model"] if prompt is None else ["next"]))
     if versus is not None and token is None:
         raise UsageError("--versus needs --token.", 'For example: --token " he" --versus " she"')

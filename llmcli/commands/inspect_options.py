@@ -41,6 +41,13 @@ TokenText = Annotated[
 Versus = Annotated[
     str | None, typer.Option("--versus", metavar="U", help="The token to compare --token with.")
 ]
+Clean = Annotated[
+    str | None, typer.Option("--clean", metavar="TEXT", help="The prompt, for --view patching.")
+]
+Corrupt = Annotated[
+    str | None,
+    typer.Option("--corrupt", metavar="TEXT", help="The prompt to patch, as many tokens long."),
+]
 Rows = Annotated[
     int | None, typer.Option("--rows", metavar="N", min=1, help="How much of a list to show.")
 ]

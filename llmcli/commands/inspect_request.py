@@ -127,9 +127,19 @@ class Request:
             "layer": index("--layer", g["layer"], config.n_layer, "layers"),
             "head": index("--head", g["head"], config.n_head, "heads"),
             "rows": g["rows"],
+            "corrupt": self._corrupt(opened),
             "sampling": sampling_from(opened, **self.sampling),
             "seed": g["seed"] or 0,
         }
+
+    def _corrupt(self, opened: Opened) -> tuple[int, ...] | None:
+        """The ids of --corrupt."""
+        from llmcli.commands.inspect_target import prompt_ids
+
+        text = self.given["corrupt"]
+        if text is None:
+            return None
+        return tuple(prompt_ids(opened.tokenizer, text, opened.config, long=False))
 
     def _run(self, opened: Opened, ids: list[int], plan: Plan) -> Run:
         """The model with its weights, and the prompt: torch is imported here."""

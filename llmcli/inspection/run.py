@@ -32,6 +32,7 @@ class Ask:
     rows: int | None = None
     sampling: Sampling = field(default_factory=Sampling)
     seed: int = 0
+    corrupt: tuple[int, ...] | None = None  # the ids of the prompt to compare with
     changes: tuple[str, ...] = ()  # in words; the patches of the run are what makes them true
 
 
@@ -99,7 +100,7 @@ class Run:
     def _forward(self, names: Sequence[str]) -> tuple[dict[str, Tensor], Tensor]:
         probe = self.probe(names)
         x = self.model.stream(self.ids_tensor[None], None, probe)  # (1, T, C)
-        _require_numbers(x)
+        require_numbers(x)
         return probe.values, x[0]
 
     @torch.inference_mode()
@@ -117,11 +118,12 @@ class Run:
         For a view that has recorded `x` anyway: `logits` would run the forward once more.
         """
         logits = self.model.unembed(x[None], start, self.probe())[0].float()
-        _require_numbers(logits)
+        require_numbers(logits)
         return logits
 
 
-def _require_numbers(values: Tensor) -> None:
+def require_numbers(values: Tensor) -> None:
+    """Raises IntegrityError where some of `values` are NaN or infinite."""
     if not torch.isfinite(values).all():
         raise IntegrityError(
             "The model's values are not numbers (NaN or infinite).",

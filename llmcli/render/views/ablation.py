@@ -1,0 +1,55 @@
+"""Every part ablated in turn: a bar for what the token's logit loses or gains without it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.text import Text
+
+from llmcli.render.drawing import Canvas, columns, fit, footnotes, heading, name, plural, signed_bar
+from llmcli.render.probs import percent
+
+if TYPE_CHECKING:
+    from llmcli.inspection.ablation import AblationView
+
+TOKEN = 12
+
+
+def room(width: int) -> int:
+    """How many parts a picture shows where nobody says."""
+    return 20
+
+
+def draw(view: AblationView, canvas: Canvas) -> Text:
+    target = f"{name(view.token.text)} (id {view.token.id})"
+    if view.versus is not None:
+        target += f" minus {name(view.versus.text)} (id {view.versus.id})"
+    out = heading("ablation", f"the logit of {target} after position {view.position}")
+    out.append(
+        f"  {view.logit:.3f} with all parts, probability{percent(view.prob).rstrip()}; "
+        f"{plural(view.n_parts, 'part')} in {plural(view.n_forwards, 'forward')}\n\n",
+        style="dim",
+    )
+    cells = max(16, min(60, canvas.width - TOKEN - 46))
+    loses = max([0.0, *(-part.effect for part in view.parts)])
+    gains = max([0.0, *(part.effect for part in view.parts)])
+    # Room on each side as it is needed, at least for the names of the columns.
+    left = max(6, min(cells - 6, round(cells * loses / ((loses + gains) or 1.0))))
+    right = cells - left
+    per_cell = max(loses / left, gains / right) or 1.0
+    out.append_text(columns(("  without", 9), ("effect", -9), ("loses".rjust(left), left),
+                            ("  gains", right + 1), ("prob", -7), ("KL", -6),
+                            (" says", TOKEN)))  # fmt: skip
+    for part in view.parts:
+        style = "green" if part.effect >= 0 else "red"
+        minus, plus = signed_bar(part.effect / per_cell, left, right)
+        out.append(f"  {fit(part.part, 7)} {part.effect:+9.4f} ")
+        out.append(minus, style=style).append("│", style="dim")
+        out.append(plus.ljust(right), style=style)
+        out.append(f" {percent(part.prob)} {part.kl_bits:6.2f} ")
+        same = part.top.id == view.token.id
+        out.append(f" {fit(name(part.top.text), TOKEN)}", style="dim" if same else "bold")
+        out.append(f"{percent(part.top_prob)}\n", style="dim" if same else "")
+    if view.n_parts > len(view.parts):
+        out.append(f"  {view.n_parts - len(view.parts)} more with --rows\n", style="dim")
+    return out.append_text(footnotes(view.notes, canvas.width))
