@@ -139,6 +139,18 @@ def test_many_prompts_share_what_is_about_none_of_them(generate, tmp_path):
         assert said in done.stderr
 
 
+def test_results_of_another_change_are_not_taken_for_done(generate, tmp_path):
+    file, out = tmp_path / "prompts.txt", tmp_path / "out.jsonl"
+    file.write_text("Once upon\n")
+    many = ["--prompts", file, "--out", out]
+    assert generate(*many, "--ablate", "L1.H2", prompt=()).exit_code == 0
+    before = out.read_text()
+    assert generate(*many, "--ablate", "L1.H2", prompt=()).exit_code == 0
+    assert out.read_text() == before
+    other = generate(*many, "--ablate", "L1.H3", prompt=())
+    assert other.exit_code != 0 or out.read_text() != before
+
+
 def test_a_mistake_is_told_before_the_model_is_loaded(generate, monkeypatch):
     monkeypatch.setattr("llmcli.gpt.weights.load_model", pytest.fail)
     done = generate("--ablate", "L3.H0")
