@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from llmcli.render.drawing import count, fit, nbytes, signed_bar
+from rich.cells import cell_len
+
+from llmcli.inspection.next import Next, Place
+from llmcli.inspection.values import Token
+from llmcli.render.drawing import Canvas, count, fit, nbytes, signed_bar
 from llmcli.render.heat import half_blocks, heat
+from llmcli.render.text import quoted
+from llmcli.render.views.next import draw as draw_next
 
 
 def test_fit_counts_cells_not_characters():
@@ -35,3 +41,21 @@ def test_the_scale_grows_brighter_throughout():
     assert half_blocks(None, None)[0] == " "
     assert half_blocks(0.5, None)[0] == "▀"
     assert half_blocks(None, 0.5)[0] == "▄"
+
+
+def test_different_bytes_are_never_quoted_the_same():
+    """A control character, its escape spelled out, and both beside a byte that is no text."""
+    parts = [b"a", b"\\", b'"', b"\xe2", b"\\xe2", b"\n", b"\\n", b"\x1b", b"\\x1b", b"x1b",
+             b"\x80", b"\xc2\x80"]  # fmt: skip
+    tokens = {a + b + c for a in parts for b in parts for c in parts}
+    assert len({quoted(token) for token in tokens}) == len(tokens)
+
+
+def test_the_screen_of_a_long_prompt_keeps_to_its_width():
+    places = tuple(Place(i, Token(1000 + i, b" token")) for i in range(24))
+    view = Next(n_tokens=1024, n_layer=1, n_head=1, position=23, token=Token(5, b"a"),
+                entropy_bits=1.0, prompt=places, lens=(), sources=(), candidates=(),
+                notes=())  # fmt: skip
+    lines = draw_next(view, Canvas(80, False)).plain.splitlines()
+    assert "1000 more not shown" in lines[2]
+    assert max(map(cell_len, lines)) <= 80

@@ -39,7 +39,7 @@ def _title(number: int, text: str, about: str) -> Text:
 
 def _prompt(view: Next, canvas: Canvas) -> Text:
     hidden = view.n_tokens - len(view.prompt)
-    about = "the prompt as the model reads it: text, and id below"
+    about = "the prompt as the model reads it, ids below"
     out = _title(1, "tokens", about + (f"; {hidden} more not shown" if hidden else ""))
     for line in _lines(view.prompt, canvas.width - 2):
         for style, text in (("", 0), ("dim", 1)):
