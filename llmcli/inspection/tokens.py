@@ -113,7 +113,7 @@ def _scored(run: Run) -> Iterator[TokenRow]:
 def _rows(run: Run, logits: Tensor, low: int) -> Iterator[TokenRow]:
     """The rows of positions `low`, ... whose tokens `logits` (n, V) foretell."""
     n = len(logits)
-    ids = torch.tensor(list(run.ids[low : low + n]))
+    ids = torch.tensor(list(run.ids[low : low + n]), device=logits.device)
     logprobs = logits.log_softmax(dim=-1)
     own = logprobs.gather(-1, ids[:, None])[:, 0].tolist()
     ranks, entropies = rank_of(logits, ids).tolist(), entropy_bits(logprobs).tolist()
