@@ -18,7 +18,9 @@ from conftest import FABLE, STORY, edit_json
 from rich.cells import cell_len
 from test_cli import LLMCLI, assert_fails, in_terminal
 
+from llmcli.errors import UsageError
 from llmcli.tokenizer import Tokenizer
+from llmcli.tokenizing.output import regular
 
 HOSTILE = "The end.<|endoftext|>\r\n  日本語 😀\0 \x1b[31m caf\u0065\u0301\n\n"
 SCHEMA = json.loads((FABLE.parents[1] / "schemas" / "tokenize.schema.json").read_text())
@@ -294,6 +296,45 @@ def test_an_input_is_never_overwritten(llmcli, model_folder, tmp_path):
     result = llmcli("tokenize", "--files", path, "--out", path, "-m", model_folder)
     assert_fails(result, 2, "is an input too")
     assert path.read_text() == "The end."
+
+
+@pytest.mark.parametrize("name", ["ids.bin", "ids.bin.json"])
+@pytest.mark.parametrize("kind", ["fifo", "folder", "loop", "link to a fifo"])
+def test_out_replaces_only_regular_files(name, kind, llmcli, model_folder, tmp_path):
+    path = tmp_path / name
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to(path if kind == "loop" else tmp_path / "fifo")
+        os.mkfifo(tmp_path / "fifo")
+    before = {each.name: each.lstat().st_mode for each in tmp_path.iterdir()}
+    result = llmcli("tokenize", "x", "--out", tmp_path / "ids.bin", "-m", model_folder)
+    assert_fails(result, 2, "is no regular file")
+    assert {each.name: each.lstat().st_mode for each in tmp_path.iterdir()} == before
+
+
+def test_a_device_is_refused_before_any_work():
+    with pytest.raises(UsageError, match="/dev/null is no regular file"):
+        regular(Path("/dev/null"))
+
+
+def test_a_link_under_out_stays_and_its_target_is_written(llmcli, model_folder, tmp_path):
+    (tmp_path / "disk").mkdir()
+    for name in ("ids.bin", "ids.bin.json"):
+        (tmp_path / name).symlink_to(tmp_path / "disk" / name)
+    for _ in range(2):  # the targets are new, then old
+        assert (
+            llmcli("tokenize", "x", "--out", tmp_path / "ids.bin", "-m", model_folder).exit_code
+            == 0
+        )
+        assert (tmp_path / "ids.bin").is_symlink()
+        assert json.loads((tmp_path / "disk" / "ids.bin.json").read_text())["file"] == "ids.bin"
+        assert sorted(each.name for each in (tmp_path / "disk").iterdir()) == [
+            "ids.bin",
+            "ids.bin.json",
+        ]
 
 
 # --- looking -------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmcli.commands.tokenize_request import Input, Request, each, inputs, text_of
-from llmcli.errors import UsageError
+from llmcli.errors import UsageError, shown_path
 
 if TYPE_CHECKING:
     from llmcli.tokenizer import Tokenizer
@@ -30,6 +30,8 @@ def run(request: Request) -> None:
     from llmcli.tokenizer_file import read_recipe
 
     given = inputs(request)
+    if request.out:
+        refuse_overwriting(given, request.out)
     folder = resolve(request.model, tokenizer_only=True)
     recipe = read_recipe(folder)
     bulk = Bulk(Tokenizer(recipe), recipe, request)
@@ -182,13 +184,18 @@ def file_sha256(path: Path) -> str:
 
 
 def refuse_overwriting(given: list[Input], out: Path) -> None:
-    """Raises UsageError where a file would be read and replaced at once."""
+    """Raises UsageError where what would be replaced is an input too, or no regular file."""
+    from llmcli.tokenizing.output import regular
+
+    for path in (out, sidecar_of(out)):
+        regular(path)
     for input in given:
         if input.name in (None, "-"):
             continue
         for path in (out, sidecar_of(out)):
-            if path.exists() and os.path.exists(str(input.name)) and path.samefile(str(input.name)):
-                raise UsageError(f"{path} is an input too.", "Choose another --out.")
+            there = os.path.exists(path) and os.path.exists(str(input.name))
+            if there and path.samefile(str(input.name)):
+                raise UsageError(f"{shown_path(path)} is an input too.", "Choose another --out.")
 
 
 def sidecar_of(out: Path) -> Path:

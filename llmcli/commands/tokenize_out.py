@@ -14,11 +14,10 @@ from llmcli.commands.tokenize_bulk import (
     Meter,
     file_sha256,
     hashed,
-    refuse_overwriting,
     sidecar_of,
 )
 from llmcli.commands.tokenize_request import Input, each
-from llmcli.errors import NotFoundError
+from llmcli.errors import NotFoundError, shown_path
 
 
 def write(bulk: Bulk, given: list[Input], folder: Path, out: Path) -> None:
@@ -31,7 +30,6 @@ def write(bulk: Bulk, given: list[Input], folder: Path, out: Path) -> None:
     from llmcli.render.json import strict
     from llmcli.tokenizing.output import TokenFile, dtype_for, replacing
 
-    refuse_overwriting(given, out)
     tokenizer = bulk.tokenizer
     dtype = dtype_for(tokenizer.vocab_size)
     meter = Meter(sum(input.nbytes() for input in given), bulk.request.quiet)
@@ -56,7 +54,8 @@ def write(bulk: Bulk, given: list[Input], folder: Path, out: Path) -> None:
     if not bulk.request.quiet:
         speed = facts["bytes"] / 1e6 / max(elapsed_s, 1e-9)
         print(
-            f"{out}: {facts['tokens']:,} tokens ({dtype}) of {facts['documents']:,} documents, "
+            f"{shown_path(out)}: {facts['tokens']:,} tokens ({dtype}) "
+            f"of {facts['documents']:,} documents, "
             f"{facts['bytes'] / 1e6:.1f} MB in {elapsed_s:.1f} s, {speed:.1f} MB/s",
             file=sys.stderr,
         )
