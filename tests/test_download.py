@@ -250,6 +250,50 @@ def test_remove_takes_what_an_interrupted_download_left(llmcli, server, commit):
     assert llmcli("download", "--list").stdout.count("\n") == 1
 
 
+def test_remove_looks_at_no_other_model_and_keeps_shared_blobs(llmcli, server, commit):
+    """A broken link in another model's folder is not this one's matter."""
+    server.put("org/tiny", {**FILES, "config.json": FILES["config.json"] + b" "}, "v1")
+    for revision in ("main", "v1"):
+        fetch("org/tiny", revision=revision)
+    stray = cache.repo_folder("org/other") / "snapshots" / ("b" * 40)
+    stray.mkdir(parents=True)
+    (stray / "config.json").symlink_to("../../blobs/none")
+    (cache.repo_folder("org/other") / "blobs").symlink_to("none")
+    blobs = cache.repo_folder("org/tiny") / "blobs"
+    before = len(list(blobs.iterdir()))
+    freed = llmcli("download", "--remove", "org/tiny@v1", "--json")
+    assert freed.exit_code == 0, freed.output
+    assert json.loads(freed.stdout)["removed"][0]["nbytes"] == len(FILES["config.json"]) + 1
+    assert len(list(blobs.iterdir())) == before - 1
+    assert_whole(hub.resolve("org/tiny"), FILES)
+
+
+@pytest.mark.parametrize("name", ["org/tiny", "org/tiny@v1"])
+def test_remove_refuses_while_a_file_of_the_model_comes(llmcli, server, commit, name):
+    server.put("org/tiny", tiny_model(seed=5), "v1")
+    for revision in ("main", "v1"):
+        fetch("org/tiny", revision=revision)
+    lock = cache.cache_dir() / ".locks" / "models--org--tiny" / f"{sha256(FILES[WEIGHTS])}.lock"
+    holder = (
+        "import sys\nfrom huggingface_hub.utils import WeakFileLock\n"
+        "with WeakFileLock(sys.argv[1]):\n    print('held', flush=True)\n    sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", holder, str(lock)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        run = llmcli("download", "--remove", name)
+        process.communicate()
+    assert run.exit_code == 2
+    assert "is being downloaded by another process" in run.stderr
+    assert lock.exists()
+    assert_whole(hub.resolve("org/tiny"), FILES)
+    assert llmcli("download", "--remove", name).exit_code == 0
+
+
 def test_a_dry_run_names_files_and_bytes_and_writes_nothing(llmcli, server, commit):
     run = llmcli("download", "org/tiny", "--dry-run")
     rows = [line.split("\t") for line in run.stdout.splitlines()]
