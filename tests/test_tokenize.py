@@ -18,6 +18,7 @@ from conftest import FABLE, STORY, edit_json
 from rich.cells import cell_len
 from test_cli import LLMCLI, assert_fails, in_terminal
 
+from llmcli.commands.tokenize_request import lines_of
 from llmcli.errors import UsageError
 from llmcli.tokenizer import Tokenizer
 from llmcli.tokenizing.output import regular
@@ -142,6 +143,21 @@ def test_decode_is_the_inverse_to_the_byte(llmcli, model_folder, tokenizer):
     lines = printed(ids) + "\n" + printed(ids)
     out = llmcli("tokenize", "--decode", "--lines", "-m", model_folder, input=lines)
     assert out.stdout == "The end\n\nThe end\n"
+
+
+def test_typed_ids_and_those_of_stdin_are_decoded_in_order(llmcli, model_folder, tokenizer):
+    a, b, c = tokenizer.encode(" a b c")[:3]
+    for texts, ids in ((["-", a], [b, c, a]), ([a, "-"], [a, b, c]), ([a, "-", b], [a, b, c, b])):
+        result = llmcli("tokenize", "--decode", *texts, "-m", model_folder, input=f"{b} {c}")
+        assert result.stdout == tokenizer.decode(ids)
+
+
+def test_lines_are_the_same_in_any_blocks():
+    for text in (b"", b"\n", b"a", b"a\n", b"ab\n\ncd\r\nefg", b"\n\nab\n"):
+        expected = text.split(b"\n") if text[-1:] not in (b"", b"\n") else text.split(b"\n")[:-1]
+        for size in (1, 2, 3, 99):
+            blocks = [text[at : at + size] for at in range(0, len(text), size)]
+            assert list(lines_of(blocks)) == expected
 
 
 def test_a_part_of_a_character_is_decoded_as_errors_says(llmcli, model_folder, tokenizer):

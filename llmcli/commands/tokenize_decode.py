@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 
-from llmcli.commands.tokenize_request import Input, Request, each, inputs
+from llmcli.commands.tokenize_request import Input, Request, each, inputs, lines_of
 from llmcli.errors import UsageError, shown
 from llmcli.tokenizer import Tokenizer
 
@@ -18,21 +18,28 @@ def run(request: Request) -> None:
     from llmcli.hub import resolve
 
     given = inputs(request)
-    if not request.files:  # arguments are one list of ids
-        typed = b" ".join(input.text or b"" for input in given if input.name is None)
-        given = [input for input in given if input.name] or [Input(None, typed)]
     tokenizer = Tokenizer.from_folder(resolve(request.model, tokenizer_only=True))
-    each(given, lambda input: _decode(input, tokenizer, request))
+    if request.files:
+        each(given, lambda input: _decode(input.blocks(), tokenizer, request))
+    else:
+        each(given[:1], lambda _: _decode(_one_list(given), tokenizer, request))
 
 
-def _decode(input: Input, tokenizer: Tokenizer, request: Request) -> None:
+def _one_list(given: list[Input]) -> Iterator[bytes]:
+    """The blocks of all arguments in order, stdin where it is named, as of one list of ids."""
+    for place, input in enumerate(given):
+        yield b" " * bool(place)
+        yield from input.blocks()
+
+
+def _decode(blocks: Iterable[bytes], tokenizer: Tokenizer, request: Request) -> None:
     write = Output(request.errors)
     if not request.lines:
-        for ids in id_lists(input.blocks()):
+        for ids in id_lists(blocks):
             write(tokenizer.decode_bytes(ids))
         write.end()
         return
-    for line in _lines(input.blocks()):
+    for line in lines_of(blocks):
         for ids in id_lists([line]):
             write(tokenizer.decode_bytes(ids))
         write.end(b"\n")
@@ -81,7 +88,8 @@ class Output:
             self._restart()
         if line_end or (self.terminal and self.last != b"\n"):
             sys.stdout.buffer.write(b"\n")
-        sys.stdout.flush()
+        if self.terminal:
+            sys.stdout.flush()
 
 
 def id_lists(blocks: Iterable[bytes]) -> Iterator[list[int]]:
@@ -107,12 +115,3 @@ def _ids(words: list[bytes]) -> list[int]:
     if max(map(len, words), default=0) > 20:
         raise UsageError("A number of more than 20 digits is no token id.")
     return list(map(int, words))
-
-
-def _lines(blocks: Iterable[bytes]) -> Iterator[bytes]:
-    rest = b""
-    for block in blocks:
-        *whole, rest = (rest + block).split(b"\n")
-        yield from whole
-    if rest:
-        yield rest

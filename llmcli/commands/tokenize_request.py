@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -182,14 +182,24 @@ def records(input: Input, request: Request) -> Iterator[Record]:
     if not request.lines:
         yield Record(input, None, text_of(input.data(), request.errors or "strict", 0))
         return
-    rest, number, offset = b"", 1, 0
-    for block in input.blocks():
-        *whole, rest = (rest + block).split(b"\n")
-        for line in whole:
-            yield Record(input, number, text_of(line, request.errors or "strict", offset))
-            number, offset = number + 1, offset + len(line) + 1
-    if rest:
-        yield Record(input, number, text_of(rest, request.errors or "strict", offset))
+    offset = 0
+    for number, line in enumerate(lines_of(input.blocks()), start=1):
+        yield Record(input, number, text_of(line, request.errors or "strict", offset))
+        offset += len(line) + 1
+
+
+def lines_of(blocks: Iterable[bytes]) -> Iterator[bytes]:
+    """The lines without their ends; a line over many blocks is joined once, at its end."""
+    begun: list[bytes] = []
+    for block in blocks:
+        first, *more = block.split(b"\n")
+        begun.append(first)
+        if more:
+            yield b"".join(begun)
+            yield from more[:-1]
+            begun = [more[-1]]
+    if rest := b"".join(begun):
+        yield rest
 
 
 def text_of(data: bytes, errors: str, offset: int) -> str:

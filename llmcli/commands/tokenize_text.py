@@ -28,12 +28,13 @@ def run(request: Request) -> None:
     folder = resolve(request.model, tokenizer_only=True)
     recipe = read_recipe(folder)
     texts = Texts(request, folder, recipe, Tokenizer(recipe))
-    show = texts.shower()
+    show, terminal = texts.shower(), sys.stdout.isatty()
 
     def work(input: Input) -> None:
         for record in records(input, request):
             show(record)
-            sys.stdout.flush()
+            if terminal:
+                sys.stdout.flush()
 
     each(given, work, texts.end)
 
@@ -186,7 +187,6 @@ class Texts:
             text = harmless(text)
         if (self.several or terminal) and not text.endswith("\n"):
             text += "\n"
-        sys.stdout.flush()
         sys.stdout.buffer.write(text.encode())
 
     def chunk(self, record: Record) -> None:
