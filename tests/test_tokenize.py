@@ -16,10 +16,12 @@ import numpy as np
 import pytest
 from conftest import FABLE, STORY, edit_json
 from rich.cells import cell_len
+from rich.color import ColorSystem
 from test_cli import LLMCLI, assert_fails, in_terminal
 
 from llmcli.commands.tokenize_request import lines_of
 from llmcli.errors import UsageError
+from llmcli.render.tokenized import DIFFERENT, SPECIAL, TINTS
 from llmcli.tokenizer import Tokenizer
 from llmcli.tokenizing.output import regular
 
@@ -388,6 +390,13 @@ def test_other_views_fit_on_a_terminal(options, model_folder):
     assert code == 0
     assert max(map(cell_len, shown.splitlines())) <= 80
     assert len(shown.splitlines()) >= 3
+
+
+def test_neighbours_differ_on_a_console_of_16_colours():
+    grounds = [
+        style.bgcolor.downgrade(ColorSystem.STANDARD) for style in (*TINTS, SPECIAL, DIFFERENT)
+    ]
+    assert len(set(grounds)) == 4
 
 
 def test_merges_end_in_the_tokenizers_ids(llmcli, model_folder, tokenizer):

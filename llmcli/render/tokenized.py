@@ -15,9 +15,10 @@ from rich.text import Text
 from llmcli.render.drawing import columns, fit, heading, plural
 from llmcli.render.text import harmless
 
-# Dark text on light grounds: the two are told apart, and read, on any terminal.
+# Dark text on light grounds: the two are told apart, and read, on any terminal; of 16 colours they
+# become 14 and 15.
 TINTS = (
-    Style(color="color(16)", bgcolor="color(153)"),
+    Style(color="color(16)", bgcolor="color(117)"),
     Style(color="color(16)", bgcolor="color(223)"),
 )
 SPECIAL = Style(color="color(16)", bgcolor="color(217)", bold=True)
