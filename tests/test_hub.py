@@ -93,6 +93,18 @@ def test_a_folder_a_short_name_and_a_hub_id_come_in_this_order(tmp_path, monkeyp
     assert hub.revision_of(Path("org/name")) is None
 
 
+def test_only_whole_revisions_are_offered_in_place_of_one_that_is_not_here():
+    put("org/name", WHOLE, OTHER, "v1")
+    put("org/name", WHOLE[:1], "d" * 40, "v0")
+    with pytest.raises(NotFoundError) as caught:
+        hub.resolve("org/name")
+    assert caught.value.fact == "org/name is not downloaded yet."
+    assert caught.value.remedy == (
+        f"Here is org/name@{OTHER[:12]}: use that name, "
+        "or get this one with: llmcli download org/name"
+    )
+
+
 def test_revisions_are_branches_tags_commits_and_their_beginnings():
     old, new = put("org/name", WHOLE, OTHER, "v1.0", "refs/pr/1"), put("org/name")
     assert hub.resolve("org/name@v1.0") == hub.resolve("org/name@refs/pr/1") == old

@@ -12,7 +12,7 @@ from llmcli.errors import NotFoundError, shown
 from llmcli.hub import cache
 from llmcli.hub.names import DEFAULT_MODEL, EMBEDDED, KNOWN, HubName, is_commit, nearest, parse
 
-__all__ = ["DEFAULT_MODEL", "EMBEDDED", "known_names", "resolve", "revision_of"]
+__all__ = ["DEFAULT_MODEL", "EMBEDDED", "cached", "known_names", "resolve", "revision_of"]
 
 
 def resolve(name: str, tokenizer_only: bool = False) -> Path:
@@ -34,7 +34,7 @@ def resolve(name: str, tokenizer_only: bool = False) -> Path:
             f"{hint}A model is a folder, org/name on the hub, or one of: "
             f"{', '.join([*EMBEDDED, *KNOWN])}.",
         )
-    return _snapshot(wanted, tokenizer_only)
+    return cached(wanted, tokenizer_only)
 
 
 def revision_of(folder: Path) -> str | None:
@@ -71,8 +71,11 @@ def _folder(name: str) -> Path | None:
     return None
 
 
-def _snapshot(wanted: HubName, tokenizer_only: bool) -> Path:
-    """The snapshot in the cache, whole; a short name's old home without an org counts too."""
+def cached(wanted: HubName, tokenizer_only: bool = False) -> Path:
+    """The snapshot in the cache, whole; a short name's old home without an org counts too.
+
+    Raises NotFoundError with the whole snapshots of other revisions, or the command that gets it.
+    """
     found: Path | None = None
     for repo in dict.fromkeys((wanted.repo, wanted.short or wanted.repo)):
         folder = cache.repo_folder(repo)
@@ -91,6 +94,10 @@ def _snapshot(wanted: HubName, tokenizer_only: bool) -> Path:
             f"{wanted} is not whole here: {missing[0]}{more} is missing.",
             f"Get the rest with: {command}",
         )
-    others = cache.commits(cache.repo_folder(wanted.repo))
-    here = f" Here is: {', '.join(f'{wanted.repo}@{c[:12]}' for c in others)}." if others else ""
-    raise NotFoundError(f"{wanted} is not downloaded yet.{here}", f"Get it with: {command}")
+    folder = cache.repo_folder(wanted.repo)
+    others = [c for c in cache.commits(folder) if cache.state(folder / "snapshots" / c) == "whole"]
+    here = " or ".join(f"{wanted.repo}@{commit[:12]}" for commit in others)
+    remedy = f"Get it with: {command}"
+    if here:
+        remedy = f"Here is {here}: use that name, or get this one with: {command}"
+    raise NotFoundError(f"{wanted} is not downloaded yet.", remedy)
