@@ -240,6 +240,22 @@ def test_a_file_that_changed_since_it_was_verified_is_not_trusted(server, commit
     assert_whole(fetch("org/tiny", revision=commit).folder, FILES)
 
 
+def test_verify_looks_in_the_cache_and_not_beside_it(llmcli, server, commit, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "org" / "tiny").mkdir(parents=True)
+    assert llmcli("download", "--verify", "org/tiny").exit_code == 3
+    folder = fetch("org/tiny").folder
+    assert llmcli("download", "--verify", "org/tiny").stdout == f"{folder}\n"
+
+
+def test_a_failure_on_the_second_name_loses_nothing_of_the_first(llmcli, server, commit):
+    run = llmcli("download", "org/tiny", "org/none", "--json")
+    assert run.exit_code not in (0, 1)
+    assert [model["model"] for model in json.loads(run.stdout)["models"]] == ["org/tiny"]
+    assert llmcli("download", "--remove", "org/tiny", "org/none").exit_code == 3
+    assert_whole(hub.resolve("org/tiny"), FILES)
+
+
 def test_remove_takes_what_an_interrupted_download_left(llmcli, server, commit):
     server.fail("/cdn/", "cut", after=1000)
     server.fail("/cdn/", "status", 9, status=404)
@@ -329,7 +345,8 @@ def test_json_is_one_object(llmcli, server, commit):
     "arguments",
     [["--list", "gpt2"], ["--list", "--remove"], ["--verify"], ["--remove"], ["--dry-run"],
      ["--revision", "x"], ["gpt2", "--revision", "../x"], ["--list", "--tokenizer-only"],
-     ["--list", "--revision", "x"],
+     ["--list", "--revision", "x"], ["fable", "--revision", "x"], ["fable", "--tokenizer-only"],
+     ["fable", "--dry-run"], ["fable", "--verify"],
      ["gpt2", "--remove", "--tokenizer-only"]],
     ids=" ".join,
 )  # fmt: skip

@@ -73,7 +73,7 @@ def download(
     _refuse_nonsense(
         [mode for mode, wanted in modes.items() if wanted],
         [detail for detail, wanted in details.items() if wanted],
-        bool(names),
+        names or [],
     )
     if list_local:
         _list(as_json)
@@ -87,8 +87,11 @@ def download(
         _fetch(names, revision, tokenizer_only, dry_run, as_json, quiet)
 
 
-def _refuse_nonsense(modes: list[str], details: list[str], named: bool) -> None:
+def _refuse_nonsense(modes: list[str], details: list[str], names: list[str]) -> None:
     """Raises UsageError where options contradict each other, or one would do nothing."""
+    from llmcli.hub import EMBEDDED
+
+    named = bool(names)
     if len(modes) > 1:
         raise UsageError(f"{' and '.join(modes)} do not go together.", "Choose one.")
     if modes == ["--list"] and (details or named):
@@ -98,15 +101,19 @@ def _refuse_nonsense(modes: list[str], details: list[str], named: bool) -> None:
         raise UsageError(f"--tokenizer-only does not go with {modes[0]}.", "Leave one out.")
     if not named and modes != ["--list"] and (modes or details):
         raise UsageError("Name a model.", "What can be had: llmcli download")
+    ours = [name for name in names if name in EMBEDDED]
+    if ours and (modes or details):
+        raise UsageError(
+            f"{ours[0]} is a part of llmcli: it is whole, and stays.",
+            f"{[*modes, *details][0]} means nothing for it.",
+        )
 
 
 def _parsed(name: str, revision: str | None) -> HubName:
     """The hub's name for what the user typed. Raises NotFoundError with the nearest names."""
-    from llmcli.hub import EMBEDDED, resolve
+    from llmcli.hub import resolve
     from llmcli.hub.names import parse
 
-    if name in EMBEDDED:
-        raise UsageError(f"{name} is a part of llmcli: it is whole, and stays.")
     if parsed := parse(name, revision):
         return parsed
     folder = resolve(name)  # the error, if it is no folder either
@@ -145,6 +152,10 @@ def _fetch(
                     "Stopped. The same command goes on from here: nothing that came is lost.",
                     file=sys.stderr,
                 )
+            raise
+        except Exception:
+            if as_json and done:  # what was done before is not lost with what failed
+                print(strict({"schema": SCHEMA, "dry_run": dry_run, "models": done}), flush=True)
             raise
         done.append(_as_json(result))
         if as_json:
@@ -301,13 +312,21 @@ def _list(as_json: bool) -> None:
 
 def _remove(names: list[HubName], as_json: bool, quiet: bool) -> None:
     from llmcli.hub.names import DEFAULT_REVISION
-    from llmcli.hub.upkeep import remove
+    from llmcli.hub.upkeep import place, remove
     from llmcli.render.download import sized
     from llmcli.render.json import strict
 
-    removed = []
+    removed: list[dict[str, Any]] = []
+    names = list(dict.fromkeys(names))
+    for name in names:  # all are here, or none is removed
+        place(name, whole=name.revision == DEFAULT_REVISION)
     for name in names:
-        nbytes = remove(name, whole=name.revision == DEFAULT_REVISION)
+        try:
+            nbytes = remove(name, whole=name.revision == DEFAULT_REVISION)
+        except Exception:
+            if as_json and removed:
+                print(strict({"schema": SCHEMA, "removed": removed}), flush=True)
+            raise
         removed.append({"model": str(name), "nbytes": nbytes})
         if not quiet and not as_json:
             print(f"{name} is removed: {sized(nbytes)} set free.", file=sys.stderr)
@@ -317,13 +336,13 @@ def _remove(names: list[HubName], as_json: bool, quiet: bool) -> None:
 
 def _verify(names: list[HubName], as_json: bool, quiet: bool) -> None:
     """Hash all files of each model. Raises IntegrityError naming those that are damaged."""
-    from llmcli.hub import resolve
+    from llmcli.hub import cached
     from llmcli.hub.upkeep import verify
     from llmcli.render.json import strict
 
     reports: list[dict[str, Any]] = []
-    for name in names:
-        folder = resolve(str(name), tokenizer_only=True)
+    folders = [cached(name, tokenizer_only=True) for name in names]  # all are here, or none is read
+    for name, folder in zip(names, folders, strict=True):
         with _progress(quiet) as progress:
             wrong = verify(folder, progress)
         reports.append({"model": str(name), "folder": str(folder), "damaged": wrong})
