@@ -527,6 +527,20 @@ def test_options_that_do_not_fit_are_refused(options, llmcli, model_folder):
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.parametrize(("options", "said"), [
+    (["x", "--keep", "left"], "--keep"), (["5", "--decode", "--special"], "--special"),
+    (["x", "--format", "table", "--workers", "2"], "--workers"),
+    (["--id", "5", "--errors", "replace", "--files"], "--errors, --files"),
+    (["x", "--workers", "2", "--special"], ""), (["x", "--truncate", "1", "--keep", "right"], ""),
+])  # fmt: skip
+def test_options_that_nothing_reads_are_said(options, said, llmcli, model_folder):
+    result = llmcli("tokenize", *options, "-m", model_folder)
+    assert result.stderr == (f"Not used here: {said}.\n" if said else "")
+    assert result.exit_code == 0
+    quiet = llmcli("tokenize", *options, "-q", "-m", model_folder)
+    assert (quiet.stdout, quiet.stderr) == (result.stdout, "")
+
+
 def test_a_reader_that_has_gone_is_a_quiet_end(model_folder, tmp_path):
     (tmp_path / "t.txt").write_text(STORY * 9000)
     command = f"{sys.executable} -m llmcli tokenize --files {tmp_path}/t.txt -m {model_folder}"

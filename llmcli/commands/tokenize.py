@@ -48,13 +48,16 @@ ErrorsOption = Annotated[
 Truncate = Annotated[
     int | None, typer.Option("--truncate", min=1, metavar="N", help="The text's first N tokens.")
 ]
-KeepOption = Annotated[Keep, typer.Option("--keep", help="Which end --truncate keeps.")]
+KeepOption = Annotated[
+    Keep | None, typer.Option("--keep", help="Which end --truncate keeps. [default: left]")
+]
 Chunk = Annotated[
     int | None,
     typer.Option("--chunk", min=1, metavar="N", help="Cut into chunks of N tokens, as JSON lines."),
 ]
 Overlap = Annotated[
-    int, typer.Option("--overlap", min=0, metavar="M", help="Tokens that two chunks share.")
+    int | None,
+    typer.Option("--overlap", min=0, metavar="M", help="Tokens that two chunks share."),
 ]
 Merges = Annotated[bool, typer.Option("--merges", help="Show the merges of each piece.")]
 Versus = Annotated[
@@ -98,9 +101,9 @@ def tokenize(
     decode: Decode = False,
     errors: ErrorsOption = None,
     truncate: Truncate = None,
-    keep: KeepOption = "left",
+    keep: KeepOption = None,
     chunk: Chunk = None,
-    overlap: Overlap = 0,
+    overlap: Overlap = None,
     merges: Merges = False,
     versus: Versus = None,
     vocab: Vocab = None,
@@ -148,6 +151,7 @@ def tokenize(
 def run(request: Request) -> None:
     """Do what was asked for; one module for each way of using the command."""
     request.check()
+    request.note_unused()
     if request.out or request.streams:
         from llmcli.commands import tokenize_bulk as way
     elif request.decode:

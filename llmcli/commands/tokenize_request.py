@@ -30,9 +30,9 @@ class Request:
     decode: bool
     errors: str | None
     truncate: int | None
-    keep: str
+    keep: str | None
     chunk: int | None
-    overlap: int
+    overlap: int | None
     merges: bool
     versus: list[str]
     vocab: str | None
@@ -72,11 +72,11 @@ class Request:
                 raise UsageError(
                     f"{way} does not go with --format {self.format}.", "Leave one out."
                 )
-        if self.overlap and not self.chunk:
+        if self.overlap is not None and not self.chunk:
             raise UsageError(
                 "--overlap goes with --chunk.", "For example: --chunk 512 --overlap 64"
             )
-        if self.chunk and self.overlap >= self.chunk:
+        if self.chunk and (self.overlap or 0) >= self.chunk:
             raise UsageError(f"--overlap {self.overlap} is not less than --chunk {self.chunk}.")
         if self.delimiter and not (self.out or self.streams):
             raise UsageError("--document-delimiter goes with --out, ids and --count.")
@@ -84,6 +84,25 @@ class Request:
             raise UsageError(f"--lines does not go with {given[0]}.")
         if self.texts and (self.vocab is not None or self.ids):
             raise UsageError(f"{given[0]} takes no text.", "Leave the text out.")
+
+    def note_unused(self) -> None:
+        """Options that nothing reads are said, not dropped in silence."""
+        given = {
+            "--keep": self.keep, "--special": self.special, "--workers": self.workers,
+            "--errors": self.errors, "--files": self.files,
+        }  # fmt: skip
+        used = {"--special", "--errors", "--files"}
+        if self.vocab is not None or self.ids:
+            used = set()
+        elif self.decode:
+            used = {"--errors", "--files"}
+        elif self.truncate:
+            used.add("--keep")
+        elif self.out or self.streams:
+            used.add("--workers")
+        unused = [name for name, value in given.items() if value and name not in used]
+        if unused and not self.quiet:
+            print(f"Not used here: {', '.join(unused)}.", file=sys.stderr)
 
 
 @dataclass(frozen=True, slots=True)

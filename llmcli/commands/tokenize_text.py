@@ -178,7 +178,7 @@ class Texts:
         request = self.request
         assert request.truncate
         text = truncated(
-            self.tokenizer, record.text, request.truncate, request.keep, request.special
+            self.tokenizer, record.text, request.truncate, request.keep or "left", request.special
         )
         terminal = sys.stdout.isatty()
         if terminal:
@@ -195,7 +195,7 @@ class Texts:
         request = self.request
         assert request.chunk
         found = self.rows(record)
-        cut = chunks(found, request.chunk, request.overlap)
+        cut = chunks(found, request.chunk, request.overlap or 0)
         if isinstance(cut, int):
             raise UsageError(
                 f"The character at byte {cut} has more than {request.chunk} tokens.",
