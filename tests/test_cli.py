@@ -25,7 +25,8 @@ def in_terminal(arguments, columns=80, env=()):
     """Run in a pseudo-terminal: what it showed, and the exit code."""
     read, write = pty.openpty()
     subprocess.run(["stty", "cols", str(columns), "rows", "40"], stdin=write, check=True)
-    environment = {**os.environ, "TERM": "xterm-256color", **dict(env)}
+    outer = {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "LINES")}
+    environment = {**outer, "TERM": "xterm-256color", **dict(env)}
     child = subprocess.Popen(
         [*LLMCLI, *map(str, arguments)], stdin=write, stdout=write, stderr=write, env=environment
     )
