@@ -234,6 +234,21 @@ def test_verify_finds_a_flipped_bit_and_download_mends_it(llmcli, server, commit
     assert llmcli("download", "--verify", "org/tiny").exit_code == 0
 
 
+def test_verify_names_every_damaged_model_and_what_it_cannot_verify(llmcli, server, commit):
+    server.put("org/second", FILES)
+    for name in ("org/tiny", "org/second"):
+        (fetch(name).folder / WEIGHTS).resolve().write_bytes(b"x")
+    (hub.resolve("org/second") / "notes.txt").write_text("mine")
+    run = llmcli("download", "--verify", "org/tiny", "org/second", "-q")
+    assert run.exit_code == 5
+    assert run.stderr.splitlines() == [
+        "llmcli: org/tiny: model.safetensors is damaged.",
+        "llmcli: org/second: model.safetensors is damaged; "
+        "notes.txt is of no known hash: not verified.",
+        "Fetch it anew: llmcli download org/tiny org/second",
+    ]
+
+
 def test_a_file_that_changed_since_it_was_verified_is_not_trusted(server, commit):
     folder = fetch("org/tiny").folder
     (folder / WEIGHTS).resolve().write_bytes(b"x" * len(FILES[WEIGHTS]))

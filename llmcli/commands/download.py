@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llmcli.commands.options import Json, Quiet
-from llmcli.errors import IntegrityError, NotFoundError, UsageError
+from llmcli.errors import IntegrityError, NotFoundError, UsageError, shown
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -344,18 +344,30 @@ def _verify(names: list[HubName], as_json: bool, quiet: bool) -> None:
     folders = [cached(name, tokenizer_only=True) for name in names]  # all are here, or none is read
     for name, folder in zip(names, folders, strict=True):
         with _progress(quiet) as progress:
-            wrong = verify(folder, progress)
-        reports.append({"model": str(name), "folder": str(folder), "damaged": wrong})
-        if not as_json and not wrong:
+            damaged, unknown = verify(folder, progress)
+        report = {"model": str(name), "folder": str(folder)}
+        reports.append({**report, "damaged": damaged, "unverifiable": unknown})
+        if not as_json and not damaged and not unknown:
             print(folder, flush=True)
     if as_json:
-        print(strict({"schema": SCHEMA, "models": reports}))
-    for name, report in zip(names, reports, strict=True):
-        if wrong := list(report["damaged"]):
-            more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
-            raise IntegrityError(
-                f"{name}: {wrong[0]}{more} is damaged.", f"Fetch it anew: llmcli download {name}"
-            )
+        print(strict({"schema": SCHEMA, "models": reports}), flush=True)
+    bad = [report for report in reports if report["damaged"] or report["unverifiable"]]
+    for report in bad[:-1]:
+        print(f"llmcli: {_finding(report)}", file=sys.stderr)
+    if bad:
+        anew = " ".join(report["model"] for report in bad)
+        raise IntegrityError(_finding(bad[-1]), f"Fetch it anew: llmcli download {anew}")
+
+
+def _finding(report: dict[str, Any]) -> str:
+    """What is wrong with a model: one line, the first file of each kind named."""
+    parts = []
+    for key, fault in (("damaged", "damaged"), ("unverifiable", "of no known hash: not verified")):
+        if files := list(report[key]):
+            more = f" and {len(files) - 1} more" if len(files) > 1 else ""
+            verb = "are" if more else "is"
+            parts.append(f"{shown(files[0])}{more} {verb} {fault}")
+    return f"{report['model']}: {'; '.join(parts)}."
 
 
 def _print_rows(head: tuple[str, ...], rows: list[tuple[Any, ...]], numbers: list[int]) -> None:

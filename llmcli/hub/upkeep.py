@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,6 +17,8 @@ from llmcli.hub import cache
 from llmcli.hub.cache import Manifest
 from llmcli.hub.names import HubName
 from llmcli.hub.transfer import Progress, digest
+
+_HASH = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")  # git's of a blob, or SHA-256
 
 
 def place(name: HubName, whole: bool) -> tuple[Path, str | None]:
@@ -98,8 +101,8 @@ def _all_locked(name: HubName, locks: Path) -> Iterator[None]:
         yield
 
 
-def verify(snapshot: Path, progress: Progress) -> list[str]:
-    """Hash every file of a snapshot anew: the names of those that are not what they should be.
+def verify(snapshot: Path, progress: Progress) -> tuple[list[str], list[str]]:
+    """Hash every file of a snapshot anew: the damaged ones, and those that have no known hash.
 
     A file's hash is its blob's name, or in the manifest. Where one is wrong the manifest goes, so
     that the next download looks at every file again, and fetches that one.
@@ -107,17 +110,21 @@ def verify(snapshot: Path, progress: Progress) -> list[str]:
     manifest = Manifest.read(snapshot)
     stamps = manifest.files if manifest else {}
     paths = sorted(path for path in snapshot.iterdir() if not path.is_dir())
-    wrong = [name for name in stamps if not (snapshot / name).exists()]
+    damaged = [name for name in stamps if not (snapshot / name).exists()]
+    unknown: list[str] = []
     for path in paths:
         hash = os.path.basename(os.readlink(path)) if path.is_symlink() else ""
         hash = stamps[path.name][1] if path.name in stamps else hash
+        if path.is_file() and not _HASH.fullmatch(hash):
+            unknown.append(path.name)
+            continue
         nbytes = path.stat().st_size if path.is_file() else 0
         tell = partial(progress.checking, path.name, nbytes=nbytes)
         right = path.is_file() and hash == digest(path, hash, tell)
         if right:
             progress.done(path.name, nbytes, fetched=True)
-        elif path.name not in wrong:
-            wrong.append(path.name)
-    if wrong and manifest:
+        elif path.name not in damaged:
+            damaged.append(path.name)
+    if damaged and manifest:
         Manifest.path(snapshot).unlink(missing_ok=True)
-    return wrong
+    return damaged, unknown
