@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import subprocess
+from pathlib import Path
 
 import pytest
+import torch
 from conftest import STORY, edit_json
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from test_cli import LLMCLI, assert_fails, in_terminal
 
 from llmcli.errors import IntegrityError
@@ -29,7 +33,7 @@ PROMPT = "Once upon a time, there was a little girl"
         (["--view", "attenton"], 2, "no view called 'attenton'.*\nDid you mean attention"),
         (["--view", "\x1b[31m"], 2, r"\\x1b\[31m"),
         (["--token", "girl named Lily"], 2, r'is not one token but \d+: ".*" \(id:\d+\)'),
-        (["--token", ""], 2, "not one token"),
+        (["--token", ""], 2, "no token has an empty text"),
         (["--token", "id:300"], 2, "Ids go from 0 to 299"),
         (["--token", "id:-1"], 2, "not one token"),
         (["--versus", " a"], 2, "--versus needs --token"),
@@ -66,8 +70,6 @@ def test_an_empty_prompt(llmcli, model_folder, copied):
 
 
 def test_weights_that_give_nan(llmcli, copied):
-    from safetensors.torch import save_file
-
     weights = load_file(copied / "model.safetensors")
     weights["transformer.h.1.mlp.c_fc.bias"][0] = float("nan")
     save_file(weights, copied / "model.safetensors")
@@ -128,3 +130,38 @@ def test_tokens_that_are_half_characters_and_wide_ones_stay_aligned(llmcli, mode
         assert "\x1b[31m\t" not in shown
         rows = [line for line in llmcli(*common).stdout.splitlines() if not line.startswith("#")]
         assert all("\x1b" not in row for row in rows)
+
+
+@pytest.mark.parametrize(("option", "name"), [("--save", "x.svg"), ("--tensors", "x.safetensors")])
+@pytest.mark.parametrize(("number", "code"), [(errno.ENOSPC, 7), (errno.EIO, 3)])
+def test_a_failed_write_leaves_the_file_as_it_was(
+    option, name, number, code, llmcli, model_folder, tmp_path, monkeypatch
+):
+    path = tmp_path / name
+    path.write_bytes(b"before")
+
+    def fails(self, data):
+        with open(self, "wb") as file:
+            file.write(data[:9])
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Path, "write_bytes", fails)
+    result = llmcli("inspect", "a", "-m", model_folder, "--view", "tokens", option, path)
+    assert result.exit_code == code, result.stderr
+    assert path.read_bytes() == b"before"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_ids_that_only_the_model_has_can_be_named(llmcli, copied):
+    """The embedding is wider than the vocabulary, as with padding: those ids have no text."""
+    config = json.loads((copied / "config.json").read_text())
+    weights = load_file(copied / "model.safetensors")
+    wte = weights["transformer.wte.weight"]
+    weights["transformer.wte.weight"] = torch.cat([wte, wte[:4]])
+    config["vocab_size"] += 4
+    save_file(weights, copied / "model.safetensors", {"format": "pt"})
+    (copied / "config.json").write_text(json.dumps(config))
+    common = ["inspect", "a", "-m", copied, "--view", "lens", "--json", "--token"]
+    view = json.loads(llmcli(*common, "id:303").stdout)["views"][0]
+    assert (view["token"]["id"], view["token"]["text"]) == (303, "")
+    assert_fails(llmcli(*common, "id:304"), 2, "Ids go from 0 to 303")

@@ -233,6 +233,13 @@ def test_one_token_has_no_surprisal_and_no_perplexity(pair):
     assert made.rows[0].surprisal_bits is None
 
 
+def test_what_stands_before_the_text_has_no_bytes(pair):
+    made = tokens.view(run_of(pair[0].model, [4, 60, 17], n_prefix=1), Ask(position=0))
+    assert made.n_bytes == len(b"6017")
+    made = tokens.view(run_of(pair[0].model, [4, 60, 17]), Ask(position=0))
+    assert made.n_bytes == len(b"46017")
+
+
 # --- sampling ------------------------------------------------------------------------------------
 
 

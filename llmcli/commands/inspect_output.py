@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmcli.commands.options import ColorMode
-from llmcli.errors import NotFoundError, UsageError, shown
+from llmcli.errors import NotFoundError, UsageError, shown_path
 
 if TYPE_CHECKING:
     from llmcli.commands.inspect_request import Made
@@ -94,7 +95,7 @@ def check_writable(option: str, path: Path | None, suffixes: tuple[str, ...]) ->
         return
     if path.suffix not in suffixes:
         raise UsageError(
-            f"{option} {shown(str(path))} must end in {' or '.join(suffixes)}.",
+            f"{option} {shown_path(path)} must end in {' or '.join(suffixes)}.",
             f"For example: {option} picture{suffixes[0]}",
         )
     folder = path.parent
@@ -105,9 +106,23 @@ def check_writable(option: str, path: Path | None, suffixes: tuple[str, ...]) ->
 
 
 def write(path: Path, data: bytes) -> None:
+    """The whole of `data`, or what was there before: it is written beside, then takes the name.
+
+    Raises NotFoundError; OSError where the disk is full.
+    """
+    target = Path(os.path.realpath(path))  # a link stays one
+    beside = target.with_name(f".{target.name[:200]}.{os.getpid()}")
     try:
-        path.write_bytes(data)
+        try:
+            beside.write_bytes(data)
+            if target.exists():
+                shutil.copymode(target, beside)
+            beside.replace(target)
+        finally:
+            beside.unlink(missing_ok=True)
     except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise
         raise _unwritable(path, error.strerror or type(error).__name__) from error
 
 
@@ -126,5 +141,5 @@ def note_narrow_terminal() -> None:
 
 def _unwritable(path: Path, why: str) -> NotFoundError:
     return NotFoundError(
-        f"{shown(str(path), 4096)} cannot be written: {why}.", "Name a file in a folder of yours."
+        f"{shown_path(path)} cannot be written: {why}.", "Name a file in a folder of yours."
     )

@@ -103,7 +103,7 @@ class Request:
         from llmcli.inspection import model
 
         folder = hub.resolve(self.model)
-        made = model.view(folder, self.model)
+        made = model.view(folder, self.model, hub.revision_of(folder))
         return Made([made], {"model": {"name": self.model, "revision": made.revision or None}})
 
     def _ask(self, opened: Opened, ids: list[int]) -> dict[str, Any]:
@@ -118,7 +118,9 @@ class Request:
         for name in targets:
             if g[name] is not None:
                 option = f"--{name}"
-                targets[name] = token_named(option, g[name], opened.tokenizer, spaced=True)
+                targets[name] = token_named(
+                    option, g[name], opened.tokenizer, spaced=True, n_ids=config.vocab_size
+                )
                 if not self.quiet:
                     say_which(option, g[name], targets[name], opened.tokenizer)
         return {
@@ -155,6 +157,7 @@ class Request:
             ids,
             opened.tokenizer.token_bytes,
             patches_of(plan, loaded, ids),
+            len(opened.tokenizer.prefix_ids),
             load_fp32=lambda: load(opened, replace(place, dtype=DType.float32)),
         )
 
@@ -163,7 +166,7 @@ class Request:
 
         module = import_module(f"llmcli.inspection.{name}")
         if name == "model":
-            return module.view(opened.folder, self.model)
+            return module.view(opened.folder, self.model, opened.revision)
         made = module.view(run, Ask(**self._fitted(name, ask)))
         dtype = str(run.dtype).removeprefix("torch.")
         if dtype != DType.float32:
@@ -181,8 +184,9 @@ class Request:
     def _save_tensors(
         self, wanted: dict[str, Entry], run: Run, ask: dict[str, Any], about: dict[str, Any]
     ) -> None:
+        from llmcli.commands.inspect_output import write
         from llmcli.inspection.run import Ask
-        from llmcli.inspection.tensors import save
+        from llmcli.inspection.tensors import packed
 
         tensors: dict[str, Any] = {}
         for name in wanted:
@@ -191,4 +195,4 @@ class Request:
                 made = make(run, Ask(**ask))
                 tensors |= {f"{name}.{key}": tensor for key, tensor in made.items()}
         if tensors:  # or the option has been noted as not used
-            save(tensors, self.given["tensors"], about)
+            write(self.given["tensors"], packed(tensors, about))

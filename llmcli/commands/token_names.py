@@ -7,22 +7,35 @@ from llmcli.tokenizer import Tokenizer
 
 
 def token_named(
-    option: str, text: str, tokenizer: Tokenizer, *, digits: bool = False, spaced: bool = False
+    option: str,
+    text: str,
+    tokenizer: Tokenizer,
+    *,
+    digits: bool = False,
+    spaced: bool = False,
+    n_ids: int | None = None,
 ) -> int:
     """The id of the token that `text` names: `id:464`, or the text of one token.
 
     With `digits` a bare number is an id too; with `spaced` the text may also be that of a token
-    that begins with a space. Raises UsageError that shows the tokens where the text is several.
+    that begins with a space. Ids are those below `n_ids`, by default the tokenizer's. Raises
+    UsageError that shows the tokens where the text is several.
     """
     from llmcli.render.text import quoted
 
+    if not text:
+        raise UsageError(
+            f"{option}: no token has an empty text.",
+            f"Name it by its text or id, as in {option} id:464.",
+        )
+    n_ids = tokenizer.vocab_size if n_ids is None else n_ids
     number = text.removeprefix("id:")
     if number.isascii() and number.isdigit() and (digits or number != text):
         id = whole_number(number)
-        if id >= tokenizer.vocab_size:
+        if id >= n_ids:
             raise UsageError(
                 f"{option}: there is no token with id {shown(number, 30)}.",
-                f"Ids go from 0 to {tokenizer.vocab_size - 1}.",
+                f"Ids go from 0 to {n_ids - 1}.",
             )
         return id
     for candidate in (text, f" {text}") if spaced else (text,):

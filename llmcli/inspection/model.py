@@ -69,7 +69,7 @@ class Model(View):
     notes: tuple[str, ...]
 
 
-def view(folder: Path, name: str) -> Model:
+def view(folder: Path, name: str, revision: str | None = None) -> Model:
     """The model in `folder`, called `name` by the user; reads two small files and a header."""
     config = read_config(folder)
     infos = parameters(read_checkpoint(folder), config.tie_embeddings)
@@ -80,7 +80,7 @@ def view(folder: Path, name: str) -> Model:
         model=name,
         folder=str(folder),
         family=json.loads((folder / "config.json").read_bytes())["model_type"],
-        revision=folder.name if folder.parent.name == "snapshots" else "",
+        revision=revision or "",
         stored_dtype=", ".join(dtypes),
         vocab_size=config.vocab_size,
         n_ctx=config.n_ctx,

@@ -44,6 +44,7 @@ class Run:
     ids: Sequence[int]
     token_bytes: Callable[[int], bytes]
     patch: Mapping[str, Patch] = field(default_factory=dict)
+    n_prefix: int = 0  # how many of `ids` stand before the text: special tokens, without bytes
     load_fp32: Callable[[], GPT] | None = None  # the same model in fp32, for `check`
 
     @property

@@ -38,7 +38,7 @@ class Tokens(View):
     name: ClassVar[str] = "tokens"
 
     n_tokens: int
-    n_bytes: int
+    n_bytes: int  # of the text: what stands before it has none
     n_scored: int
     perplexity: float | None  # None where nothing could be scored
     bits_per_token: float | None
@@ -60,7 +60,7 @@ def view(run: Run, ask: Ask) -> Tokens:
     n_windows = len(list(windows(len(run.ids), run.config.n_ctx)))
     return Tokens(
         n_tokens=len(rows),
-        n_bytes=sum(len(row.token.text) for row in rows),
+        n_bytes=sum(len(row.token.text) for row in rows[run.n_prefix :]),
         n_scored=len(bits),
         perplexity=None if mean is None else _exp2(mean),
         bits_per_token=mean,
