@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -292,6 +293,28 @@ def test_a_difference_fails_its_check(pair, monkeypatch):
     made = check.view(pair[0], Ask(position=9))
     assert not made.passed
     assert [row.passed for row in made.comparisons] == [True, False, True, True]
+
+
+def test_a_row_of_attention_from_q_and_k_is_the_patterns_row(pair):
+    run = pair[0]
+    patterns, parts = run.record("*.pattern"), run.record("*.q", "*.k")
+    for layer in range(run.config.n_layer):
+        for position in (0, 3, len(run.ids) - 1):
+            made = next.attention_row(run, parts, layer, position)
+            expected = patterns[f"{layer}.pattern"][:, position, : position + 1]
+            torch.testing.assert_close(made, expected, atol=1e-5, rtol=0)
+
+
+def test_the_first_screen_sees_patterns_that_are_replaced(pair):
+    run = pair[0]
+
+    def uniform(pattern, start):
+        return torch.full_like(pattern, 1 / pattern.shape[-1])
+
+    changed = replace(run, patch={"1.pattern": uniform})
+    seen = changed.record(*next._attention_points(changed))
+    row = next.attention_row(changed, seen, 1, 4)
+    torch.testing.assert_close(row, torch.full_like(row, 1 / len(run.ids)))
 
 
 def test_the_story_agrees_with_the_views_it_shortens(pair):

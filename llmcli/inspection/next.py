@@ -74,7 +74,7 @@ class Next(View):
 def view(run: Run, ask: Ask) -> Next:
     """What comes after `position`, and how the model got there."""
     T, p = len(run.ids), ask.position
-    seen = run.record("*.pattern", "0.resid_pre", "*.resid_post")
+    seen = run.record(*_attention_points(run), "0.resid_pre", "*.resid_post")
     final = seen[f"{run.config.n_layer - 1}.resid_post"]
     logits = run.unembed(final[p : p + 1], p)  # (1, V)
     top = logits[0].sort(descending=True, stable=True)
@@ -124,12 +124,32 @@ def _spread(n: int, most: int) -> list[int]:
     return sorted({n - 1 - round(i * n / min(n, most)) for i in range(min(n, most))})
 
 
+def _attention_points(run: Run) -> tuple[str, ...]:
+    """What a row of attention is made from: q and k, so that no pattern (H, T, T) is kept.
+
+    A run that replaces scores or patterns can only be seen in the patterns themselves.
+    """
+    replaced = any(name.endswith((".scores", ".pattern")) for name in run.patch)
+    return ("*.pattern",) if replaced else ("*.q", "*.k")
+
+
+@torch.inference_mode()
+def attention_row(run: Run, seen: dict[str, Tensor], layer: int, position: int) -> Tensor:
+    """Where the heads of `layer` read from at `position`: (H, position + 1)."""
+    if (pattern := seen.get(f"{layer}.pattern")) is not None:
+        return pattern[:, position, : position + 1].float()
+    q = seen[f"{layer}.q"][:, position, None].float()  # (H, 1, D)
+    k = seen[f"{layer}.k"][:, : position + 1].float()  # (H, S, D)
+    scores = (q @ k.transpose(-2, -1))[:, 0] * run.config.attn_scale(layer)
+    return scores.softmax(dim=-1)
+
+
 @torch.inference_mode()
 def _sources(run: Run, seen: dict[str, Tensor], position: int) -> list[Source]:
     """The places that `position` reads from, the most attended (over all heads) first."""
-    n_layer, H = run.config.n_layer, run.config.n_head
-    rows = torch.stack([seen[f"{layer}.pattern"][:, position] for layer in range(n_layer)])
-    weights = rows.float().flatten(0, 1)[:, : position + 1]  # (L * H, S)
+    H = run.config.n_head
+    rows = [attention_row(run, seen, layer, position) for layer in range(run.config.n_layer)]
+    weights = torch.cat(rows)  # (L * H, S)
     mean, keenest = weights.mean(dim=0), weights.max(dim=0)
     order = mean.sort(descending=True, stable=True).indices.tolist()
     return [
