@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import FABLE, edit_json
+from conftest import edit_json
 from safetensors.torch import load_file, save_file
 
 from llmcli import __version__
@@ -71,7 +71,6 @@ def test_generate_prints_the_text_and_nothing_else(llmcli, model_folder):
     assert uncached.stdout == result.stdout
 
 
-@pytest.mark.skipif(not (FABLE / "model.safetensors").exists(), reason="fable is not trained yet")
 def test_fable_continues_a_story(llmcli):
     result = llmcli("generate", "Once upon a time", "--seed", 1, "--max-new-tokens", 60)
     assert result.exit_code == 0

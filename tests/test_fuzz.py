@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 from conftest import FABLE
 from fuzz import fuzz
 
@@ -13,7 +12,6 @@ def test_damaged_models_never_escape(model_folder, tmp_path):
     assert len(ends) > 6  # several ends for each of the three files
 
 
-@pytest.mark.skipif(not (FABLE / "model.safetensors").exists(), reason="fable is not trained yet")
 def test_damaged_fables_never_escape(tmp_path):
     _, findings = fuzz(FABLE, count=60, seed=2, keep=tmp_path / "kept")
     assert findings == []

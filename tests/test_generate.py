@@ -11,7 +11,6 @@ import sys
 import jsonschema
 import pytest
 import torch
-from conftest import FABLE
 from test_cli import PACKAGE_SCHEMAS, assert_fails, in_terminal, make_it_say
 
 SCHEMA = json.loads((PACKAGE_SCHEMAS / "generate.schema.json").read_text())
@@ -383,7 +382,6 @@ def test_the_empty_prompt_starts_where_the_tokenizer_starts(result):
     assert result(prompt=("",))["prompt"]["ids"] == [0]
 
 
-@pytest.mark.skipif(not (FABLE / "model.safetensors").exists(), reason="fable is not trained yet")
 def test_greedy_is_greedy_whatever_the_seed(llmcli):
     common = ["generate", "Tom had a", "--temperature", 0, "--max-new-tokens", 20]
     assert llmcli(*common, "--seed", 1).stdout == llmcli(*common, "--seed", 2).stdout

@@ -21,9 +21,6 @@ from llmcli.inspection.run import Ask, Run
 from llmcli.inspection.values import window
 
 IDS = [5, 17, 33, 5, 17, 60, 2, 8, 5, 17]
-NEEDS_FABLE = pytest.mark.skipif(
-    not (FABLE / "model.safetensors").exists(), reason="fable is not trained yet"
-)
 
 
 def run_of(gpt, ids=IDS, **more) -> Run:
@@ -79,7 +76,6 @@ def test_views_equal_transformers_on_a_random_model(pair):
     assert_views_equal_transformers(*pair)
 
 
-@NEEDS_FABLE
 def test_views_equal_transformers_on_fable():
     from transformers import GPT2LMHeadModel
 

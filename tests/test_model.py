@@ -93,7 +93,6 @@ def test_names_without_prefix_and_old_mask_buffers_load(save_gpt2):
     assert_equals_theirs(ours(folder), theirs)
 
 
-@pytest.mark.skipif(not (FABLE / "model.safetensors").exists(), reason="fable is not trained yet")
 def test_fable_opens_in_transformers_with_the_same_logits():
     from transformers import GPT2LMHeadModel
 
