@@ -39,7 +39,8 @@ def printed(ids) -> str:
 
 
 def valid(definition: str, line: str) -> dict:
-    jsonschema = pytest.importorskip("jsonschema")
+    import jsonschema
+
     value = json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     where = {"$ref": f"#/$defs/{definition}", "$defs": SCHEMA["$defs"]}
     jsonschema.Draft202012Validator(where).validate(value)
