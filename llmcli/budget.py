@@ -30,14 +30,19 @@ class Budget:
         return self.available is None or self.needed <= self.available
 
 
+# Bytes that a weight takes as it is stored: 4 bits, and 32 bits for each group of 32 of them.
+PER_WEIGHT = {"float32": 4.0, "float16": 2.0, "bfloat16": 2.0, "int8": 1.0, "int4": 0.625}
+
+
 def budget(
-    config: ModelConfig, itemsize: int, batch: int = 1, n_tokens: int | None = None
+    config: ModelConfig, storage: str, batch: int = 1, n_tokens: int | None = None
 ) -> Budget:
-    """What `batch` rows of up to `n_tokens` (None: the whole context) take at `itemsize` bytes."""
+    """What `batch` rows of up to `n_tokens` (None: the whole context) take on a CPU."""
+    itemsize = 2 if storage == "bfloat16" else 4  # of what is computed
     tokens = min(n_tokens or config.n_ctx, config.n_ctx)
     rows = batch * tokens
     return Budget(
-        weights=config.n_parameters * itemsize,
+        weights=int(config.n_parameters * PER_WEIGHT[storage]),
         cache=batch * tokens * config.kv_nbytes(itemsize),
         # In the prefill: the stream, its norm, q, k, v and z, the MLP twice; then the logits,
         # of which sampling holds some ten copies.
@@ -54,7 +59,7 @@ def check_fits(plan: Budget) -> None:
             f"This needs {mib(plan.needed)} of memory (weights {mib(plan.weights)}, KV cache "
             f"{mib(plan.cache)}, the rest {mib(plan.activations + TORCH_NBYTES)}); "
             f"{mib(plan.available)} are available.",
-            "Try --dtype bfloat16, fewer samples, a smaller --batch-size or a smaller model.",
+            "Try --quantize int8, fewer samples, a smaller --batch-size or a smaller model.",
         )
 
 

@@ -18,7 +18,7 @@ def test_parameters_and_cache_are_counted_exactly(name, save_gpt2):
     assert config.n_parameters == sum(weight.numel() for weight in model.parameters())
     cache = KVCache(config, batch=3, capacity=20, dtype=torch.float16)
     real = sum(t.nbytes for layer in cache.layers for t in (layer.keys, layer.values))
-    plan = budget(config, itemsize=2, batch=3, n_tokens=20)
+    plan = budget(config, "bfloat16", batch=3, n_tokens=20)
     assert plan.cache == real
     assert plan.weights == 2 * config.n_parameters
 
@@ -28,11 +28,11 @@ def test_a_run_that_fits_passes_and_one_that_does_not_tells_both_numbers(save_gp
     available = available_nbytes()
     assert available is None or available > 1 << 20
     monkeypatch.setattr("llmcli.budget.available_nbytes", lambda: 400 << 20)
-    check_fits(budget(config, 4))
+    check_fits(budget(config, "float32"))
     with pytest.raises(ResourceError, match=r"This needs .* GiB .*; 400 MiB are available"):
-        check_fits(budget(config, 4, batch=200_000))
+        check_fits(budget(config, "float32", batch=200_000))
     monkeypatch.setattr("llmcli.budget.available_nbytes", lambda: None)
-    check_fits(budget(config, 4, batch=200_000))  # nobody knows; the system will tell
+    check_fits(budget(config, "float32", batch=200_000))  # nobody knows; the system will tell
 
 
 def test_bytes_are_written_for_people():

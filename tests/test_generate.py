@@ -308,7 +308,7 @@ def test_dry_run_tells_the_budget(generate):
 def test_too_little_memory_is_refused_with_numbers_before_anything_is_loaded(generate, monkeypatch):
     monkeypatch.setattr("llmcli.budget.available_nbytes", lambda: 100 << 20)
     monkeypatch.setattr("llmcli.gpt.weights.load_model", pytest.fail)
-    assert_fails(generate(), 7, r"needs 3\d\d MiB", "100 MiB are available", "--dtype bfloat16")
+    assert_fails(generate(), 7, r"needs 3\d\d MiB", "100 MiB are available", "--quantize int8")
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])

@@ -276,7 +276,7 @@ def test_each_stage_says_what_it_cuts(pair):
 def test_the_checks_pass(pair, save_gpt2):
     assert check.view(pair[0], Ask(position=9)).passed
     folder, _ = save_gpt2(seed=1)
-    half = load_model(folder, read_config(folder), torch.bfloat16)
+    half = load_model(folder, read_config(folder), "bfloat16")
     made = check.view(run_of(half, load_fp32=lambda: ours(folder)), Ask(position=9))
     assert made.passed
     assert [row.check for row in made.comparisons][-1] == "bfloat16 = float32"

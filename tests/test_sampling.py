@@ -185,3 +185,17 @@ def test_a_probability_of_one_is_always_drawn():
 def test_top_k_of_logits_that_are_already_cut_stays_cut():
     logits = torch.tensor([1.0, -math.inf, 0.0, -math.inf])
     assert with_top_k(logits, 3).isfinite().tolist() == [True, False, True, False]
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize("spread", [0.3, 3.0])
+@pytest.mark.parametrize("levels", [None, 4])
+def test_top_p_of_a_large_vocabulary_is_that_of_a_full_sort(p, spread, levels):
+    logits = spread * torch.randn(3, 2000, generator=torch.Generator().manual_seed(1))
+    if levels:  # many equal logits: the lowest ids stay
+        logits = (logits * levels).round() / levels
+    order = logits.sort(dim=-1, descending=True, stable=True).indices
+    probs = logits.softmax(dim=-1).gather(-1, order)
+    kept = probs.cumsum(dim=-1) - probs < p
+    expected = torch.zeros_like(kept).scatter(-1, order, kept)
+    assert torch.equal(with_top_p(logits, p) > -torch.inf, expected)

@@ -19,12 +19,12 @@ def tell_budget(job: Job, place: Place, ids: Sequence[int], n_rows: int, json: b
 
     config = job.opened.config
     n_tokens = min(len(ids) + job.max_new_tokens, config.n_ctx)
-    _, dtype = choose(place.device.value, place.dtype.value)
-    plan = budget(config, dtype.itemsize, n_rows, n_tokens)
+    _, storage = choose(config, place.device, place.dtype, place.quantize)
+    plan = budget(config, storage, n_rows, n_tokens)
     first_s, rate = _measured(job, place, ids, n_rows) if plan.fits else (None, None)
     told = {
         "schema": 1,
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": storage,
         "n_tokens": n_tokens,
         "weights_nbytes": plan.weights,
         "cache_nbytes": plan.cache,

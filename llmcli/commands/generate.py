@@ -96,6 +96,7 @@ def generate(
         bool, typer.Option("--no-cache", help="Compute all tokens anew at each step: slower.")
     ] = False,
     dtype: o.DTypeOption = o.DType.auto,
+    quantize: o.QuantizeOption = None,
     device: o.DeviceOption = o.Device.auto,
     threads: o.Threads = None,
     color: o.Color = o.ColorMode.auto,
@@ -151,7 +152,7 @@ def generate(
         top_probs=top_probs, use_cache=not no_cache,
     )  # fmt: skip
     changes = read_changes(opened, ablate, knockout, steer, patch, steer_prompt, reference)
-    place = Place(dtype, device, threads)
+    place = Place(dtype, device, threads, quantize)
     if prompts is not None:
         run_many(
             job, place, prompts, out, truncate_prompt, batch_size or 16, num_samples,

@@ -64,7 +64,7 @@ class Request:
             "model": {
                 "name": opened.name,
                 "revision": opened.revision,
-                "dtype": str(run.dtype).removeprefix("torch."),
+                "dtype": run.model.storage,
                 "device": str(run.device),
             },
             "prompt": text,
@@ -150,7 +150,7 @@ class Request:
         from llmcli.inspection.run import Run
 
         n_tokens = min(len(ids), opened.config.n_ctx)
-        place = Place(self.dtype, self.device, self.given["threads"])
+        place = Place(self.dtype, self.device, self.given["threads"], self.given["quantize"])
         loaded = load(opened, place, n_tokens=n_tokens)
         return Run(
             loaded,
@@ -158,7 +158,7 @@ class Request:
             opened.tokenizer.token_bytes,
             patches_of(plan, loaded, ids),
             len(opened.tokenizer.prefix_ids),
-            load_fp32=lambda: load(opened, replace(place, dtype=DType.float32)),
+            load_fp32=lambda: load(opened, replace(place, dtype=DType.float32, quantize=None)),
         )
 
     def _view(self, name: str, opened: Opened, run: Run, ask: dict[str, Any]) -> View:
@@ -168,9 +168,8 @@ class Request:
         if name == "model":
             return module.view(opened.folder, self.model, opened.revision)
         made = module.view(run, Ask(**self._fitted(name, ask)))
-        dtype = str(run.dtype).removeprefix("torch.")
-        if dtype != DType.float32:
-            note = f"approximate: computed in {dtype}, not in float32."
+        if run.model.storage != "float32":
+            note = f"approximate: computed in {run.model.storage}, not in float32."
             made = replace(made, notes=(*made.notes, note))
         return made
 

@@ -6,12 +6,13 @@ brings in torch and the weights, after it has looked whether they fit.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmcli.commands.options import Device, DType
+from llmcli.commands.options import Device, DType, Quantize
 from llmcli.commands.token_names import token_named
 from llmcli.config import (
     GREEDY,
@@ -111,6 +112,7 @@ class Place:
     dtype: DType = DType.auto
     device: Device = Device.auto
     threads: int | None = None
+    quantize: Quantize | None = None
 
 
 def load(opened: Opened, place: Place, batch: int = 1, n_tokens: int | None = None) -> GPT:
@@ -119,14 +121,17 @@ def load(opened: Opened, place: Place, batch: int = 1, n_tokens: int | None = No
     Raises ResourceError, before anything is loaded, where memory would not suffice.
     """
     from llmcli.budget import budget, check_fits
+    from llmcli.gpt.linear import missing_kernel
     from llmcli.gpt.place import choose, use_threads
     from llmcli.gpt.weights import load_model
 
-    device, dtype = choose(place.device.value, place.dtype.value)
+    device, storage = choose(opened.config, place.device, place.dtype, place.quantize)
     if device == "cpu":
-        check_fits(budget(opened.config, dtype.itemsize, batch, n_tokens))
+        check_fits(budget(opened.config, storage, batch, n_tokens))
+    if missing := missing_kernel(storage):
+        print(missing, file=sys.stderr)
     use_threads(opened.config, place.threads)
-    return load_model(opened.folder, opened.config, dtype, device)
+    return load_model(opened.folder, opened.config, storage, device)
 
 
 def as_options(sampling: Sampling) -> Mapping[str, Any]:

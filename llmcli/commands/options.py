@@ -41,6 +41,13 @@ class DType(StrEnum):
     float16 = "float16"
 
 
+class Quantize(StrEnum):
+    """In how many bits weights are kept."""
+
+    int8 = "int8"
+    int4 = "int4"
+
+
 class Device(StrEnum):
     """Where a model computes."""
 
@@ -56,7 +63,14 @@ Color = Annotated[
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing on stderr but errors.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-DTypeOption = Annotated[DType, typer.Option("--dtype", help="What to compute in.")]
+DTypeOption = Annotated[
+    DType,
+    typer.Option("--dtype", help="What to compute in; on a CPU float16 is for weights alone."),
+]
+QuantizeOption = Annotated[
+    Quantize | None,
+    typer.Option("--quantize", help="Keep weights in 8 or 4 bits: smaller, faster, less exact."),
+]
 DeviceOption = Annotated[Device, typer.Option("--device", help="Where to compute.")]
 Threads = Annotated[
     int | None,

@@ -26,7 +26,7 @@ def header(
         "model": {
             "name": opened.name,
             "revision": opened.revision,
-            "dtype": str(model.dtype).removeprefix("torch."),
+            "dtype": model.storage,
             "device": str(model.device),
         },
         "seed": seed,

@@ -19,11 +19,11 @@ class LayerCache:
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store `k` and `v` (B, H, T, D) behind the tokens seen; all so far: (B, H, S, D)."""
-        start, end = self.length, self.length + k.shape[2]
-        self.keys[:, :, start:end] = k
-        self.values[:, :, start:end] = v
-        self.length = end
-        return self.keys[:, :, :end], self.values[:, :, :end]
+        T = k.shape[2]
+        self.keys.narrow(2, self.length, T).copy_(k)
+        self.values.narrow(2, self.length, T).copy_(v)
+        self.length += T
+        return self.keys.narrow(2, 0, self.length), self.values.narrow(2, 0, self.length)
 
 
 class KVCache:

@@ -183,7 +183,7 @@ def _counts(
 def _draw(drawn: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
     """An id for each row of `drawn` (B, V), from its own generator: (B,)."""
     probs = drawn.softmax(dim=-1)
-    if not torch.isfinite(probs).all():
+    if not torch.isfinite(probs.sum()):
         raise IntegrityError(
             "The model's logits are not numbers (NaN or infinite).",
             "Its weights are damaged, or too large for this dtype; try --dtype float32.",
@@ -201,13 +201,13 @@ def _facts(logits: Tensor, drawn: Tensor, ids: Tensor, top_probs: int) -> list[d
     logprobs, drawn_logprobs = logits.log_softmax(dim=-1), drawn.log_softmax(dim=-1)
     probs = logprobs.exp()
     k = min(top_probs, logits.shape[-1])
-    top, drawn_top = logprobs.topk(k).indices, drawn_logprobs.topk(k).indices  # (B, k)
-    choices = torch.cat([ids[:, None], top, drawn_top], dim=1)  # (B, 1 + 2 k)
-    chosen = logits.gather(1, ids[:, None])  # (B, 1)
-    lower = torch.arange(logits.shape[-1], device=ids.device) < ids[:, None]  # among equals, by id
-    rank = ((logits > chosen) | ((logits == chosen) & lower)).sum(dim=1).tolist()
-    entropy_bits = (torch.special.entr(probs).sum(dim=1) / math.log(2)).tolist()
-    kept = probs.masked_fill(drawn == -math.inf, 0).sum(dim=1).clamp(max=1).tolist()
+    choices = ids[:, None]
+    if k:
+        top, drawn_top = logprobs.topk(k).indices, drawn_logprobs.topk(k).indices  # (B, k)
+        choices = torch.cat([choices, top, drawn_top], dim=1)  # (B, 1 + 2 k)
+    rank = _rank(logits, ids).tolist()
+    entropy_bits = (-(probs * logprobs).sum(dim=1) / math.log(2)).tolist()
+    kept = (probs * (drawn > -math.inf)).sum(dim=1).clamp(max=1).tolist()
     listed = [
         [Choice(*values) for values in zip(*row, strict=True)]
         for row in zip(
@@ -233,3 +233,14 @@ def _facts(logits: Tensor, drawn: Tensor, ids: Tensor, top_probs: int) -> list[d
         }
         for place, row in enumerate(listed)
     ]
+
+
+def _rank(logits: Tensor, ids: Tensor) -> Tensor:
+    """How many of `logits` (B, V) come before those of `ids` (B,), equal ones by id: (B,)."""
+    chosen = logits.gather(1, ids[:, None])  # (B, 1)
+    above = (logits > chosen).sum(dim=1)
+    equal = logits == chosen
+    if equal.sum() > len(ids):
+        lower = torch.arange(logits.shape[-1], device=ids.device) < ids[:, None]
+        above += (equal & lower).sum(dim=1)
+    return above

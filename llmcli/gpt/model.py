@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from llmcli.config import ModelConfig
 from llmcli.gpt.cache import KVCache, LayerCache
+from llmcli.gpt.linear import storage_of
 from llmcli.gpt.tap import Tap
 
 NO_TAP = Tap()
@@ -155,12 +156,17 @@ class GPT(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.token_embedding.weight.device
+        return self.norm_f.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
         """What the residual stream is computed in."""
-        return self.token_embedding.weight.dtype
+        return self.norm_f.weight.dtype
+
+    @property
+    def storage(self) -> str:
+        """How the weights are stored: "float32", "bfloat16", "float16", "int8" or "int4"."""
+        return storage_of(self.get_submodule("blocks.0.mlp.up"))
 
     def stream(self, ids: Tensor, cache: KVCache | None, tap: Tap) -> Tensor:
         """The residual stream after the last block, for `ids` (B, T): (B, T, C)."""
@@ -180,7 +186,7 @@ class GPT(nn.Module):
         positions = torch.arange(start, start + ids.shape[1], device=ids.device)[None]  # (1, T)
         if pad is not None:
             positions = (positions - pad[:, None]).clamp(min=0)  # (B, T)
-        tokens = tap("embed", self.token_embedding(ids))
+        tokens = tap("embed", self.token_embedding(ids).to(self.dtype))
         return tokens + tap("pos_embed", self.position_embedding(positions).expand_as(tokens))
 
     def unembed(self, x: Tensor, start: int, tap: Tap) -> Tensor:

@@ -7,15 +7,19 @@ import torch
 from llmcli.config import ModelConfig
 from llmcli.errors import UsageError
 
-# Below this, threads wait for each other longer than they work: fable decodes no slower on one
-# thread than on two, and a hundred times faster when another process wants the second core.
-ONE_THREAD_BELOW = 32_000_000  # parameters
+# Threads of a smaller model wait for each other longer than they work: fable decodes no slower on
+# one than on two, and a hundred times faster when another process wants the second core.
+SMALL = 32_000_000  # parameters
 
 
-def choose(device: str, dtype: str) -> tuple[str, torch.dtype]:
-    """What `auto` stands for here: a GPU where there is one, float32.
+def choose(
+    config: ModelConfig, device: str, dtype: str, quantize: str | None = None
+) -> tuple[str, str]:
+    """Device, and how the weights are stored; what `auto` stands for is what is fast without harm.
 
-    Raises UsageError for a device that torch does not find.
+    On a CPU that is float16 for a large model, where a decode step waits for the bytes of its
+    weights, and float32 for a small one, which the processor's caches hold. Raises UsageError for a
+    device that torch does not find, and for what a device cannot do.
     """
     there = {
         "cuda": torch.cuda.is_available(),
@@ -29,12 +33,23 @@ def choose(device: str, dtype: str) -> tuple[str, torch.dtype]:
             f"There is no device {device} here, or this build of torch does not know it.",
             f"Devices: {', '.join(name for name, found in there.items() if found)}.",
         )
-    return device, torch.float32 if dtype == "auto" else getattr(torch, dtype)
+    if quantize is not None:
+        if device != "cpu":
+            raise UsageError(f"--quantize is for a CPU, not for {device}.", "Try --dtype float16.")
+        if dtype not in ("auto", "float32"):
+            raise UsageError(
+                f"--quantize {quantize} stores weights in {quantize}, not in {dtype}.",
+                "Choose one of --quantize and --dtype.",
+            )
+        return device, quantize
+    if dtype == "auto":
+        dtype = "float16" if device == "cpu" and config.n_parameters >= SMALL else "float32"
+    return device, dtype
 
 
 def use_threads(config: ModelConfig, threads: int | None = None) -> None:
     """Let torch use `threads`; by default one for a small model, else as many as it chooses."""
-    if threads is None and config.n_parameters < ONE_THREAD_BELOW:
+    if threads is None and config.n_parameters < SMALL:
         threads = 1
     if threads is not None:
         torch.set_num_threads(threads)

@@ -49,10 +49,13 @@ def with_top_k(logits: Tensor, k: int) -> Tensor:
     """The `k` largest logits, exactly; among equals the lowest ids stay (arXiv:1805.04833)."""
     if k >= logits.shape[-1]:
         return logits
-    smallest = logits.topk(k, dim=-1).values[..., -1:]  # the k-th largest
-    above, equal = logits > smallest, logits == smallest
-    places = k - above.sum(dim=-1, keepdim=True)
-    keep = above | (equal & (equal.cumsum(dim=-1) <= places))
+    largest = logits.amax(dim=-1, keepdim=True) if k == 1 else logits.topk(k, dim=-1).values
+    smallest = largest[..., -1:]  # the k-th largest
+    keep = logits >= smallest
+    if (keep.sum(dim=-1) > k).any():  # several are equal to it
+        above, equal = logits > smallest, logits == smallest
+        places = k - above.sum(dim=-1, keepdim=True)
+        keep = above | (equal & (equal.cumsum(dim=-1) <= places))
     return logits.masked_fill(~keep, -math.inf)
 
 
@@ -76,11 +79,30 @@ def with_typical_p(logits: Tensor, p: float) -> Tensor:
 
 def _keep_first(logits: Tensor, key: Tensor, p: float) -> Tensor:
     """The tokens with the smallest `key` whose predecessors have not reached `p`; at least one."""
-    order = key.sort(dim=-1, stable=True).indices
-    probs = logits.softmax(dim=-1).gather(-1, order)
-    keep = probs.cumsum(dim=-1) - probs < p
+    probs = logits.softmax(dim=-1)
+    order = _first(key, probs, p)
+    sums = probs.gather(-1, order)
+    keep = sums.cumsum(dim=-1) - sums < p
     keep[..., 0] = True
-    return logits.masked_fill(~torch.zeros_like(keep).scatter(-1, order, keep), -math.inf)
+    return logits.masked_fill(
+        ~torch.zeros_like(probs, dtype=torch.bool).scatter(-1, order, keep), -math.inf
+    )
+
+
+FIRST = 256  # tokens looked at first: to sort a vocabulary takes half as long as a decode step
+
+
+def _first(key: Tensor, probs: Tensor, p: float) -> Tensor:
+    """Ids (..., n) by `key`, equal ones by id: the first that together reach `p`, or all V."""
+    if key.shape[-1] > FIRST:
+        ids = key.topk(FIRST, dim=-1, largest=False, sorted=False).indices.sort(dim=-1).values
+        keys, places = key.gather(-1, ids).sort(dim=-1, stable=True)
+        order = ids.gather(-1, places)
+        # Others may be equal to the last of these: what counts is what comes before it for certain.
+        certain = probs.gather(-1, order).masked_fill(keys == keys[..., -1:], 0)
+        if (certain.sum(dim=-1) >= p).all():
+            return order
+    return key.sort(dim=-1, stable=True).indices
 
 
 def stages(

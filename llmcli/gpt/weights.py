@@ -1,4 +1,4 @@
-"""Checkpoint names -> our names, one table per family; weights are mapped, not copied.
+"""Checkpoint names -> our names, one table per family; weights are mapped where they can be.
 
 Every tensor in the file is used or named as ignored, every parameter is filled, or one error lists
 what does not fit. Pickle is never loaded.
@@ -11,13 +11,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from llmcli.checkpoint import TensorInfo, read_checkpoint
 from llmcli.config import ModelConfig
 from llmcli.errors import IntegrityError, UnsupportedModelError, shown, shown_path
+from llmcli.gpt.linear import maker
 from llmcli.gpt.model import GPT
 
 
@@ -26,6 +28,13 @@ class Source(NamedTuple):
 
     name: str
     transposed: bool = False
+
+
+class Stored(NamedTuple):
+    """A tensor of a file, and whether ours is its transpose."""
+
+    info: TensorInfo
+    transposed: bool
 
 
 # GPT-2 as Hugging Face stores it; `{}` is the layer. None: known and ignored.
@@ -54,43 +63,79 @@ THEIRS = {source.name: name for name, source in GPT2.items() if source}
 PREFIX = "transformer."  # with it or without: both are in use
 
 
-DTYPES = ("F32", "F16", "BF16")
+DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def load_model(
     folder: Path,
     config: ModelConfig,
-    dtype: torch.dtype = torch.float32,
+    storage: str = "float32",
     device: torch.device | str = "cpu",
 ) -> GPT:
-    """The model in `folder`, weights in `dtype`; those that the file has so stay memory-mapped.
+    """The model in `folder`, with weights in float32, bfloat16, float16, int8 or int4 (`storage`).
 
+    What the file has so already stays memory-mapped. The last three are ways in which linear layers
+    store their weights while everything is computed in fp32; a GPU computes in float16 itself.
     Raises IntegrityError where the file and the config contradict each other.
     """
+    computes_so = storage in ("float32", "bfloat16") or torch.device(device).type != "cpu"
+    dtype = getattr(torch, storage) if computes_so else torch.float32
     with torch.device("meta"):
         model = GPT(config)
     sources = _match(folder, read_checkpoint(folder), model)
-    files: dict[Path, list[tuple[str, TensorInfo, bool]]] = {}
-    for name, (info, transposed) in sources.items():
-        files.setdefault(info.file, []).append((name, info, transposed))
-    weights: dict[str, Tensor] = {}
-    for file, entries in files.items():
-        with safe_open(file, framework="pt") as stored:
-            for name, info, transposed in entries:
-                weight = stored.get_tensor(info.name).to(device, dtype)
-                weights[name] = weight.t() if transposed else weight
+    weights = {}
+    if not computes_so:
+        weights["token_embedding.weight"] = _store_linears(model, sources, storage)
+    left = {name for name, weight in model.named_parameters() if weight.is_meta} - weights.keys()
+    for name in sources.keys() & left:
+        info, transposed = sources[name]
+        weight = _read(info, dtype).to(device)
+        weights[name] = weight.t() if transposed else weight
     model.load_state_dict(weights, strict=False, assign=True)
-    if config.tie_embeddings:
+    if config.tie_embeddings and computes_so:
         model.head.weight = model.token_embedding.weight
     return model.eval().requires_grad_(False)
 
 
-def _match(
-    folder: Path, infos: Mapping[str, TensorInfo], model: GPT
-) -> dict[str, tuple[TensorInfo, bool]]:
+def _store_linears(model: GPT, sources: Mapping[str, Stored], storage: str) -> Tensor:
+    """Make every linear layer one that stores its weights so; the token vectors that go with it.
+
+    The largest first: while it is converted there is little else in memory.
+    """
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    tied = model.config.tie_embeddings
+    of = {name: sources["token_embedding.weight" if tied and name == "head" else f"{name}.weight"]
+          for name in names}  # fmt: skip
+    for name in sorted(names, key=lambda name: -of[name].info.nbytes):
+        info, transposed = of[name]
+        halved = storage == "float16"
+        weight = _read(info, torch.float16 if halved else torch.float32, mapped=halved)
+        bias = sources.get(f"{name}.bias")
+        weight = weight.t() if transposed else weight
+        # An error of the head goes straight into the logits: it keeps 8 bits.
+        kind = "int8" if storage == "int4" and name == "head" else storage
+        make = maker(kind, weight.shape)
+        model.set_submodule(name, make(weight, _read(bias.info, torch.float32) if bias else None))
+    if tied and storage == "float16":
+        return model.head.weight
+    info = sources["token_embedding.weight"].info
+    return _read(info, DTYPES[info.dtype])
+
+
+def _read(info: TensorInfo, dtype: torch.dtype, mapped: bool = True) -> Tensor:
+    """A tensor of a file in `dtype`; if it is stored so, and may be, memory-mapped."""
+    stored = DTYPES[info.dtype]
+    if stored == dtype and mapped:
+        with safe_open(info.file, framework="pt") as file:
+            return file.get_tensor(info.name)
+    raw = np.fromfile(info.file, np.uint8, info.nbytes, offset=info.start)
+    return torch.from_numpy(raw).view(stored).view(info.shape).to(dtype)
+
+
+def _match(folder: Path, infos: Mapping[str, TensorInfo], model: GPT) -> dict[str, Stored]:
     """Which tensor fills which parameter of ours; all that does not fit goes into one error."""
     expected = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
-    found: dict[str, tuple[TensorInfo, bool]] = {}
+    found: dict[str, Stored] = {}
     wrong: list[str] = []
     for their_name, info in infos.items():
         told = shown(their_name)
@@ -112,7 +157,7 @@ def _match(
                 f"{told} is stored as {info.dtype}.", f"Supported: {', '.join(DTYPES)}."
             )
         else:
-            found[source.name] = (info, source.transposed)
+            found[source.name] = Stored(info, source.transposed)
     missing = {_their_name(name) for name in expected} - {
         i.name.removeprefix(PREFIX) for i in infos.values()
     }

@@ -19,9 +19,9 @@ from llmcli.gpt.model import GPT, Block
 from llmcli.inspection.run import Ask, Run
 from llmcli.inspection.values import Token, View
 
-TOLERANCE = 1e-4  # of the sum of the parts' absolute values
+# Of the sum of the parts' absolute values, by the way in which the weights are stored.
+TOLERANCE = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 5e-2, "int8": 5e-2, "int4": 5e-2}
 STREAM = ("attn_out", "mlp_out", "resid_pre", "resid_mid", "resid_post")  # where a sum is made
-HALF_TOLERANCE = 5e-2  # the same, where the model itself computes in 16 bits
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ def view(run: Run, ask: Ask) -> Attribution:
     order = sorted(values, key=lambda part: -abs(values[part]))
     shown = order[: ask.rows or len(order)]
     total, size = sum(values.values()), sum(map(abs, values.values()))
-    tolerance = size * (TOLERANCE if run.dtype == torch.float32 else HALF_TOLERANCE)
+    tolerance = size * TOLERANCE[run.model.storage]
     if not abs(logit - total) <= tolerance:
         raise IntegrityError(
             f"The attribution does not add up: the parts sum to {total:.6g}, the logit is "

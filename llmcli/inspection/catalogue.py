@@ -34,7 +34,7 @@ CHANGES = "ablate knockout steer steer_prompt patch reference baseline"
 
 def _entry(about: str, uses: str = "", prompt: bool = True, long: bool = False) -> Entry:
     always = "model json color save quiet"
-    computed = f" dtype device threads {CHANGES}" if prompt else ""
+    computed = f" dtype quantize device threads {CHANGES}" if prompt else ""
     return Entry(about, frozenset(f"{always}{computed} {uses}".split()), prompt, long)
 
 

@@ -13,8 +13,10 @@ from llmcli.inspection import attribution
 from llmcli.inspection.run import Ask, Run
 from llmcli.inspection.values import View
 
-FP32 = 1e-5  # of the largest logit: what another order of summing costs
-HALF = 5e-2  # the same in 16 bits
+# Of the largest logit: what another order of summing, or another cut into calls, may cost by the
+# way in which the weights are stored, and how far all of it may be from fp32.
+RELATIVE = {"float32": 1e-5, "float16": 5e-3, "bfloat16": 5e-2, "int8": 5e-2, "int4": 5e-2}
+COSTS = {"float16": 1e-2, "bfloat16": 5e-2, "int8": 1e-1, "int4": 5e-1}
 STEPS = 8  # decode steps compared
 
 
@@ -47,8 +49,9 @@ def view(run: Run, ask: Ask) -> Check:
     """Fused against explicit, cached against full, the attribution's sum, fp32 against this."""
     full = run.logits(range(len(run.ids)))  # (T, V)
     largest = float(full.abs().max())
-    relative = FP32 if run.dtype == torch.float32 else HALF
-    dtype = str(run.dtype).removeprefix("torch.")
+    storage = run.model.storage
+    relative = RELATIVE[storage]
+    of_softmax = RELATIVE["float32" if run.dtype == torch.float32 else storage]
     shown, sums = explicit(run)
     rows = [
         _compare("fused = explicit", full, shown, relative * largest,
@@ -56,21 +59,27 @@ def view(run: Run, ask: Ask) -> Check:
         _compare("cached = full", full[-STEPS:], cached(run), relative * largest,
                  "a prefill and decode steps with the KV cache give the logits of one forward"),
         _attribution(run, ask),
-        Comparison("patterns sum to 1", sums, relative, sums <= relative,
+        Comparison("patterns sum to 1", sums, of_softmax, sums <= of_softmax,
                    "no attention is lost, and none falls on later tokens"),
     ]  # fmt: skip
-    if run.load_fp32 is not None and run.dtype != torch.float32:
+    if run.load_fp32 is not None and storage != "float32":
         exact = Run(run.load_fp32(), run.ids, run.token_bytes, run.patch)
         theirs = exact.logits(range(len(run.ids)))
         rows.append(
-            _compare(f"{dtype} = float32", full, theirs, HALF * largest, "what the dtype costs")
+            _compare(
+                f"{storage} = float32",
+                full,
+                theirs,
+                COSTS[storage] * largest,
+                "what storing the weights so costs",
+            )
         )
     notes = ["measured: the largest difference of any two logits, over the positions compared."]
-    if run.dtype == torch.float32:
+    if storage == "float32":
         notes.append("The dtype in use is float32, the one that others are compared with.")
     return Check(
         n_tokens=len(run.ids),
-        dtype=dtype,
+        dtype=storage,
         largest_logit=largest,
         passed=all(row.passed for row in rows),
         comparisons=tuple(rows),
@@ -115,7 +124,7 @@ def _attribution(run: Run, ask: Ask) -> Comparison:
     token = int(logits.argmax()) if ask.token is None else ask.token
     values = attribution.account(run.model, parts, final, token, None)
     size = sum(map(abs, values.values()))
-    limit = attribution.TOLERANCE if run.dtype == torch.float32 else attribution.HALF_TOLERANCE
+    limit = attribution.TOLERANCE[run.model.storage]
     difference = abs(float(logits[token]) - sum(values.values()))
     return Comparison(
         "parts = logit", difference, size * limit, difference <= size * limit,

@@ -53,11 +53,11 @@ class Run:
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.model.token_embedding.weight.dtype
+        return self.model.dtype
 
     @property
     def device(self) -> torch.device:
-        return self.model.token_embedding.weight.device
+        return self.model.device
 
     def on(self, ids: Sequence[int]) -> Run:
         """The same model on other ids."""

@@ -1,0 +1,251 @@
+"""How a linear layer stores its weights and multiplies: all in which the modes of a model differ.
+
+Each layer here maps x (..., in) to x W^T + b (..., out) like `nn.Linear`, computes in x's dtype as
+far as its kernel does, and has `weight` (out, in), whatever it stores. One row of x, a decode step,
+is bound by the bytes of W that it reads; many rows, a prefill, by arithmetic: on a CPU the two want
+different kernels over the same stored weights. Knows no model and no files.
+
+Sources: weights as integers with a scale per output channel, activations quantised as they come,
+arXiv:1712.05877 and arXiv:2208.07339; groups of 32 weights in 4 bits, arXiv:2210.17323.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+FEW_ROWS = 4  # up to here one product of matrix and vector per row is faster than any other way
+# Bound once: to find an operator by its name takes as long as a small one does.
+INT8_PRODUCT = torch.ops.quantized.linear_dynamic.default
+INT4_PRODUCT: Any = getattr(torch.ops.aten, "_weight_int4pack_mm_for_cpu", None)
+
+CHUNK_NBYTES = 8 << 20  # of weights converted at once: what the processor's caches hold
+GROUP = 32  # weights that share a scale and a minimum in 4 bits
+
+
+class HalfLinear(nn.Module):
+    """Weights in float16, everything else in x's dtype.
+
+    A processor multiplies a float16 matrix by one vector as fast as it reads it, and two matrices
+    very slowly: many rows are multiplied by a converted copy, a chunk at a time.
+    """
+
+    storage: ClassVar[str] = "float16"
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.weight = frozen(weight.half().contiguous())
+        self.bias = None if bias is None else frozen(bias.half())
+
+    def forward(self, x: Tensor) -> Tensor:
+        n_rows = x.numel() // x.shape[-1]
+        if n_rows == 1:
+            return F.linear(x.half(), self.weight, self.bias).to(x.dtype)
+        if n_rows > FEW_ROWS:
+            return by_chunks(x, self.weight, self.bias)
+        rows = x.half().reshape(n_rows, 1, -1)
+        y = torch.cat([F.linear(row, self.weight, self.bias) for row in rows])
+        return y.view(*x.shape[:-1], -1).to(x.dtype)
+
+
+class Int8Linear(nn.Module):
+    """Weights in 8 bits, one scale per output; each call quantises its x to 8 bits too.
+
+    Where the kernel is missing, `PlainInt8Linear` computes with the same weights.
+    """
+
+    storage: ClassVar[str] = "int8"
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.bias = None if bias is None else frozen(bias.float())
+        values, scale = to_int8(weight)
+        zero = torch.zeros(len(scale), dtype=torch.long)
+        with _engine(), _without_deprecation():
+            stored = torch._make_per_channel_quantized_tensor(values, scale.double(), zero, 0)
+            self.packed = torch.ops.quantized.linear_prepack(stored, self.bias)
+        self.saturates = not _has_vnni()
+
+    @property
+    def weight(self) -> Tensor:
+        """The weights that the stored integers stand for: (out, in), fp32."""
+        return torch.ops.quantized.linear_unpack(self.packed)[0].dequantize()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return INT8_PRODUCT(x, self.packed, self.saturates)
+
+
+class PlainInt8Linear(nn.Module):
+    """The weights of `Int8Linear`, multiplied without its kernel: converted, a chunk at a time."""
+
+    storage: ClassVar[str] = "int8"
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        values, scale = to_int8(weight)
+        self.values, self.scale = frozen(values), frozen(scale)
+        self.bias = None if bias is None else frozen(bias.float())
+
+    @property
+    def weight(self) -> Tensor:
+        return self.values * self.scale[:, None]
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = by_chunks(x, self.values, None) * self.scale.to(x.dtype)
+        return y if self.bias is None else y + self.bias.to(x.dtype)
+
+
+class Int4Linear(nn.Module):
+    """Weights in 4 bits, with a scale and a minimum for every GROUP of a row; x in bfloat16."""
+
+    storage: ClassVar[str] = "int4"
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        values, scale, minimum = to_int4(weight)
+        middle = minimum + 8 * scale  # the kernel computes (value - 8) * scale + middle
+        self.scales = frozen(torch.stack([scale.t(), middle.t()], dim=-1).bfloat16().contiguous())
+        self.packed = frozen(torch.ops.aten._convert_weight_to_int4pack_for_cpu(values, 1))
+        self.bias = None if bias is None else frozen(bias.float())
+        self.in_features = weight.shape[1]
+
+    @property
+    def weight(self) -> Tensor:
+        """The weights that the stored integers stand for: (out, in), as the kernel has them."""
+        return self._times(torch.eye(self.in_features, dtype=torch.bfloat16)).t().float()
+
+    def _times(self, rows: Tensor) -> Tensor:
+        return INT4_PRODUCT(rows, self.packed, GROUP, self.scales)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self._times(x.reshape(-1, x.shape[-1]).bfloat16()).to(x.dtype)
+        y = y.view(*x.shape[:-1], -1)
+        return y if self.bias is None else y + self.bias.to(x.dtype)
+
+
+class PlainInt4Linear(nn.Module):
+    """The weights of `Int4Linear` without its kernel: two to a byte, converted in chunks."""
+
+    storage: ClassVar[str] = "int4"
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        values, scale, minimum = to_int4(weight)
+        self.pairs = frozen((values[:, ::2] << 4 | values[:, 1::2]).to(torch.uint8))
+        self.scale, self.minimum = frozen(scale.bfloat16()), frozen(minimum.bfloat16())
+        self.bias = None if bias is None else frozen(bias.float())
+
+    @property
+    def weight(self) -> Tensor:
+        values = torch.stack([self.pairs >> 4, self.pairs & 15], dim=-1)  # (out, in / 2, 2)
+        groups = values.view(*self.scale.shape, GROUP)
+        return (groups * self.scale[..., None].float() + self.minimum[..., None]).flatten(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x.float(), self.weight, self.bias).to(x.dtype)
+
+
+def to_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Integers (out, in) from -127 to 127 and a scale (out,) with weight = integers * scale."""
+    scale = weight.float().abs().amax(dim=1).clamp(min=1e-12) / 127
+    return (weight / scale[:, None]).round_().to(torch.int8), scale
+
+
+def to_int4(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Integers (out, in) from 0 to 15, scales and minima (out, in / GROUP) of their groups."""
+    groups = weight.float().unflatten(1, (-1, GROUP))
+    low, high = groups.aminmax(dim=2)
+    scale = ((high - low) / 15).clamp(min=1e-8)
+    values = ((groups - low[..., None]) / scale[..., None]).round_().clamp_(0, 15)
+    return values.flatten(1).int(), scale, low
+
+
+def by_chunks(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x W^T + b with W (out, in) converted to x's dtype a chunk of rows at a time."""
+    n = max(1, CHUNK_NBYTES // (weight.shape[1] * x.element_size()))
+    if n >= len(weight):
+        return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+    y = x.new_empty(*x.shape[:-1], len(weight))
+    for start in range(0, len(weight), n):
+        part = slice(start, start + n)
+        b = None if bias is None else bias[part].to(x.dtype)
+        y[..., part] = F.linear(x, weight[part].to(x.dtype), b)
+    return y
+
+
+def frozen(values: Tensor) -> nn.Parameter:
+    return nn.Parameter(values, requires_grad=False)
+
+
+# --- which of them ---------------------------------------------------------------------------
+
+Make = Callable[[Tensor, "Tensor | None"], nn.Module]
+
+
+def maker(storage: str, shape: Sequence[int]) -> Make:
+    """What stores weights of `shape` (out, in) so: the plain and slow layer if it must be.
+
+    A width that groups of 4-bit weights do not divide is stored in 8 bits.
+    """
+    if storage == "int4" and (shape[0] % 16 or shape[1] % GROUP):
+        storage = "int8"
+    return {
+        "float16": HalfLinear,
+        "int8": Int8Linear if has_int8_kernel() else PlainInt8Linear,
+        "int4": Int4Linear if has_int4_kernel() else PlainInt4Linear,
+    }[storage]
+
+
+def missing_kernel(storage: str) -> str | None:
+    """What is missing on this machine to multiply such weights fast; None: nothing is."""
+    missing = {"int8": has_int8_kernel, "int4": has_int4_kernel}
+    if storage in missing and not missing[storage]():
+        return f"This processor, or build of torch, has no kernel for {storage}: slower, the same."
+    return None
+
+
+def has_int8_kernel() -> bool:
+    """Whether this processor and build of torch multiply 8-bit matrices (x86: fbgemm)."""
+    return "fbgemm" in torch.backends.quantized.supported_engines
+
+
+def has_int4_kernel() -> bool:
+    """Whether they multiply 4-bit weights at a speed worth having: it is written for AVX-512."""
+    fast = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    return fast and INT4_PRODUCT is not None
+
+
+def storage_of(layer: nn.Module) -> str:
+    """How a layer stores its weights: "float32", ..., "int8", "int4"."""
+    found = getattr(layer, "storage", None)
+    return found or str(layer.weight.dtype).removeprefix("torch.")
+
+
+def _has_vnni() -> bool:
+    """Whether 8-bit products are summed without saturation; else activations get 7 bits."""
+    return bool(getattr(torch.cpu, "_is_vnni_supported", lambda: False)())
+
+
+@contextmanager
+def _engine() -> Iterator[None]:
+    """The kernels that `linear_prepack` packs for; each packed weight remembers its own."""
+    before = torch.backends.quantized.engine
+    torch.backends.quantized.engine = "fbgemm"
+    try:
+        yield
+    finally:
+        torch.backends.quantized.engine = before
+
+
+@contextmanager
+def _without_deprecation() -> Iterator[None]:
+    """Quantised tensors are announced to leave torch one day; the range in pyproject has them."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.quantize_per_tensor", UserWarning)
+        yield

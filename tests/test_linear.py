@@ -1,0 +1,189 @@
+"""How linear layers store their weights: each is its own weights' product, near the true ones."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from llmcli.config import read_config
+from llmcli.gpt import linear
+from llmcli.gpt.cache import KVCache
+from llmcli.gpt.linear import (
+    HalfLinear,
+    Int4Linear,
+    Int8Linear,
+    PlainInt4Linear,
+    PlainInt8Linear,
+    maker,
+)
+from llmcli.gpt.place import SMALL, choose
+from llmcli.gpt.weights import load_model
+
+# The layer; the largest error of a weight, and of a product, relative to the largest of them.
+LAYERS = {
+    HalfLinear: (5e-4, 1e-3),
+    Int8Linear: (5e-3, 3e-2),
+    PlainInt8Linear: (5e-3, 1e-5),
+    Int4Linear: (8e-2, 2e-2),
+    PlainInt4Linear: (8e-2, 1e-5),
+}
+NEEDS = {Int8Linear: linear.has_int8_kernel, Int4Linear: linear.has_int4_kernel}
+
+
+def made(kind, n_out=64, n_in=96, bias=True):
+    if kind in NEEDS and not NEEDS[kind]():
+        pytest.skip(f"{kind.__name__}: this processor has no kernel")
+    torch.manual_seed(1)
+    weight = torch.randn(n_out, n_in) * torch.rand(n_out, 1)  # rows of different sizes
+    return kind(weight, torch.randn(n_out) if bias else None), weight
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_stored_weights_are_near_the_true_ones(kind):
+    layer, weight = made(kind)
+    error = (layer.weight - weight).abs().amax(dim=1) / weight.abs().amax(dim=1)
+    assert 0 < error.max() < LAYERS[kind][0]
+
+
+@pytest.mark.parametrize("shape", [(96,), (1, 1, 96), (1, 3, 96), (2, 40, 96)], ids=str)
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_a_layer_multiplies_by_the_weights_that_it_stores(kind, bias, shape):
+    layer, _ = made(kind, bias=bias)
+    x = torch.randn(shape) if len(shape) > 1 else torch.randn(1, *shape)
+    expected = F.linear(x, layer.weight.float(), None if layer.bias is None else layer.bias.float())
+    got = layer(x)
+    assert got.dtype == torch.float32
+    assert got.shape == expected.shape
+    assert (got - expected).abs().max() < LAYERS[kind][1] * expected.abs().max()
+
+
+def test_8_bit_weights_are_those_of_torch():
+    weight = made(PlainInt8Linear)[1]
+    values, scale = linear.to_int8(weight)
+    zero = torch.zeros(len(scale), dtype=torch.int32)
+    theirs = torch.fake_quantize_per_channel_affine(weight, scale, zero, 0, -127, 127)
+    torch.testing.assert_close(values * scale[:, None], theirs)
+
+
+def test_the_slow_layers_store_what_the_fast_ones_do():
+    fast, slow = made(Int8Linear)[0], made(PlainInt8Linear)[0]
+    torch.testing.assert_close(fast.weight, slow.weight)
+    fast, slow = made(Int4Linear)[0], made(PlainInt4Linear)[0]
+    torch.testing.assert_close(fast.weight, slow.weight, atol=2e-2, rtol=0)
+
+
+def test_a_large_matrix_is_converted_in_chunks_and_all_of_it_is(monkeypatch):
+    layer, weight = made(HalfLinear, n_out=70)
+    x = torch.randn(9, 96)
+    whole = layer(x)
+    monkeypatch.setattr(linear, "CHUNK_NBYTES", 96 * 4 * 16)
+    torch.testing.assert_close(layer(x), whole)
+    torch.testing.assert_close(whole, x @ weight.t() + layer.bias, atol=0.1, rtol=0.01)
+
+
+def test_widths_that_4_bits_do_not_fit_are_stored_in_8():
+    assert maker("int4", (64, 96)) in (Int4Linear, PlainInt4Linear)
+    assert maker("int4", (64, 80)) in (Int8Linear, PlainInt8Linear)
+    assert maker("int4", (50257, 96)) in (Int8Linear, PlainInt8Linear)
+
+
+# --- whole models --------------------------------------------------------------------------------
+
+TOLERANCE = {"float32": 1e-5, "float16": 3e-3, "bfloat16": 3e-2, "int8": 5e-2, "int4": 0.5}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    from conftest import random_gpt2
+
+    path = tmp_path_factory.mktemp("storage")
+    random_gpt2(seed=5, n_embd=64, vocab_size=160).save_pretrained(path)
+    return path
+
+
+@pytest.mark.parametrize("storage", TOLERANCE)
+def test_each_storage_gives_the_logits_of_transformers_within_its_tolerance(storage, folder):
+    from transformers import GPT2LMHeadModel
+
+    ids = torch.randint(0, 160, (1, 20), generator=torch.Generator().manual_seed(2))
+    model = load_model(folder, read_config(folder), storage)
+    assert model.storage == storage
+    with torch.inference_mode():
+        theirs = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32).eval()(ids).logits
+        cache = KVCache(model.config, 1, 20, model.dtype)
+        steps = [model(ids[:, i : i + 1], cache) for i in range(20)]
+        for ours in (model(ids), torch.cat(steps, dim=1)):
+            assert (ours.float() - theirs).abs().max() < TOLERANCE[storage] * theirs.abs().max()
+
+
+def test_a_tied_head_in_float16_is_the_token_table_itself(folder):
+    model = load_model(folder, read_config(folder), "float16")
+    assert model.head.weight is model.token_embedding.weight
+    assert model.dtype == torch.float32
+
+
+@pytest.mark.parametrize("storage", ["float16", "int8", "int4"])
+def test_a_file_in_half_precision_is_stored_in_any_way(storage, folder, tmp_path):
+    from transformers import GPT2LMHeadModel
+
+    theirs = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float16)
+    theirs.save_pretrained(tmp_path)
+    ids = torch.arange(12)[None]
+    with torch.inference_mode():
+        ours = load_model(tmp_path, read_config(tmp_path), storage)(ids)
+        exact = theirs.float().eval()(ids).logits
+    assert (ours - exact).abs().max() < TOLERANCE[storage] * exact.abs().max()
+
+
+@pytest.mark.parametrize("untied", [False, True])
+def test_loading_leaves_no_parameter_out(untied, folder, save_gpt2):
+    path, _ = save_gpt2(tie_word_embeddings=not untied)
+    for storage in TOLERANCE:
+        model = load_model(path, read_config(path), storage)
+        assert not any(weight.is_meta for weight in model.parameters())
+
+
+def test_auto_is_float16_for_large_models_on_a_cpu_and_float32_for_small(folder):
+    from dataclasses import replace
+
+    small = read_config(folder)
+    large = replace(small, n_embd=1024, mlp_dim=4096, n_layer=12)
+    assert small.n_parameters < SMALL < large.n_parameters
+    assert choose(small, "cpu", "auto") == ("cpu", "float32")
+    assert choose(large, "cpu", "auto") == ("cpu", "float16")
+    assert choose(large, "cpu", "auto", "int4") == ("cpu", "int4")
+
+
+# --- the command line ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("storage", ["int8", "int4"])
+def test_quantize_is_used_and_told(storage, llmcli, model_folder):
+    import json
+
+    arguments = ("generate", "Once", "-m", model_folder, "--max-new-tokens", 2, "--json")
+    run = llmcli(*arguments, "--quantize", storage)
+    assert run.exit_code == 0, run.stderr
+    assert json.loads(run.stdout)["model"]["dtype"] == storage
+    check = llmcli("inspect", "Once upon", "-m", model_folder, "--view", "check",
+                   "--quantize", storage)  # fmt: skip
+    assert check.exit_code == 0, check.stdout
+    assert f"{storage} = float32" in check.stdout
+
+
+def test_quantize_and_another_dtype_contradict_each_other(llmcli, model_folder):
+    run = llmcli("generate", "Once", "-m", model_folder, "--quantize", "int8",
+                 "--dtype", "bfloat16")  # fmt: skip
+    assert run.exit_code == 2
+    assert "Choose one of --quantize and --dtype." in run.stderr
+
+
+def test_a_missing_kernel_is_said_and_the_text_still_comes(llmcli, model_folder, monkeypatch):
+    arguments = ("generate", "Once", "-m", model_folder, "--max-new-tokens", 4, "--seed", 1,
+                 "--quantize", "int8", "--json")  # fmt: skip
+    monkeypatch.setattr(linear, "has_int8_kernel", lambda: False)
+    run = llmcli(*arguments)
+    assert run.exit_code == 0, run.stderr
+    assert "no kernel for int8" in run.stderr
