@@ -118,6 +118,7 @@ def inspect(
       ablation     all heads and MLPs, ranked by what a logit loses without them
       patching     what each place of --clean brings back when put into --corrupt
       change       what --ablate, --knockout, --steer or --patch did to the prompt
+      positions    how alike the learned position vectors are; needs no prompt
       check        proof that the views, the cache and the fast path agree
       model        sizes, parameters, memory and FLOPs; needs no prompt
 

@@ -20,6 +20,7 @@ class Entry:
     about: str
     uses: frozenset[str]
     prompt: bool = True  # whether it is about a prompt
+    weights: bool = True  # whether it reads them; else the header and the config are enough
     long: bool = False  # whether the prompt may be longer than the context
 
 
@@ -32,14 +33,17 @@ SAMPLING = (
 CHANGES = "ablate knockout steer steer_prompt patch reference baseline"
 
 
-def _entry(about: str, uses: str = "", prompt: bool = True, long: bool = False) -> Entry:
+def _entry(
+    about: str, uses: str = "", prompt: bool = True, weights: bool = True, long: bool = False
+) -> Entry:
     always = "model json color save quiet"
-    computed = f" dtype device threads {CHANGES}" if prompt else ""
-    return Entry(about, frozenset(f"{always}{computed} {uses}".split()), prompt, long)
+    computed = (" dtype device threads" if weights else "") + (f" {CHANGES}" if prompt else "")
+    return Entry(about, frozenset(f"{always}{computed} {uses}".split()), prompt, weights, long)
 
 
 VIEWS = {
-    "model": _entry("sizes, parameters, memory and FLOPs; needs no prompt", prompt=False),
+    "model": _entry("sizes, parameters, memory and FLOPs; needs no prompt", prompt=False,
+                    weights=False),
     "next": _entry("the story of the next token on one screen (default)", "position rows"),
     "tokens": _entry("ids, bytes, and how the model expected each token", "position rows tensors",
                      long=True),
@@ -57,6 +61,8 @@ VIEWS = {
                        "position token versus clean corrupt rows"),
     "change": _entry("what --ablate, --knockout, --steer or --patch did to the prompt",
                      "position token rows tensors"),
+    "positions": _entry("how alike the learned position vectors are; needs no prompt",
+                        "position rows tensors", prompt=False),
     "check": _entry("proof that the views, the cache and the fast path agree",
                     "position token"),
 }  # fmt: skip
