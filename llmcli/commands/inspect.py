@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llmcli.commands.inspect_options import (
+    Analogy,
     Clean,
     Corrupt,
     Head,
@@ -67,6 +68,7 @@ def inspect(
     position: Position = None,
     token: TokenText = None,
     versus: Versus = None,
+    analogy: Analogy = None,
     clean: Clean = None,
     corrupt: Corrupt = None,
     rows: Rows = None,
@@ -118,6 +120,7 @@ def inspect(
       ablation     all heads and MLPs, ranked by what a logit loses without them
       patching     what each place of --clean brings back when put into --corrupt
       change       what --ablate, --knockout, --steer or --patch did to the prompt
+      neighbors    tokens nearest to --token or --analogy; needs no prompt
       positions    how alike the learned position vectors are; needs no prompt
       check        proof that the views, the cache and the fast path agree
       model        sizes, parameters, memory and FLOPs; needs no prompt
@@ -141,8 +144,8 @@ def inspect(
     }  # fmt: skip
     given = {
         "layer": layer, "head": head, "position": position, "token": token, "versus": versus,
-        "clean": clean, "corrupt": corrupt, "rows": rows, "seed": seed, "tensors": tensors,
-        "threads": threads,
+        "analogy": analogy, "clean": clean, "corrupt": corrupt, "rows": rows, "seed": seed,
+        "tensors": tensors, "threads": threads,
         "dtype": None if dtype == DType.float32 else dtype,
         "device": None if device == Device.auto else device, **sampling,
         **changes, "baseline": baseline or None,

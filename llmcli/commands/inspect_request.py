@@ -121,7 +121,7 @@ class Request:
 
         Without `ids` a position is one of the context.
         """
-        from llmcli.commands.inspect_target import index, say_which
+        from llmcli.commands.inspect_target import analogy_terms, index, say_which
         from llmcli.commands.loading import sampling_from
         from llmcli.commands.token_names import token_named
 
@@ -144,6 +144,7 @@ class Request:
             "layer": index("--layer", g["layer"], config.n_layer, "layers"),
             "head": index("--head", g["head"], config.n_head, "heads"),
             "rows": g["rows"],
+            "analogy": analogy_terms(g["analogy"], opened.tokenizer, config),
             "corrupt": self._corrupt(opened),
             "sampling": sampling_from(opened, **self.sampling),
             "seed": g["seed"] or 0,

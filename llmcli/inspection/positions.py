@@ -9,11 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llmcli.inspection.run import Ask, Run, cosines, require_numbers
+from llmcli.inspection.run import Ask, Run, cosines, vectors
 from llmcli.inspection.values import View
 
 MAP_SIZE = 64  # pixels of the map, each way
@@ -69,7 +68,7 @@ class Positions(View):
 
 def view(run: Run, ask: Ask) -> Positions:
     """The position vectors alone; `rows` of those nearest to `position`."""
-    table = _table(run)
+    table = vectors(run.model.position_embedding)  # (n_ctx, C)
     alike = cosines(table, table)  # (n_ctx, n_ctx)
     n = len(table)
     size = -(-n // MAP_SIZE)
@@ -94,19 +93,10 @@ def view(run: Run, ask: Ask) -> Positions:
 
 def tensors(run: Run, ask: Ask) -> dict[str, Tensor]:
     """`vectors` (n_ctx, C), and `cosines` (n_ctx, n_ctx) of each with each."""
-    table = _table(run)
+    table = vectors(run.model.position_embedding)
     return {"vectors": table, "cosines": cosines(table, table)}
 
 
-@torch.inference_mode()
-def _table(run: Run) -> Tensor:
-    """The position vectors (n_ctx, C), in fp32. Raises IntegrityError where they are no numbers."""
-    table = run.model.position_embedding.weight.float()
-    require_numbers(table)
-    return table
-
-
-@torch.inference_mode()
 def _stretches(table: Tensor, alike: Tensor, size: int) -> list[Stretch]:
     """The map's rows: means over blocks of `size` x `size`, the last ones as they come."""
     norms = table.norm(dim=-1)
@@ -119,7 +109,6 @@ def _stretches(table: Tensor, alike: Tensor, size: int) -> list[Stretch]:
     return rows
 
 
-@torch.inference_mode()
 def _distances(alike: Tensor) -> list[Distance]:
     """A row for the distances 1, 2, 4, ... that the context holds."""
     rows, distance = [], 1
@@ -132,7 +121,6 @@ def _distances(alike: Tensor) -> list[Distance]:
     return rows
 
 
-@torch.inference_mode()
 def _nearest(table: Tensor, alike: Tensor, ask: Ask) -> list[Near]:
     own, dots = alike[ask.position], table @ table[ask.position]
     order = own.sort(descending=True, stable=True).indices.tolist()

@@ -12,7 +12,7 @@ from functools import cached_property
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from llmcli.config import ModelConfig, Sampling
 from llmcli.errors import IntegrityError, UsageError
@@ -33,6 +33,7 @@ class Ask:
     head: int | None = None
     token: int | None = None  # an id
     versus: int | None = None  # an id
+    analogy: tuple[tuple[int, int], ...] = ()  # (how often, id): negative is taken off
     rows: int | None = None
     sampling: Sampling = field(default_factory=Sampling)
     seed: int = 0
@@ -142,6 +143,13 @@ def require_numbers(values: Tensor) -> None:
 def entropy_bits(logprobs: Tensor) -> Tensor:
     """Shannon entropy of natural-log probabilities (..., V), in bits: (...)."""
     return torch.special.entr(logprobs.exp()).sum(dim=-1) / torch.log(torch.tensor(2.0))
+
+
+def vectors(table: nn.Embedding) -> Tensor:
+    """The rows of an embedding (N, C), in fp32. Raises IntegrityError where they are no numbers."""
+    values = table.weight.detach().float()
+    require_numbers(values)
+    return values
 
 
 def cosines(a: Tensor, b: Tensor) -> Tensor:
