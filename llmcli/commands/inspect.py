@@ -120,6 +120,7 @@ def inspect(
       ablation     all heads and MLPs, ranked by what a logit loses without them
       patching     what each place of --clean brings back when put into --corrupt
       change       what --ablate, --knockout, --steer or --patch did to the prompt
+      embed        each token's vector, its position's and their sum; cosines between tokens
       neighbors    tokens nearest to --token or --analogy; needs no prompt
       positions    how alike the learned position vectors are; needs no prompt
       check        proof that the views, the cache and the fast path agree

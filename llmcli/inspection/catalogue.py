@@ -61,6 +61,8 @@ VIEWS = {
                        "position token versus clean corrupt rows"),
     "change": _entry("what --ablate, --knockout, --steer or --patch did to the prompt",
                      "position token rows tensors"),
+    "embed": _entry("each token's vector, its position's and their sum; cosines between tokens",
+                    "position rows tensors"),
     "neighbors": _entry("tokens nearest to --token or --analogy; needs no prompt",
                         "token analogy rows", prompt=False),
     "positions": _entry("how alike the learned position vectors are; needs no prompt",
