@@ -115,6 +115,7 @@ def inspect(
       tokens       ids, bytes, and how the model expected each token
       attention    all heads as small maps; with --layer and --head one in full
       lens         the best guess after each layer; with --token its rank
+      mlp          a layer's strongest neurons at a position, and what each writes
       residual     the stream at a position: what each part adds, each layer norm
       attribution  a logit as a sum over embeddings, heads, MLPs and biases
       sampling     logits, each filter, the draw, and what each stage cuts

@@ -51,6 +51,8 @@ VIEWS = {
                         "layer head position rows tensors"),
     "lens": _entry("the best guess after each layer; with --token its rank",
                    "position token rows tensors"),
+    "mlp": _entry("a layer's strongest neurons at a position, and what each writes",
+                  "layer position token versus rows tensors"),
     "residual": _entry("the stream at a position: what each part adds, each layer norm",
                        "position tensors"),
     "attribution": _entry("a logit as a sum over embeddings, heads, MLPs and biases",
