@@ -64,7 +64,7 @@ class MLPView(View):
     norm: float  # of what the MLP writes
     token: Token
     versus: Token | None
-    effect: float  # of the whole MLP
+    effect: float  # of what the whole MLP writes
     n_rest: int  # neurons beyond --rows
     rest: float  # their effect
     bias: float  # its effect
@@ -97,6 +97,7 @@ def view(run: Run, ask: Ask) -> MLPView:
     vectors = written(mlp, post)  # (M, C)
     parts = {str(neuron): vector for neuron, vector in enumerate(vectors)}
     parts["bias"] = mlp.down.bias.double()
+    parts["mlp"] = seen[f"{layer}.mlp_out"][ask.position].double()  # (C,)
     effects = account(run.model, parts, final, token, ask.versus)
     norms = vectors.norm(dim=-1)
     order = norms.sort(descending=True, stable=True).indices.tolist()
@@ -109,10 +110,10 @@ def view(run: Run, ask: Ask) -> MLPView:
         activation=run.config.activation,
         n_neurons=len(order),
         n_positive=int((pre > 0).sum()),
-        norm=float(seen[f"{layer}.mlp_out"][ask.position].float().norm()),
+        norm=float(parts["mlp"].norm()),
         token=run.token(token),
         versus=None if ask.versus is None else run.token(ask.versus),
-        effect=sum(effects[part] for part in parts),
+        effect=effects["mlp"],
         n_rest=len(rest),
         rest=sum(effects[str(neuron)] for neuron in rest),
         bias=effects["bias"],
