@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from llmcli.render.drawing import Canvas, fit, footnotes, heading, name
+from llmcli.render.drawing import Canvas, columns, fit, footnotes, heading, name
 from llmcli.render.probs import percent
 
 if TYPE_CHECKING:
@@ -72,7 +72,8 @@ def _line(cells: Sequence[tuple[str, str, bool]], token: int) -> Text:
 
 def _fates(view: Neighbors, token: int) -> Text:
     """The rank of each token asked about in each list."""
-    out = Text().append("  ranks\n", style="bold")
+    out = columns(("  its rank", RANK + token), ("cosine", -2 * VALUE), ("dot product", -2 * VALUE),
+                  ("unembedded", -2 * VALUE))  # fmt: skip
     for fate in view.fates:
         found = (
             (f"{fate.cosine_rank}", f"{fate.cosine:.3f}"),
@@ -81,6 +82,6 @@ def _fates(view: Neighbors, token: int) -> Text:
         )
         out.append(f"{'':{RANK}}{fit(name(fate.token.text), token)}")
         for rank, value in found:
-            out.append(f"{rank:>7}", style="cyan").append(f"{fit(value, VALUE, right=True)}")
+            out.append(f" {rank:>{VALUE}}", style="cyan").append(fit(value, VALUE, right=True))
         out.append("\n")
     return out
