@@ -18,7 +18,7 @@ from test_cli import LLMCLI, assert_fails, in_terminal
 from llmcli.errors import IntegrityError
 from llmcli.inspection.catalogue import VIEWS
 
-ALONE = [name for name in VIEWS if name != "patching"]  # which needs a second prompt
+ALONE = [name for name in VIEWS if name not in ("patching", "neighbors")]  # which need to be told
 
 PROMPT = "Once upon a time, there was a little girl"
 
@@ -74,7 +74,7 @@ def test_weights_that_give_nan(llmcli, copied):
     weights["transformer.h.1.mlp.c_fc.bias"][0] = float("nan")
     save_file(weights, copied / "model.safetensors")
     for view in ALONE:
-        if view != "model":
+        if VIEWS[view].prompt:
             assert_fails(llmcli("inspect", "x", "-m", copied, "--view", view), 5, "not numbers")
 
 
@@ -122,7 +122,7 @@ def test_a_closed_pipe_is_a_quiet_end(model_folder):
 def test_tokens_that_are_half_characters_and_wide_ones_stay_aligned(llmcli, model_folder):
     prompt = "大きな 🎈 [/red] \x1b[31m\tend"
     for view in ALONE:
-        if view == "model":
+        if not VIEWS[view].prompt:
             continue
         common = ["inspect", prompt, "-m", model_folder, "--view", view]
         assert llmcli(*common, "--json").exit_code == 0

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llmcli.commands.inspect_options import (
+    Analogy,
     Clean,
     Corrupt,
     Head,
@@ -68,6 +69,7 @@ def inspect(
     position: Position = None,
     token: TokenText = None,
     versus: Versus = None,
+    analogy: Analogy = None,
     clean: Clean = None,
     corrupt: Corrupt = None,
     rows: Rows = None,
@@ -115,11 +117,16 @@ def inspect(
       tokens       ids, bytes, and how the model expected each token
       attention    all heads as small maps; with --layer and --head one in full
       lens         the best guess after each layer; with --token its rank
+      mlp          a layer's strongest neurons at a position, and what each writes
+      residual     the stream at a position: what each part adds, each layer norm
       attribution  a logit as a sum over embeddings, heads, MLPs and biases
       sampling     logits, each filter, the draw, and what each stage cuts
       ablation     all heads and MLPs, ranked by what a logit loses without them
       patching     what each place of --clean brings back when put into --corrupt
       change       what --ablate, --knockout, --steer or --patch did to the prompt
+      embed        each token's vector, its position's and their sum; cosines between tokens
+      neighbors    tokens nearest to --token or --analogy; needs no prompt
+      positions    how alike the learned position vectors are; needs no prompt
       check        proof that the views, the cache and the fast path agree
       model        sizes, parameters, memory and FLOPs; needs no prompt
 
@@ -142,8 +149,8 @@ def inspect(
     }  # fmt: skip
     given = {
         "layer": layer, "head": head, "position": position, "token": token, "versus": versus,
-        "clean": clean, "corrupt": corrupt, "rows": rows, "seed": seed, "tensors": tensors,
-        "threads": threads, "quantize": quantize,
+        "analogy": analogy, "clean": clean, "corrupt": corrupt, "rows": rows, "seed": seed,
+        "tensors": tensors, "threads": threads, "quantize": quantize,
         "dtype": None if dtype == DType.float32 else dtype,
         "device": None if device == Device.auto else device, **sampling,
         **changes, "baseline": baseline or None,

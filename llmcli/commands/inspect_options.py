@@ -41,6 +41,13 @@ TokenText = Annotated[
 Versus = Annotated[
     str | None, typer.Option("--versus", metavar="U", help="The token to compare --token with.")
 ]
+Analogy = Annotated[
+    str | None,
+    typer.Option(
+        "--analogy", metavar="SUM",
+        help="Tokens to add up, as in \"king - man + woman\": each after a space, or in quotes.",
+    ),
+]  # fmt: skip
 Clean = Annotated[
     str | None, typer.Option("--clean", metavar="TEXT", help="The prompt, for --view patching.")
 ]

@@ -46,8 +46,10 @@ class Request:
         """The views in their order; --baseline adds what the change did, and the untouched ones."""
         from llmcli.inspection.catalogue import entries
 
-        if not any(entry.prompt for entry in wanted.values()):
+        if not any(entry.weights for entry in wanted.values()):
             return self._model_alone()
+        if not any(entry.prompt for entry in wanted.values()):
+            return self._weights_alone(wanted)
         from llmcli.commands.input import read_text
         from llmcli.commands.inspect_target import prompt_ids
         from llmcli.commands.loading import open_model
@@ -61,12 +63,7 @@ class Request:
         ask = {**self._ask(opened, ids), "changes": tuple(changes.lines)}
         run = self._run(opened, ids, plan)
         about = {
-            "model": {
-                "name": opened.name,
-                "revision": opened.revision,
-                "dtype": run.model.storage,
-                "device": str(run.device),
-            },
+            "model": _about(opened, run),
             "prompt": text,
             "ids": ids,
             **({"changes": changes.lines} if changes else {}),
@@ -106,14 +103,32 @@ class Request:
         made = model.view(folder, self.model, hub.revision_of(folder))
         return Made([made], {"model": {"name": self.model, "revision": made.revision or None}})
 
+    def _weights_alone(self, wanted: dict[str, Entry]) -> Made:
+        """Views of the weights: no prompt is read, and so nothing of one can be changed."""
+        from llmcli.commands.loading import open_model
+
+        opened = open_model(self.model)
+        ask = self._ask(opened, [])
+        run = self._run(opened, [], None)
+        about = {"model": _about(opened, run)}
+        views = [self._view(name, opened, run, ask) for name in wanted]
+        if self.given["tensors"] is not None:
+            self._save_tensors(wanted, run, ask, about)
+        return Made(views, about)
+
     def _ask(self, opened: Opened, ids: list[int]) -> dict[str, Any]:
-        """The fields of an `Ask`, held against the model and the prompt before torch is there."""
-        from llmcli.commands.inspect_target import index, say_which
+        """The fields of an `Ask`, held against the model and the prompt before torch is there.
+
+        Without `ids` a position is one of the context.
+        """
+        from llmcli.commands.inspect_target import analogy_terms, index, say_which
         from llmcli.commands.loading import sampling_from
         from llmcli.commands.token_names import token_named
 
         g, config = self.given, opened.config
-        position = index("--position", g["position"], len(ids), "tokens in the prompt")
+        places = len(ids) or config.n_ctx
+        things = "tokens in the prompt" if ids else "positions in the context"
+        position = index("--position", g["position"], places, things)
         targets: dict[str, int | None] = {"token": None, "versus": None}
         for name in targets:
             if g[name] is not None:
@@ -125,10 +140,11 @@ class Request:
                     say_which(option, g[name], targets[name], opened.tokenizer)
         return {
             **targets,
-            "position": len(ids) - 1 if position is None else position,
+            "position": places - 1 if position is None else position,
             "layer": index("--layer", g["layer"], config.n_layer, "layers"),
             "head": index("--head", g["head"], config.n_head, "heads"),
             "rows": g["rows"],
+            "analogy": analogy_terms(g["analogy"], opened.tokenizer, config),
             "corrupt": self._corrupt(opened),
             "sampling": sampling_from(opened, **self.sampling),
             "seed": g["seed"] or 0,
@@ -143,20 +159,20 @@ class Request:
             return None
         return tuple(prompt_ids(opened.tokenizer, text, opened.config, long=False))
 
-    def _run(self, opened: Opened, ids: list[int], plan: Plan) -> Run:
-        """The model with its weights, and the prompt: torch is imported here."""
+    def _run(self, opened: Opened, ids: list[int], plan: Plan | None) -> Run:
+        """The model with its weights, and the prompt, if any: torch is imported here."""
         from llmcli.commands.changes import patches_of
         from llmcli.commands.loading import Place, load
         from llmcli.inspection.run import Run
 
-        n_tokens = min(len(ids), opened.config.n_ctx)
+        n_tokens = max(1, min(len(ids), opened.config.n_ctx))
         place = Place(self.dtype, self.device, self.given["threads"], self.given["quantize"])
         loaded = load(opened, place, n_tokens=n_tokens)
         return Run(
             loaded,
             ids,
             opened.tokenizer.token_bytes,
-            patches_of(plan, loaded, ids),
+            patches_of(plan, loaded, ids) if plan else {},
             len(opened.tokenizer.prefix_ids),
             load_fp32=lambda: load(opened, replace(place, dtype=DType.float32, quantize=None)),
         )
@@ -195,3 +211,13 @@ class Request:
                 tensors |= {f"{name}.{key}": tensor for key, tensor in made.items()}
         if tensors:  # or the option has been noted as not used
             write(self.given["tensors"], packed(tensors, about))
+
+
+def _about(opened: Opened, run: Run) -> dict[str, Any]:
+    """The model, as JSON says which it was."""
+    return {
+        "name": opened.name,
+        "revision": opened.revision,
+        "dtype": run.model.storage,
+        "device": str(run.device),
+    }

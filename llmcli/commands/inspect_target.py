@@ -40,6 +40,32 @@ def say_which(option: str, text: str, id: int | None, tokenizer: Tokenizer) -> N
               file=sys.stderr)  # fmt: skip
 
 
+def analogy_terms(
+    text: str | None, tokenizer: Tokenizer, config: ModelConfig
+) -> tuple[tuple[int, int], ...]:
+    """What --analogy adds up: (how often, id) of each token, in the order of the text.
+
+    A bare word is a word: taken after a space where there is such a token. Raises UsageError where
+    nothing is left of the sum.
+    """
+    from llmcli.commands.token_names import token_named
+    from llmcli.inspection.grammar import analogy
+
+    times: dict[int, int] = {}
+    for term in analogy(text, config) if text is not None else ():
+        id = None if term.quoted else tokenizer.id_of(f" {term.text}")
+        if id is None:
+            id = token_named("--analogy", term.text, tokenizer, n_ids=config.vocab_size)
+        times[id] = times.get(id, 0) + term.sign
+    left = tuple((n, id) for id, n in times.items() if n)
+    if times and not left:
+        raise UsageError(
+            "--analogy adds up to nothing: all its tokens cancel out.",
+            'For example: --analogy "king - man + woman"',
+        )
+    return left
+
+
 def prompt_ids(tokenizer: Tokenizer, text: str, config: ModelConfig, long: bool) -> list[int]:
     """What the model is given, as `generate` gives it; `long` lets it exceed the context.
 

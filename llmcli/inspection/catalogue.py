@@ -20,6 +20,7 @@ class Entry:
     about: str
     uses: frozenset[str]
     prompt: bool = True  # whether it is about a prompt
+    weights: bool = True  # whether it reads them; else the header and the config are enough
     long: bool = False  # whether the prompt may be longer than the context
 
 
@@ -32,14 +33,18 @@ SAMPLING = (
 CHANGES = "ablate knockout steer steer_prompt patch reference baseline"
 
 
-def _entry(about: str, uses: str = "", prompt: bool = True, long: bool = False) -> Entry:
+def _entry(
+    about: str, uses: str = "", prompt: bool = True, weights: bool = True, long: bool = False
+) -> Entry:
     always = "model json color save quiet"
-    computed = f" dtype quantize device threads {CHANGES}" if prompt else ""
-    return Entry(about, frozenset(f"{always}{computed} {uses}".split()), prompt, long)
+    where = " dtype quantize device threads" if weights else ""
+    computed = where + (f" {CHANGES}" if prompt else "")
+    return Entry(about, frozenset(f"{always}{computed} {uses}".split()), prompt, weights, long)
 
 
 VIEWS = {
-    "model": _entry("sizes, parameters, memory and FLOPs; needs no prompt", prompt=False),
+    "model": _entry("sizes, parameters, memory and FLOPs; needs no prompt", prompt=False,
+                    weights=False),
     "next": _entry("the story of the next token on one screen (default)", "position rows"),
     "tokens": _entry("ids, bytes, and how the model expected each token", "position rows tensors",
                      long=True),
@@ -47,6 +52,10 @@ VIEWS = {
                         "layer head position rows tensors"),
     "lens": _entry("the best guess after each layer; with --token its rank",
                    "position token rows tensors"),
+    "mlp": _entry("a layer's strongest neurons at a position, and what each writes",
+                  "layer position token versus rows tensors"),
+    "residual": _entry("the stream at a position: what each part adds, each layer norm",
+                       "position tensors"),
     "attribution": _entry("a logit as a sum over embeddings, heads, MLPs and biases",
                           "position token versus rows tensors"),
     "sampling": _entry("logits, each filter, the draw, and what each stage cuts",
@@ -57,6 +66,12 @@ VIEWS = {
                        "position token versus clean corrupt rows"),
     "change": _entry("what --ablate, --knockout, --steer or --patch did to the prompt",
                      "position token rows tensors"),
+    "embed": _entry("each token's vector, its position's and their sum; cosines between tokens",
+                    "position rows tensors"),
+    "neighbors": _entry("tokens nearest to --token or --analogy; needs no prompt",
+                        "token analogy rows", prompt=False),
+    "positions": _entry("how alike the learned position vectors are; needs no prompt",
+                        "position rows tensors", prompt=False),
     "check": _entry("proof that the views, the cache and the fast path agree",
                     "position token"),
 }  # fmt: skip

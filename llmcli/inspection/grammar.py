@@ -5,6 +5,10 @@
     steer     "love" - "hate" @ L4 * 6    "text" @ L4 * 6    v.safetensors @ L4 * 6
     patch     L2.resid_mid@5 from "other prompt"    L2.H3@* from "other prompt"
 
+and what to add up, of the tokens' vectors:
+
+    analogy   king - man + woman    "king" - id:464
+
 Texts are quoted, bare numbers are positions, `*` is all; what is negative counts from the end. What
 cannot be is a UsageError that shows the entry with a caret under the place.
 """
@@ -94,6 +98,30 @@ class Swap:
     place: Place
     other: str
     other_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """A token to add (sign 1) or to take off (-1); one in quotes is exactly that text."""
+
+    sign: int
+    text: str
+    quoted: bool
+
+
+def analogy(text: str, config: ModelConfig) -> tuple[Term, ...]:
+    """What `--analogy TEXT` asks for."""
+    scan = Scanner(Entry("--analogy", text), config)
+    terms, sign = [], scan.take(r"[-+]")
+    while True:
+        quoted = scan.sees('"')
+        what = "a token, as in king - man + woman"
+        word = scan.text(what) if quoted else scan.need(r'[^\s"+-]+', what)[0]
+        terms.append(Term(-1 if sign and sign[0] == "-" else 1, word, quoted))
+        if not (sign := scan.take(r"[-+]")):
+            break
+    scan.need(r"\Z", "+ or - between two tokens")
+    return tuple(terms)
 
 
 def ablation(text: str, config: ModelConfig) -> Ablation:

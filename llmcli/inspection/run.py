@@ -11,7 +11,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from llmcli.config import ModelConfig, Sampling
 from llmcli.errors import IntegrityError, UsageError
@@ -22,13 +23,17 @@ from llmcli.inspection.values import Token
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """What a view is asked to show; indices are resolved, so none is negative."""
+    """What a view is asked to show; indices are resolved, so none is negative.
+
+    `position` is one of the prompt, or of the context for a view that needs no prompt.
+    """
 
     position: int
     layer: int | None = None
     head: int | None = None
     token: int | None = None  # an id
     versus: int | None = None  # an id
+    analogy: tuple[tuple[int, int], ...] = ()  # (how often, id): negative is taken off
     rows: int | None = None
     sampling: Sampling = field(default_factory=Sampling)
     seed: int = 0
@@ -38,7 +43,10 @@ class Ask:
 
 @dataclass(frozen=True)
 class Run:
-    """`ids` through `model`; every forward of a view happens here, with `patch` in force."""
+    """`ids` through `model`; every forward of a view happens here, with `patch` in force.
+
+    Without ids there is no forward, for views of the weights alone.
+    """
 
     model: GPT
     ids: Sequence[int]
@@ -135,6 +143,18 @@ def require_numbers(values: Tensor) -> None:
 def entropy_bits(logprobs: Tensor) -> Tensor:
     """Shannon entropy of natural-log probabilities (..., V), in bits: (...)."""
     return torch.special.entr(logprobs.exp()).sum(dim=-1) / torch.log(torch.tensor(2.0))
+
+
+def vectors(table: nn.Embedding) -> Tensor:
+    """The rows of an embedding (N, C), in fp32. Raises IntegrityError where they are no numbers."""
+    values = table.weight.detach().float()
+    require_numbers(values)
+    return values
+
+
+def cosines(a: Tensor, b: Tensor) -> Tensor:
+    """The cosine of each vector of `a` (N, C) with each of `b` (M, C): (N, M); of zero it is 0."""
+    return F.normalize(a.float(), dim=-1) @ F.normalize(b.float(), dim=-1).T
 
 
 def rank_of(logits: Tensor, ids: Tensor) -> Tensor:
