@@ -13,6 +13,7 @@ from llmcli.gpt.linear import (
     HalfLinear,
     Int4Linear,
     Int8Linear,
+    PlainHalfLinear,
     PlainInt4Linear,
     PlainInt8Linear,
     maker,
@@ -22,13 +23,18 @@ from llmcli.gpt.weights import load_model
 
 # The layer; the largest error of a weight, and of a product, relative to the largest of them.
 LAYERS = {
-    HalfLinear: (5e-4, 1e-3),
+    HalfLinear: (5e-4, 1e-5),
+    PlainHalfLinear: (5e-4, 1e-3),
     Int8Linear: (5e-3, 3e-2),
     PlainInt8Linear: (5e-3, 1e-5),
     Int4Linear: (8e-2, 2e-2),
     PlainInt4Linear: (8e-2, 1e-5),
 }
-NEEDS = {Int8Linear: linear.has_int8_kernel, Int4Linear: linear.has_int4_kernel}
+NEEDS = {
+    HalfLinear: linear.has_fbgemm,
+    Int8Linear: linear.has_fbgemm,
+    Int4Linear: linear.has_int4_kernel,
+}
 
 
 def made(kind, n_out=64, n_in=96, bias=True):
@@ -70,12 +76,14 @@ def test_8_bit_weights_are_those_of_torch():
 def test_the_slow_layers_store_what_the_fast_ones_do():
     fast, slow = made(Int8Linear)[0], made(PlainInt8Linear)[0]
     torch.testing.assert_close(fast.weight, slow.weight)
+    fast, slow = made(HalfLinear)[0], made(PlainHalfLinear)[0]
+    torch.testing.assert_close(fast.weight, slow.weight.float(), atol=0, rtol=0)
     fast, slow = made(Int4Linear)[0], made(PlainInt4Linear)[0]
     torch.testing.assert_close(fast.weight, slow.weight, atol=2e-2, rtol=0)
 
 
 def test_a_large_matrix_is_converted_in_chunks_and_all_of_it_is(monkeypatch):
-    layer, weight = made(HalfLinear, n_out=70)
+    layer, weight = made(PlainHalfLinear, n_out=70)
     x = torch.randn(9, 96)
     whole = layer(x)
     monkeypatch.setattr(linear, "CHUNK_NBYTES", 96 * 4 * 16)
@@ -118,10 +126,12 @@ def test_each_storage_gives_the_logits_of_transformers_within_its_tolerance(stor
             assert (ours.float() - theirs).abs().max() < TOLERANCE[storage] * theirs.abs().max()
 
 
-def test_a_tied_head_in_float16_is_the_token_table_itself(folder):
-    model = load_model(folder, read_config(folder), "float16")
-    assert model.head.weight is model.token_embedding.weight
-    assert model.dtype == torch.float32
+def test_float16_of_a_float16_file_is_exact(save_gpt2):
+    folder, theirs = save_gpt2(dtype=torch.float16)
+    ids = torch.arange(12)[None]
+    with torch.inference_mode():
+        ours, exact = load_model(folder, read_config(folder), "float16")(ids), theirs(ids).logits
+    torch.testing.assert_close(ours, exact, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("storage", ["float16", "int8", "int4"])
@@ -183,7 +193,7 @@ def test_quantize_and_another_dtype_contradict_each_other(llmcli, model_folder):
 def test_a_missing_kernel_is_said_and_the_text_still_comes(llmcli, model_folder, monkeypatch):
     arguments = ("generate", "Once", "-m", model_folder, "--max-new-tokens", 4, "--seed", 1,
                  "--quantize", "int8", "--json")  # fmt: skip
-    monkeypatch.setattr(linear, "has_int8_kernel", lambda: False)
+    monkeypatch.setattr(linear, "has_fbgemm", lambda: False)
     run = llmcli(*arguments)
     assert run.exit_code == 0, run.stderr
     assert "no kernel for int8" in run.stderr

@@ -2,8 +2,7 @@
 
 Each layer here maps x (..., in) to x W^T + b (..., out) like `nn.Linear`, computes in x's dtype as
 far as its kernel does, and has `weight` (out, in), whatever it stores. One row of x, a decode step,
-is bound by the bytes of W that it reads; many rows, a prefill, by arithmetic: on a CPU the two want
-different kernels over the same stored weights. Knows no model and no files.
+waits for the bytes of W: what reads fewer of them is faster. Knows no model and no files.
 
 Sources: weights as integers with a scale per output channel, activations quantised as they come,
 arXiv:1712.05877 and arXiv:2208.07339; groups of 32 weights in 4 bits, arXiv:2210.17323.
@@ -20,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-FEW_ROWS = 4  # up to here one product of matrix and vector per row is faster than any other way
 # Bound once: to find an operator by its name takes as long as a small one does.
+HALF_PRODUCT = torch.ops.quantized.linear_dynamic_fp16.default
 INT8_PRODUCT = torch.ops.quantized.linear_dynamic.default
 INT4_PRODUCT: Any = getattr(torch.ops.aten, "_weight_int4pack_mm_for_cpu", None)
 
@@ -30,10 +29,30 @@ GROUP = 32  # weights that share a scale and a minimum in 4 bits
 
 
 class HalfLinear(nn.Module):
-    """Weights in float16, everything else in x's dtype.
+    """Weights in float16, everything else in fp32: the numbers of the file, if it has them so."""
+
+    storage: ClassVar[str] = "float16"
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.bias = None if bias is None else frozen(bias.float())
+        with _engine():
+            self.packed = torch.ops.quantized.linear_prepack_fp16(weight.float(), self.bias)
+
+    @property
+    def weight(self) -> Tensor:
+        """The stored weights: (out, in), fp32."""
+        return torch.ops.quantized.linear_unpack_fp16(self.packed)[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return HALF_PRODUCT(x, self.packed)
+
+
+class PlainHalfLinear(nn.Module):
+    """The weights of `HalfLinear` without its kernel: one row as it is, more converted in chunks.
 
     A processor multiplies a float16 matrix by one vector as fast as it reads it, and two matrices
-    very slowly: many rows are multiplied by a converted copy, a chunk at a time.
+    very slowly.
     """
 
     storage: ClassVar[str] = "float16"
@@ -44,14 +63,9 @@ class HalfLinear(nn.Module):
         self.bias = None if bias is None else frozen(bias.half())
 
     def forward(self, x: Tensor) -> Tensor:
-        n_rows = x.numel() // x.shape[-1]
-        if n_rows == 1:
+        if x.numel() == x.shape[-1]:
             return F.linear(x.half(), self.weight, self.bias).to(x.dtype)
-        if n_rows > FEW_ROWS:
-            return by_chunks(x, self.weight, self.bias)
-        rows = x.half().reshape(n_rows, 1, -1)
-        y = torch.cat([F.linear(row, self.weight, self.bias) for row in rows])
-        return y.view(*x.shape[:-1], -1).to(x.dtype)
+        return by_chunks(x, self.weight, self.bias)
 
 
 class Int8Linear(nn.Module):
@@ -196,22 +210,22 @@ def maker(storage: str, shape: Sequence[int]) -> Make:
     if storage == "int4" and (shape[0] % 16 or shape[1] % GROUP):
         storage = "int8"
     return {
-        "float16": HalfLinear,
-        "int8": Int8Linear if has_int8_kernel() else PlainInt8Linear,
+        "float16": HalfLinear if has_fbgemm() else PlainHalfLinear,
+        "int8": Int8Linear if has_fbgemm() else PlainInt8Linear,
         "int4": Int4Linear if has_int4_kernel() else PlainInt4Linear,
     }[storage]
 
 
 def missing_kernel(storage: str) -> str | None:
     """What is missing on this machine to multiply such weights fast; None: nothing is."""
-    missing = {"int8": has_int8_kernel, "int4": has_int4_kernel}
-    if storage in missing and not missing[storage]():
+    there = {"float16": has_fbgemm, "int8": has_fbgemm, "int4": has_int4_kernel}
+    if storage in there and not there[storage]():
         return f"This processor, or build of torch, has no kernel for {storage}: slower, the same."
     return None
 
 
-def has_int8_kernel() -> bool:
-    """Whether this processor and build of torch multiply 8-bit matrices (x86: fbgemm)."""
+def has_fbgemm() -> bool:
+    """Whether this processor and build of torch have the fast products with packed weights."""
     return "fbgemm" in torch.backends.quantized.supported_engines
 
 

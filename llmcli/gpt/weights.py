@@ -85,7 +85,9 @@ def load_model(
     sources = _match(folder, read_checkpoint(folder), model)
     weights = {}
     if not computes_so:
-        weights["token_embedding.weight"] = _store_linears(model, sources, storage)
+        _store_linears(model, sources, storage)
+        info = sources["token_embedding.weight"].info
+        weights["token_embedding.weight"] = _read(info, DTYPES[info.dtype])
     left = {name for name, weight in model.named_parameters() if weight.is_meta} - weights.keys()
     for name in sources.keys() & left:
         info, transposed = sources[name]
@@ -97,8 +99,8 @@ def load_model(
     return model.eval().requires_grad_(False)
 
 
-def _store_linears(model: GPT, sources: Mapping[str, Stored], storage: str) -> Tensor:
-    """Make every linear layer one that stores its weights so; the token vectors that go with it.
+def _store_linears(model: GPT, sources: Mapping[str, Stored], storage: str) -> None:
+    """Make every linear layer one that stores its weights so.
 
     The largest first: while it is converted there is little else in memory.
     """
@@ -108,18 +110,13 @@ def _store_linears(model: GPT, sources: Mapping[str, Stored], storage: str) -> T
           for name in names}  # fmt: skip
     for name in sorted(names, key=lambda name: -of[name].info.nbytes):
         info, transposed = of[name]
-        halved = storage == "float16"
-        weight = _read(info, torch.float16 if halved else torch.float32, mapped=halved)
+        weight = _read(info, torch.float32, mapped=False)
         bias = sources.get(f"{name}.bias")
-        weight = weight.t() if transposed else weight
         # An error of the head goes straight into the logits: it keeps 8 bits.
         kind = "int8" if storage == "int4" and name == "head" else storage
+        weight = weight.t() if transposed else weight
         make = maker(kind, weight.shape)
         model.set_submodule(name, make(weight, _read(bias.info, torch.float32) if bias else None))
-    if tied and storage == "float16":
-        return model.head.weight
-    info = sources["token_embedding.weight"].info
-    return _read(info, DTYPES[info.dtype])
 
 
 def _read(info: TensorInfo, dtype: torch.dtype, mapped: bool = True) -> Tensor:
