@@ -14,7 +14,7 @@ from test_cli import assert_fails
 
 from llmcli.inspection.catalogue import VIEWS
 
-COMPUTED = [name for name in VIEWS if name not in ("model", "patching")]
+COMPUTED = [name for name in VIEWS if name not in ("model", "patching", "steer")]
 EVERYWHERE = [
     *CHANGES,
     ["--ablate", "L0", "--ablate", "L2.attn:mean"],

@@ -12,9 +12,15 @@ from llmcli.commands.inspect_options import (
     Corrupt,
     Head,
     Layer,
+    MaxNewTokens,
+    Method,
+    Negative,
     Position,
+    Positive,
     Rows,
     SaveFile,
+    SaveVector,
+    Strengths,
     TensorsFile,
     TokenText,
     Versus,
@@ -69,6 +75,12 @@ def inspect(
     versus: Versus = None,
     clean: Clean = None,
     corrupt: Corrupt = None,
+    positive: Positive = None,
+    negative: Negative = None,
+    method: Method = None,
+    save_vector: SaveVector = None,
+    sweep: Strengths = None,
+    max_new_tokens: MaxNewTokens = None,
     rows: Rows = None,
     ablate: Ablate = None,
     knockout: Knockout = None,
@@ -117,6 +129,7 @@ def inspect(
       sampling     logits, each filter, the draw, and what each stage cuts
       ablation     all heads and MLPs, ranked by what a logit loses without them
       patching     what each place of --clean brings back when put into --corrupt
+      steer        a vector made from examples; or a text at growing strengths of --steer
       change       what --ablate, --knockout, --steer or --patch did to the prompt
       check        proof that the views, the cache and the fast path agree
       model        sizes, parameters, memory and FLOPs; needs no prompt
@@ -126,6 +139,7 @@ def inspect(
     """
     from llmcli.commands import inspect_output as output
     from llmcli.commands.inspect_request import Request
+    from llmcli.commands.inspect_steer import check_steer
     from llmcli.inspection.catalogue import entries
 
     sampling = {
@@ -141,7 +155,8 @@ def inspect(
     given = {
         "layer": layer, "head": head, "position": position, "token": token, "versus": versus,
         "clean": clean, "corrupt": corrupt, "rows": rows, "seed": seed, "tensors": tensors,
-        "threads": threads,
+        "threads": threads, "positive": positive, "negative": negative, "method": method,
+        "save_vector": save_vector, "sweep": sweep, "max_new_tokens": max_new_tokens,
         "dtype": None if dtype == DType.float32 else dtype,
         "device": None if device == Device.auto else device, **sampling,
         **changes, "baseline": baseline or None,
@@ -162,6 +177,9 @@ def inspect(
         raise UsageError("--versus needs --token.", 'For example: --token " he" --versus " she"')
     output.check_writable("--save", save, (".svg", ".html"))
     output.check_writable("--tensors", tensors, (".safetensors",))
+    output.check_writable("--save-vector", save_vector, (".safetensors",))
+    if "steer" in wanted:
+        check_steer(wanted, given, prompt)
     if not quiet:
         _note_unused(wanted, given, prompt)
         output.note_narrow_terminal()

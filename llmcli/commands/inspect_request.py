@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from llmcli.render.drawing import Canvas
 
 
+EXPERIMENTS = ("change", "steer")  # they hold the changed run against the untouched by themselves
+
+
 @dataclass(frozen=True)
 class Made:
     """The views, what JSON says of all of them, and the untouched run's, with --baseline."""
@@ -48,6 +51,10 @@ class Request:
 
         if not any(entry.prompt for entry in wanted.values()):
             return self._model_alone()
+        if self.given["positive"] is not None and "steer" in wanted:
+            from llmcli.commands.inspect_steer import vector_from_examples
+
+            return vector_from_examples(self)
         from llmcli.commands.input import read_text
         from llmcli.commands.inspect_target import prompt_ids
         from llmcli.commands.loading import open_model
@@ -59,14 +66,13 @@ class Request:
         changes = self._changes(opened, ids)
         plan = changes.plan(opened, ids)
         ask = {**self._ask(opened, ids), "changes": tuple(changes.lines)}
-        run = self._run(opened, ids, plan)
+        if "steer" in wanted:
+            from llmcli.commands.inspect_steer import sweep_of
+
+            ask["sweep"] = sweep_of(self.given, plan, ask["sampling"])
+        run = self.run(opened, ids, plan)
         about = {
-            "model": {
-                "name": opened.name,
-                "revision": opened.revision,
-                "dtype": str(run.dtype).removeprefix("torch."),
-                "device": str(run.device),
-            },
+            "model": model_of(opened, run),
             "prompt": text,
             "ids": ids,
             **({"changes": changes.lines} if changes else {}),
@@ -75,7 +81,7 @@ class Request:
         if self.given["baseline"]:
             plain = replace(run, patch={})
             untouched = [
-                self._view(name, opened, plain, ask) for name in wanted if name != "change"
+                self._view(name, opened, plain, ask) for name in wanted if name not in EXPERIMENTS
             ]
             wanted = {**wanted, **entries(["change"])}
         views = [self._view(name, opened, run, ask) for name in wanted]
@@ -143,13 +149,13 @@ class Request:
             return None
         return tuple(prompt_ids(opened.tokenizer, text, opened.config, long=False))
 
-    def _run(self, opened: Opened, ids: list[int], plan: Plan) -> Run:
+    def run(self, opened: Opened, ids: list[int], plan: Plan) -> Run:
         """The model with its weights, and the prompt: torch is imported here."""
         from llmcli.commands.changes import patches_of
         from llmcli.commands.loading import Place, load
         from llmcli.inspection.run import Run
 
-        n_tokens = min(len(ids), opened.config.n_ctx)
+        n_tokens = min(len(ids) + (self.given["max_new_tokens"] or 0), opened.config.n_ctx)
         place = Place(self.dtype, self.device, self.given["threads"])
         loaded = load(opened, place, n_tokens=n_tokens)
         return Run(
@@ -158,6 +164,7 @@ class Request:
             opened.tokenizer.token_bytes,
             patches_of(plan, loaded, ids),
             len(opened.tokenizer.prefix_ids),
+            opened.tokenizer.vocab_size,
             load_fp32=lambda: load(opened, replace(place, dtype=DType.float32)),
         )
 
@@ -196,3 +203,13 @@ class Request:
                 tensors |= {f"{name}.{key}": tensor for key, tensor in made.items()}
         if tensors:  # or the option has been noted as not used
             write(self.given["tensors"], packed(tensors, about))
+
+
+def model_of(opened: Opened, run: Run) -> dict[str, Any]:
+    """What JSON says of the model."""
+    return {
+        "name": opened.name,
+        "revision": opened.revision,
+        "dtype": str(run.dtype).removeprefix("torch."),
+        "device": str(run.device),
+    }

@@ -101,6 +101,15 @@ class Wishes:
         return [wish.entry for wish in places]
 
 
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One line of a file, before and after it has become ids."""
+
+    line: int  # from 1, as editors count
+    text: str
+    ids: tuple[int, ...]
+
+
 @dataclass(frozen=True)
 class Prompt:
     """The ids of a prompt, and how texts and ids become each other."""
