@@ -98,10 +98,76 @@ def test_baseline_adds_the_untouched_views_and_what_changed(views, llmcli, model
     assert both["views"][:2] == alone["views"]
     assert both["baseline"] == plain["views"]
     tsv = llmcli("inspect", PROMPT, "-m", model_folder, *change, "--baseline").stdout
-    assert re.findall("^# (untouched|view) (.*)$", tsv, re.MULTILINE) == [
+    assert re.findall("^# (untouched|view|difference) (.*)$", tsv, re.MULTILINE) == [
         ("untouched", "tokens"), ("untouched", "lens"), ("view", "tokens"), ("view", "lens"),
-        ("view", "change"),
+        ("view", "change"), ("difference", "tokens"), ("difference", "lens"),
     ]  # fmt: skip
+
+
+def test_the_difference_is_each_number_changed_minus_untouched(views):
+    document = views(*all_views(), "--ablate", "L1.H2", "--baseline", "--token", "id:7")
+    by = {key: {view["view"]: view for view in document[key]} for key in ("views", "baseline")}
+    numbers = {view["of"]: view["numbers"] for view in document["difference"]}
+    assert set(numbers) == set(COMPUTED) - {"change", "check"}
+
+    def told(view, quantity):
+        found = [n for n in numbers[view] if n["quantity"] == quantity]
+        for n in found:
+            assert n["difference"] == pytest.approx(n["changed"] - n["untouched"], abs=1e-5)
+        return {n["place"]: (n["untouched"], n["changed"]) for n in found}
+
+    rows = zip(by["baseline"]["lens"]["rows"], by["views"]["lens"]["rows"], strict=True)
+    pairs = {f"after {a['after']} position {a['position']}": (a, b) for a, b in rows}
+    assert told("lens", "kl_bits") == {
+        place: (a["kl_bits"], b["kl_bits"]) for place, (a, b) in pairs.items()
+    }
+    assert told("lens", "top_prob") == {  # of a token that is another now there is none
+        place: (a["top_prob"], b["top_prob"])
+        for place, (a, b) in pairs.items()
+        if a["top"] == b["top"]
+    }
+    parts = [{f"part {row['part']}": row["value"] for row in by[key]["attribution"]["parts"]}
+             for key in ("baseline", "views")]  # fmt: skip
+    assert told("attribution", "value") == {
+        part: (parts[0][part], parts[1][part]) for part in parts[1] if part in parts[0]
+    }
+    tokens = [n for n in numbers["tokens"] if n["quantity"] == "surprisal_bits"]
+    assert [n["token"]["id"] for n in tokens] == document["ids"][1:]
+    facts = {n["quantity"]: n["changed"] for n in numbers["tokens"] if not n["table"]}
+    assert facts["perplexity"] == by["views"]["tokens"]["perplexity"]
+
+
+def test_of_one_head_each_weight_has_its_difference(views):
+    head = ["--view", "attention", "--layer", 2, "--head", 1]
+    document = views(*head, "--ablate", "L0.mlp", "--baseline")
+    queries = [document[key][0]["queries"] for key in ("baseline", "views")]
+    numbers = {n["place"]: n for n in document["difference"][0]["numbers"]
+               if n["quantity"] == "weights"}  # fmt: skip
+    assert len(numbers) == sum(len(row["weights"]) for row in queries[0])
+    place = numbers["position 5 source 3"]
+    assert (place["untouched"], place["changed"]) == tuple(q[5]["weights"][3] for q in queries)
+
+
+def test_views_of_different_tokens_are_not_held_against_each_other(views):
+    document = views("--view", "attribution", "--ablate", "L0", "--ablate", "L2", "--baseline")
+    (difference,) = document["difference"]
+    if document["views"][0]["token"] != document["baseline"][0]["token"]:
+        assert difference["n_numbers"] == 0
+        assert "--token" in difference["notes"][1]
+    else:  # or the test needs another change
+        pytest.fail("both runs have the same likeliest token")
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_the_picture_of_a_difference_fits(columns, llmcli, model_folder, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    done = llmcli("inspect", PROMPT, "-m", model_folder, *all_views(), "--view", "attention",
+                  "--ablate", "L0.H1", "--baseline", "--color", "always")  # fmt: skip
+    plain = re.sub(r"\x1b\[[\d;]*m", "", done.stdout)
+    for title in ("untouched", "changed", "difference"):
+        assert plain.count(f"── {title} ──") == 1
+    assert re.search(r"difference  of view lens · \d+ of \d+ numbers moved", plain)
+    assert max(map(len, plain.splitlines())) <= columns
 
 
 def test_tensors_of_a_change_are_both_logits(views, tmp_path):

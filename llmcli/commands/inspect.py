@@ -186,16 +186,15 @@ def inspect(
     canvas = output.canvas_for(color, rows) if output.is_picture(color, json) else None
     request = Request(model, prompt, given, sampling, changes, dtype, device, canvas, quiet)
     made = request.views(wanted)
-    views = [*made.untouched, *made.views]
     if json:
         output.print_json(made)
     elif canvas is not None:
-        output.show(views, canvas, color, len(made.untouched))
+        output.show(made, canvas, color)
     else:
-        output.print_tsv(views, len(made.untouched))
+        output.print_tsv(made)
     if save is not None:
-        output.save_picture(views, save, output.canvas_for(color, rows))
-    if any(getattr(shown, "passed", True) is False for shown in views):
+        output.save_picture(made.all, save, output.canvas_for(color, rows))
+    if any(getattr(shown, "passed", True) is False for shown in made.all):
         raise IntegrityError("A check failed: see the line that says FAIL.")
 
 

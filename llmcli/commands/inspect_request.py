@@ -19,16 +19,24 @@ if TYPE_CHECKING:
     from llmcli.render.drawing import Canvas
 
 
+PROOFS = ("check", "model")  # their numbers are no answer to a change
 EXPERIMENTS = ("change", "steer")  # they hold the changed run against the untouched by themselves
 
 
 @dataclass(frozen=True)
 class Made:
-    """The views, what JSON says of all of them, and the untouched run's, with --baseline."""
+    """The views, what JSON says of all of them; with --baseline the untouched run's, and how far
+    each pair is apart."""
 
     views: list[View]
     about: dict[str, Any]
     untouched: list[View] = field(default_factory=list)
+    differences: list[View] = field(default_factory=list)
+
+    @property
+    def all(self) -> list[View]:
+        """In the order in which they are shown."""
+        return [*self.untouched, *self.views, *self.differences]
 
 
 @dataclass(frozen=True)
@@ -48,6 +56,7 @@ class Request:
     def views(self, wanted: dict[str, Entry]) -> Made:
         """The views in their order; --baseline adds what the change did, and the untouched ones."""
         from llmcli.inspection.catalogue import entries
+        from llmcli.inspection.difference import difference
 
         if not any(entry.prompt for entry in wanted.values()):
             return self._model_alone()
@@ -85,9 +94,15 @@ class Request:
             ]
             wanted = {**wanted, **entries(["change"])}
         views = [self._view(name, opened, run, ask) for name in wanted]
+        differences: list[View] = [
+            difference(view, plain)
+            for plain in untouched
+            for view in views
+            if view.name == plain.name and view.name not in PROOFS
+        ]
         if self.given["tensors"] is not None:
             self._save_tensors(wanted, run, ask, about)
-        return Made(views, about, untouched)
+        return Made(views, about, untouched, differences)
 
     def _changes(self, opened: Opened, ids: list[int]) -> Changes:
         """The interventions asked for, held against the model."""
