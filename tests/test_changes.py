@@ -195,7 +195,9 @@ def test_a_vector_of_another_model_is_refused(generate, tmp_path):
     save_file({"v": torch.ones(33)}, path)
     assert_fails(generate(*steer), 2, r"holds \[33\]; .* \[32\]")
     save_file({"v": torch.full((32,), float("inf"))}, path)
-    assert_fails(generate(*steer), 5, "infinite")
+    assert_fails(generate(*steer), 5, "infinite", "Make it again")
+    path.write_bytes(b"no vector at all")
+    assert_fails(generate(*steer), 5, "is damaged", "Make it again")
 
 
 def test_a_strength_that_yields_noise_works_and_the_perplexity_says_so(result):

@@ -20,7 +20,7 @@ from llmcli.errors import IntegrityError, shown
 from llmcli.gpt.model import GPT, causal_mask
 from llmcli.gpt.tap import Patch, Probe
 from llmcli.inspection.grammar import Ablation
-from llmcli.inspection.plan import Block, Plan, Transplant, Vector, vector_name
+from llmcli.inspection.plan import MAKE_AGAIN, Block, Plan, Transplant, Vector, vector_name
 
 Add = Callable[[str, Patch], None]
 
@@ -252,6 +252,6 @@ def read_vector(path: Path, n_embd: int) -> Tensor:
     if not torch.isfinite(vector).all():
         raise IntegrityError(
             f"The vector in {shown(str(path), 4096)} holds NaN or infinite numbers.",
-            "Make it again.",
+            MAKE_AGAIN,
         )
     return vector

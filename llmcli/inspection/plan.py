@@ -14,10 +14,11 @@ from pathlib import Path
 
 from llmcli.checkpoint import read_header
 from llmcli.config import ModelConfig
-from llmcli.errors import UsageError, shown
+from llmcli.errors import IntegrityError, UsageError, shown
 from llmcli.inspection import grammar
 from llmcli.inspection.grammar import Ablation, Entry, Knockout, Place, Steer, Swap
 
+MAKE_AGAIN = "Make it again: see inspect --view steer --save-vector."
 Pair = tuple[int | None, int | None]  # (query, key); None: every position but the other one
 
 
@@ -147,8 +148,14 @@ def read(
 
 
 def vector_name(path: Path, n_embd: int) -> str:
-    """The name of the one tensor in a vector's file. Raises UsageError for another width."""
-    shapes = {name: info.shape for name, info in read_header(path).items()}
+    """The name of the one tensor in a vector's file.
+
+    Raises UsageError for another width, IntegrityError where the file is damaged.
+    """
+    try:
+        shapes = {name: info.shape for name, info in read_header(path).items()}
+    except IntegrityError as error:
+        raise IntegrityError(error.fact, MAKE_AGAIN) from error
     if list(shapes.values()) != [(n_embd,)]:
         told = ", ".join(str(list(shape)) for shape in list(shapes.values())[:4]) or "nothing"
         raise UsageError(

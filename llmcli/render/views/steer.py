@@ -77,7 +77,7 @@ def _examples(view: SteerVector, canvas: Canvas) -> Text:
             (row for row in view.examples if row.side == side), key=lambda row: sign * row.place
         )[: max(1, most // 2)]
     ]
-    left = max(8, min(20, (canvas.width - 58) // 2))
+    left = max(10, min(16, (canvas.width - 40) // 4))
     per_cell = max(abs(row.place) for row in shown) / left or 1.0
     room = canvas.width - 2 * left - 26
     out = columns(("", 1), ("example", room), ("place", -8), ("held out", -9),
@@ -123,13 +123,15 @@ def _sweep(view: SteerSweep, canvas: Canvas) -> RenderableType:
                   plural(len(view.trials), "strength"), drawn)  # fmt: skip
     out.append(
         f"  norm {view.norm:.2f} × strength, the stream's {view.stream_norm:.1f}; untouched "
-        f"perplexity {view.untouched_perplexity:.4g}\n\n",
+        f"perplexity {view.untouched_perplexity:.4g}\n",
         style="dim",
     )
     table = Table.grid(padding=(0, 2), expand=True)
     for _ in range(2):
         table.add_column(ratio=1, overflow="fold")
-    for trial in view.trials:
+    for i, trial in enumerate(view.trials):
+        if i:
+            table.add_row()
         for row in _trial(trial):
             table.add_row(*row)
     return Group(out, table, footnotes(view.notes, canvas.width))
@@ -145,4 +147,4 @@ def _trial(trial: Trial) -> list[tuple[Text, Text]]:
         line.append(f"  KL {number(kl, 3)} bits  perplexity {perplexity:.4g}", style="dim")
         facts.append(line)
     texts = [Text(harmless(text)) for text in (trial.text, trial.control_text)]
-    return [(facts[0], facts[1]), (texts[0], texts[1]), (Text(), Text())]
+    return [(facts[0], facts[1]), (texts[0], texts[1])]
