@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import dataclass
 
 import inspect_schema
 import jsonschema
@@ -12,7 +13,11 @@ import torch
 from test_changes import CHANGES, PROMPT
 from test_cli import assert_fails
 
+from llmcli.inspection.attribution import Part
 from llmcli.inspection.catalogue import VIEWS
+from llmcli.inspection.difference import difference
+from llmcli.inspection.next import Guess
+from llmcli.inspection.values import Token, View
 
 COMPUTED = [name for name in VIEWS if name not in ("model", "patching", "steer")]
 EVERYWHERE = [
@@ -191,3 +196,26 @@ def test_mistakes_are_told_before_the_model_is_loaded(llmcli, model_folder, monk
     assert "Not used by --view model: the prompt, --ablate" in done.stderr
     long = llmcli("inspect", "xyz " * 40, "-m", model_folder, "--view", "tokens", "--ablate", "L0")
     assert_fails(long, 2, "a change is about one")
+
+
+def test_rows_line_up_by_what_they_are_about_and_only_then():
+    @dataclass(frozen=True, slots=True)
+    class Made(View):
+        name = "made"
+        parts: tuple
+        lens: tuple
+        size: int = 3
+        share: float = 0.5
+
+    a, b = Token(1, b"a"), Token(2, b"b")
+    before = Made((Part(0, "L0.H1", 2.0), Part(1, "L0.mlp", 1.0)), (Guess("0", a, 0.5, 1.0),))
+    after = Made((Part(0, "L0.mlp", 4.0), Part(1, "L1.H0", 3.0)), (Guess("0", b, 0.9, 1.5),),
+                 4, 0.25)  # fmt: skip
+    told = [(d.place, d.quantity, d.difference) for d in difference(after, before).numbers]
+    assert told == [
+        ("", "share", -0.25),  # a size is no answer
+        ("part L0.mlp", "value", 3.0),  # wherever it stands; nor is where it stands
+        ("after 0", "kl_bits", 0.5),  # and not the probability of two different tokens
+    ]
+    twice = Made((Part(0, "L0.H1", 2.0), Part(1, "L0.H1", 1.0)), ())
+    assert [d.table for d in difference(twice, before).numbers] == [""]

@@ -308,3 +308,10 @@ def test_one_example_each_makes_a_vector_without_a_held_out_score(steer, files):
     assert view["held_out_apart"] is None
     assert view["apart"] == 2
     assert steer(*files, "--layer", 0, "--color", "always").exit_code == 0
+
+
+def test_a_vector_of_16_bits_says_so_and_is_close(steer, files):
+    both = [json.loads(steer(*files, "--layer", 1, "--json", "--dtype", dtype).stdout)["views"][0]
+             for dtype in ("float32", "bfloat16")]  # fmt: skip
+    assert "computed in bfloat16" in both[1]["notes"][-1]
+    assert both[1]["norm"] == pytest.approx(both[0]["norm"], rel=0.05)

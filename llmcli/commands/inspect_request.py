@@ -189,12 +189,7 @@ class Request:
         module = import_module(f"llmcli.inspection.{name}")
         if name == "model":
             return module.view(opened.folder, self.model, opened.revision)
-        made = module.view(run, Ask(**self._fitted(name, ask)))
-        dtype = str(run.dtype).removeprefix("torch.")
-        if dtype != DType.float32:
-            note = f"approximate: computed in {dtype}, not in float32."
-            made = replace(made, notes=(*made.notes, note))
-        return made
+        return noted(module.view(run, Ask(**self._fitted(name, ask))), run)
 
     def _fitted(self, name: str, ask: dict[str, Any]) -> dict[str, Any]:
         """What a picture has no room for is not computed."""
@@ -218,6 +213,15 @@ class Request:
                 tensors |= {f"{name}.{key}": tensor for key, tensor in made.items()}
         if tensors:  # or the option has been noted as not used
             write(self.given["tensors"], packed(tensors, about))
+
+
+def noted(view: View, run: Run) -> View:
+    """The view, saying so where it was not computed in fp32."""
+    dtype = str(run.dtype).removeprefix("torch.")
+    if dtype == DType.float32:
+        return view
+    note = f"approximate: computed in {dtype}, not in float32."
+    return replace(view, notes=(*view.notes, note))
 
 
 def model_of(opened: Opened, run: Run) -> dict[str, Any]:

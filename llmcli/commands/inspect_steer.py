@@ -90,7 +90,7 @@ def _strengths(text: str, once: float) -> tuple[float, ...]:
 def vector_from_examples(request: Request) -> Made:
     """The view of the vector that --positive and --negative make; --save-vector keeps it."""
     from llmcli.commands.inspect_output import write
-    from llmcli.commands.inspect_request import Made, model_of
+    from llmcli.commands.inspect_request import Made, model_of, noted
     from llmcli.commands.inspect_target import index
     from llmcli.commands.loading import open_model
     from llmcli.inspection.plan import Plan
@@ -116,7 +116,7 @@ def vector_from_examples(request: Request) -> Made:
     if g["save_vector"] is not None:
         made = {"layer": str(layer), "method": method, "model": opened.name}
         write(g["save_vector"], packed({"vector": vector}, made))
-    return Made([view], about)
+    return Made([noted(view, run)], about)
 
 
 def read_examples(option: str, path: Path, opened: Opened) -> list[Example]:

@@ -88,6 +88,6 @@ def likeness(model: GPT, vector: Tensor) -> Tensor:
     Read as the lens reads a stream: centred and times the final norm's gain. The scale that the
     norm would divide by has no part in a cosine.
     """
-    read = through_norm(model, vector[None].double(), vector.double())[0].to(model.dtype)
-    rows = model.head.weight
-    return (rows @ read / (rows.norm(dim=-1) * read.norm()).clamp(min=1e-30)).float()
+    read = through_norm(model, vector[None].double(), vector.double())[0].float()
+    rows = model.head.weight.float()
+    return rows @ read / (rows.norm(dim=-1) * read.norm()).clamp(min=1e-30)
