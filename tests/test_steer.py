@@ -247,6 +247,7 @@ def test_the_pictures_fit(columns, steer, files, tmp_path, monkeypatch):
         assert said in plain
         assert max(map(len, plain.splitlines())) <= columns
         assert "\x1b" not in plain
+        assert "\x1b" not in steer(*options).stdout
         assert "steer" in (tmp_path / "x.svg").read_text()
 
 
