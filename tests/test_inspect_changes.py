@@ -16,7 +16,7 @@ from test_cli import assert_fails
 from llmcli.inspection.attribution import Part
 from llmcli.inspection.catalogue import VIEWS
 from llmcli.inspection.difference import difference
-from llmcli.inspection.next import Guess
+from llmcli.inspection.next import Guess, Source
 from llmcli.inspection.values import Token, View
 
 COMPUTED = [name for name in VIEWS if name not in ("model", "patching", "steer")]
@@ -217,5 +217,8 @@ def test_rows_line_up_by_what_they_are_about_and_only_then():
         ("part L0.mlp", "value", 3.0),  # wherever it stands; nor is where it stands
         ("after 0", "kl_bits", 0.5),  # and not the probability of two different tokens
     ]
+    heads = [(Source(3, a, weight, layer, 2, 0.9),) for layer, weight in ((1, 0.5), (4, 0.25))]
+    told = difference(Made((), heads[1]), Made((), heads[0])).numbers
+    assert [d.quantity for d in told] == ["share", "weight"]  # head 2 of another layer is another
     twice = Made((Part(0, "L0.H1", 2.0), Part(1, "L0.H1", 1.0)), ())
     assert [d.table for d in difference(twice, before).numbers] == [""]

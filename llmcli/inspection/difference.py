@@ -100,11 +100,17 @@ def _key_names(row_fields: tuple[Field[Any], ...]) -> list[str]:
 def _numbers(row: Any, other: Any) -> Iterator[tuple[str, float, float]]:
     """The numbers that both have, but those of what differs: `top_prob` where `top` does."""
     names = [field.name for field in fields(row)]
-    words = [n for n in names if not isinstance(getattr(row, n), int | float | tuple)]
-    other_things = [f"{n}_" for n in words if getattr(row, n) != getattr(other, n)]
+    others = [
+        name
+        for name in names
+        if getattr(row, name) != getattr(other, name)
+        and (name in KEYS or not isinstance(getattr(row, name), int | float | tuple))
+    ]
+    others += ["head"] if "layer" in others else []  # head 2 of another layer is another head
+    other_things = tuple(f"{name}_" for name in others)
     for name in names:
         now, before = getattr(row, name), getattr(other, name)
-        if name in KEYS or name.startswith(tuple(other_things)):
+        if name in KEYS or name.startswith(other_things):
             continue
         if all(isinstance(x, int | float) and not isinstance(x, bool) for x in (now, before)):
             yield name, now, before
