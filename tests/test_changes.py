@@ -78,6 +78,32 @@ def test_each_sample_has_its_own_baseline(result):
     assert len(both["samples"]) == len(both["baseline"]["samples"]) == len(both["comparisons"]) == 2
 
 
+def test_baseline_tells_of_both_runs_as_they_happen(generate, result):
+    """The changed run's lines are those without --baseline; the rest is what --json holds."""
+    change = [*CHANGES[0], "--num-samples", 2, "--top-probs", 2]
+    events = [json.loads(line) for line in
+              generate(*change, "--baseline", "--jsonl").stdout.splitlines()]  # fmt: skip
+    for event in events:
+        jsonschema.validate(event, {**SCHEMA["$defs"]["event"], "$defs": SCHEMA["$defs"]})
+    runs = {flag: [e for e in events if e.get("baseline") is flag] for flag in (False, True)}
+    alone = [json.loads(line) for line in generate(*change, "--jsonl").stdout.splitlines()]
+    timeless = [
+        [{key: v for key, v in e.items() if key not in ("time_s", "baseline")} for e in run]
+        for run in (runs[False], alone[1:-1])
+    ]
+    assert timeless[0] == timeless[1]
+    both = result(*change, "--baseline")
+    texts = [e["text"] for e in runs[True] if e["event"] == "end"]
+    assert texts == [sample["text"] for sample in both["baseline"]["samples"]]
+    told = [e for e in events if e["event"] == "comparison"]
+    expected = [{"sample": row, **c} for row, c in enumerate(both["comparisons"])]
+    assert [{k: v for k, v in e.items() if k not in ("schema", "event")} for e in told] == expected
+    order = [e["event"] for e in events]
+    assert order[0] == "start"
+    assert order[-3:] == ["comparison", "comparison", "done"]
+    assert events.index(runs[False][-1]) < events.index(runs[True][0])
+
+
 def test_baseline_in_a_pipe_is_one_text_after_the_other(generate):
     text = generate(*CHANGES[0], "--baseline").stdout
     plain, changed = generate().stdout, generate(*CHANGES[0]).stdout
@@ -169,7 +195,9 @@ def test_a_vector_of_another_model_is_refused(generate, tmp_path):
     save_file({"v": torch.ones(33)}, path)
     assert_fails(generate(*steer), 2, r"holds \[33\]; .* \[32\]")
     save_file({"v": torch.full((32,), float("inf"))}, path)
-    assert_fails(generate(*steer), 5, "infinite")
+    assert_fails(generate(*steer), 5, "infinite", "Make it again")
+    path.write_bytes(b"no vector at all")
+    assert_fails(generate(*steer), 5, "is damaged", "Make it again")
 
 
 def test_a_strength_that_yields_noise_works_and_the_perplexity_says_so(result):
@@ -182,7 +210,6 @@ def test_a_strength_that_yields_noise_works_and_the_perplexity_says_so(result):
     "options",
     [
         ["--baseline"],
-        ["--baseline", "--jsonl", "--ablate", "L0"],
         ["--baseline", "--color-probs", "--ablate", "L0"],
         ["--baseline", "--top-probs", "3", "--ablate", "L0"],
         ["--ablate", "L0", "--dry-run"],

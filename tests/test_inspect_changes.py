@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import dataclass
 
 import inspect_schema
 import jsonschema
@@ -12,10 +13,15 @@ import torch
 from test_changes import CHANGES, PROMPT
 from test_cli import assert_fails
 
+from llmcli.inspection.attribution import Part
 from llmcli.inspection.catalogue import VIEWS
+from llmcli.inspection.difference import difference
+from llmcli.inspection.next import Guess, Source
+from llmcli.inspection.values import Token, View
 
-# `embed` is what comes before all that most changes touch; `patching` needs a second prompt.
-COMPUTED = [name for name, e in VIEWS.items() if e.prompt and name not in ("embed", "patching")]
+# `embed` is what comes before all that most changes touch; the others need more than a prompt.
+NOT_ALONE = ("embed", "patching", "steer")
+COMPUTED = [name for name, e in VIEWS.items() if e.prompt and name not in NOT_ALONE]
 EVERYWHERE = [
     *CHANGES,
     ["--ablate", "L0", "--ablate", "L2.attn:mean"],
@@ -99,10 +105,76 @@ def test_baseline_adds_the_untouched_views_and_what_changed(views, llmcli, model
     assert both["views"][:2] == alone["views"]
     assert both["baseline"] == plain["views"]
     tsv = llmcli("inspect", PROMPT, "-m", model_folder, *change, "--baseline").stdout
-    assert re.findall("^# (untouched|view) (.*)$", tsv, re.MULTILINE) == [
+    assert re.findall("^# (untouched|view|difference) (.*)$", tsv, re.MULTILINE) == [
         ("untouched", "tokens"), ("untouched", "lens"), ("view", "tokens"), ("view", "lens"),
-        ("view", "change"),
+        ("view", "change"), ("difference", "tokens"), ("difference", "lens"),
     ]  # fmt: skip
+
+
+def test_the_difference_is_each_number_changed_minus_untouched(views):
+    document = views(*all_views(), "--ablate", "L1.H2", "--baseline", "--token", "id:7")
+    by = {key: {view["view"]: view for view in document[key]} for key in ("views", "baseline")}
+    numbers = {view["of"]: view["numbers"] for view in document["difference"]}
+    assert set(numbers) == set(COMPUTED) - {"change", "check"}
+
+    def told(view, quantity):
+        found = [n for n in numbers[view] if n["quantity"] == quantity]
+        for n in found:
+            assert n["difference"] == pytest.approx(n["changed"] - n["untouched"], abs=1e-5)
+        return {n["place"]: (n["untouched"], n["changed"]) for n in found}
+
+    rows = zip(by["baseline"]["lens"]["rows"], by["views"]["lens"]["rows"], strict=True)
+    pairs = {f"after {a['after']} position {a['position']}": (a, b) for a, b in rows}
+    assert told("lens", "kl_bits") == {
+        place: (a["kl_bits"], b["kl_bits"]) for place, (a, b) in pairs.items()
+    }
+    assert told("lens", "top_prob") == {  # of a token that is another now there is none
+        place: (a["top_prob"], b["top_prob"])
+        for place, (a, b) in pairs.items()
+        if a["top"] == b["top"]
+    }
+    parts = [{f"part {row['part']}": row["value"] for row in by[key]["attribution"]["parts"]}
+             for key in ("baseline", "views")]  # fmt: skip
+    assert told("attribution", "value") == {
+        part: (parts[0][part], parts[1][part]) for part in parts[1] if part in parts[0]
+    }
+    tokens = [n for n in numbers["tokens"] if n["quantity"] == "surprisal_bits"]
+    assert [n["token"]["id"] for n in tokens] == document["ids"][1:]
+    facts = {n["quantity"]: n["changed"] for n in numbers["tokens"] if not n["table"]}
+    assert facts["perplexity"] == by["views"]["tokens"]["perplexity"]
+
+
+def test_of_one_head_each_weight_has_its_difference(views):
+    head = ["--view", "attention", "--layer", 2, "--head", 1]
+    document = views(*head, "--ablate", "L0.mlp", "--baseline")
+    queries = [document[key][0]["queries"] for key in ("baseline", "views")]
+    numbers = {n["place"]: n for n in document["difference"][0]["numbers"]
+               if n["quantity"] == "weights"}  # fmt: skip
+    assert len(numbers) == sum(len(row["weights"]) for row in queries[0])
+    place = numbers["position 5 source 3"]
+    assert (place["untouched"], place["changed"]) == tuple(q[5]["weights"][3] for q in queries)
+
+
+def test_views_of_different_tokens_are_not_held_against_each_other(views):
+    document = views("--view", "attribution", "--ablate", "L0", "--ablate", "L2", "--baseline")
+    (difference,) = document["difference"]
+    if document["views"][0]["token"] != document["baseline"][0]["token"]:
+        assert difference["n_numbers"] == 0
+        assert "--token" in difference["notes"][1]
+    else:  # or the test needs another change
+        pytest.fail("both runs have the same likeliest token")
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_the_picture_of_a_difference_fits(columns, llmcli, model_folder, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    done = llmcli("inspect", PROMPT, "-m", model_folder, *all_views(), "--view", "attention",
+                  "--ablate", "L0.H1", "--baseline", "--color", "always")  # fmt: skip
+    plain = re.sub(r"\x1b\[[\d;]*m", "", done.stdout)
+    for title in ("untouched", "changed", "difference"):
+        assert plain.count(f"── {title} ──") == 1
+    assert re.search(r"difference  of view lens · \d+ of \d+ numbers moved", plain)
+    assert max(map(len, plain.splitlines())) <= columns
 
 
 def test_tensors_of_a_change_are_both_logits(views, tmp_path):
@@ -126,3 +198,29 @@ def test_mistakes_are_told_before_the_model_is_loaded(llmcli, model_folder, monk
     assert "Not used by --view model: the prompt, --ablate" in done.stderr
     long = llmcli("inspect", "xyz " * 40, "-m", model_folder, "--view", "tokens", "--ablate", "L0")
     assert_fails(long, 2, "a change is about one")
+
+
+def test_rows_line_up_by_what_they_are_about_and_only_then():
+    @dataclass(frozen=True, slots=True)
+    class Made(View):
+        name = "made"
+        parts: tuple
+        lens: tuple
+        size: int = 3
+        share: float = 0.5
+
+    a, b = Token(1, b"a"), Token(2, b"b")
+    before = Made((Part(0, "L0.H1", 2.0), Part(1, "L0.mlp", 1.0)), (Guess("0", a, 0.5, 1.0),))
+    after = Made((Part(0, "L0.mlp", 4.0), Part(1, "L1.H0", 3.0)), (Guess("0", b, 0.9, 1.5),),
+                 4, 0.25)  # fmt: skip
+    told = [(d.place, d.quantity, d.difference) for d in difference(after, before).numbers]
+    assert told == [
+        ("", "share", -0.25),  # a size is no answer
+        ("part L0.mlp", "value", 3.0),  # wherever it stands; nor is where it stands
+        ("after 0", "kl_bits", 0.5),  # and not the probability of two different tokens
+    ]
+    heads = [(Source(3, a, weight, layer, 2, 0.9),) for layer, weight in ((1, 0.5), (4, 0.25))]
+    told = difference(Made((), heads[1]), Made((), heads[0])).numbers
+    assert [d.quantity for d in told] == ["share", "weight"]  # head 2 of another layer is another
+    twice = Made((Part(0, "L0.H1", 2.0), Part(1, "L0.H1", 1.0)), ())
+    assert [d.table for d in difference(twice, before).numbers] == [""]

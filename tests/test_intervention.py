@@ -290,6 +290,16 @@ def test_steering_by_nothing_and_patching_with_itself_change_no_bit(model, optio
         assert torch.equal(logits(model, **options), model(torch.tensor([IDS]))[0])
 
 
+def test_nothing_changes_no_logit_where_attention_is_explicit_either(model):
+    """Whether somebody looks at the scores, or a knock-out has them made."""
+    patch = made(model, steer=['"love" @ L1 * 0'], patch=['L0.H2@* from "same"'])
+    probe = Probe(2, record=["*.scores"], patch=patch)
+    with torch.inference_mode():
+        close(model(torch.tensor([IDS]), tap=probe)[0], model(torch.tensor([IDS]))[0])
+        both = logits(model, knockout=["5 -> 2"], steer=['"love" @ L1 * 0'])
+        assert torch.equal(both, logits(model, knockout=["5 -> 2"]))
+
+
 def test_the_order_is_patch_ablate_knock_out_steer(model):
     """At resid_post steering comes on top of a patch, at z an ablation on top of one."""
     other = by_hand(model, OTHER)[1]

@@ -1,6 +1,7 @@
 """Holds `inspect` against TransformerLens: `python tools/check_lens.py [FOLDER ...]`.
 
-Patterns, lens, attribution and head roles of each GPT-2 folder (by default the embedded model),
+Patterns, lens, attribution, head roles, and the logits (relative to the largest of them) under
+ablation, knock-out, steering and patching, of each GPT-2 folder (by default the embedded model),
 computed here and there; prints the largest differences, and fails above 1e-3. TransformerLens is
 no dependency of the project: run this from an environment that has it.
 """
@@ -9,18 +10,24 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 from transformer_lens import ActivationCache, HookedTransformer, HookedTransformerConfig
 from transformer_lens.head_detector import detect_head
 from transformer_lens.pretrained.weight_conversions import convert_gpt2_weights
 from transformers import GPT2LMHeadModel
 
 from llmcli.config import ModelConfig, read_config
+from llmcli.gpt.tap import Probe
 from llmcli.gpt.weights import load_model
 from llmcli.hub import EMBEDDED
 from llmcli.inspection import attention, attribution, lens
+from llmcli.inspection.intervention import patches
+from llmcli.inspection.plan import Prompt, plan, read
 from llmcli.inspection.run import Ask, Run
 
 ACTIVATIONS = {"gelu_tanh": "gelu_new", "gelu": "gelu", "relu": "relu", "silu": "silu"}
@@ -30,6 +37,7 @@ THEIR_ROLES = {
     "induction": "induction_head",
 }
 TOLERANCE = 1e-3
+Hook = Callable[[Tensor, Any], Tensor]
 
 
 def theirs(folder: Path, config: ModelConfig, fold_ln: bool) -> HookedTransformer:
@@ -73,6 +81,7 @@ def differences(folder: Path) -> dict[str, float]:
             "lens logits": _lens(run, model, cache),
             "attribution": _attribution(run, folded, folded_cache, ids),
             "roles": _roles(run, model, cache.remove_batch_dim(), patterns),
+            **_changed(run, model),
         }
 
 
@@ -132,6 +141,96 @@ def _roles(
             assert ours is not None
             worst = max(worst, far(part * torch.tensor(ours), found[layer]))
     return worst
+
+
+def _changed(run: Run, model: HookedTransformer) -> dict[str, float]:
+    """The logits under each kind of change: ours by its grammar, theirs by a hook."""
+    ids = list(run.ids)
+    other, plus, minus = ids[::-1], ids[3:8], ids[9:12]
+    _, cache = model.run_with_cache(torch.tensor([ids]))
+    _, elsewhere = model.run_with_cache(torch.tensor([other]))
+    texts = {"other": other, "plus": plus, "minus": minus}
+    prompt = Prompt(ids, texts.__getitem__, run.token_bytes)
+    at = f"blocks.{(layer := run.config.n_layer // 2)}"
+    means = [
+        model.run_with_cache(torch.tensor([some]))[1][f"{at}.hook_resid_post"][0].mean(dim=0)
+        for some in (plus, minus)
+    ]
+    vector, T = means[0] - means[1], len(ids)
+    cases: dict[str, list[tuple[dict[str, Any], dict[str, Hook]]]] = {
+        "ablation": [
+            ({"ablate": [f"L{layer}.H1"]}, {f"{at}.attn.hook_z": put((..., 1, slice(None)), 0)}),
+            ({"ablate": [f"L{layer}.mlp"]}, {f"{at}.hook_mlp_out": put(..., 0)}),
+            ({"ablate": [f"L{layer}.N5"]}, {f"{at}.mlp.hook_post": put((..., 5), 0)}),
+            ({"ablate": [f"L{layer}"]},
+             {f"{at}.hook_mlp_out": put(..., 0), f"{at}.hook_attn_out": put(..., 0)}),
+            ({"ablate": ["pos_embed"]}, {"hook_pos_embed": put(..., 0)}),
+        ],
+        "mean ablation": [
+            ({"ablate": [f"L{layer}.H1:mean"]},
+             {f"{at}.attn.hook_z": put((..., 1, slice(None)), cache["z", layer][0, :, 1].mean(0))}),
+            ({"ablate": [f"L{layer}.mlp:mean"]},
+             {f"{at}.hook_mlp_out": put(..., cache["mlp_out", layer][0].mean(0))}),
+        ],
+        "knock-out": [
+            ({"knockout": [f"L{layer}.H2: 9 -> 4"]},
+             {f"{at}.attn.hook_attn_scores": put((0, 2, 9, 4), -math.inf)}),
+            ({"knockout": ["* -> 3"]},
+             {f"blocks.{i}.attn.hook_attn_scores": put((..., slice(4, None), 3), -math.inf)
+              for i in range(run.config.n_layer)}),
+        ],
+        "steering": [
+            ({"steer": [f'"plus" - "minus" @ L{layer} * 3']},
+             {f"{at}.hook_resid_post": add((0, T - 1), 3 * vector)}),
+            ({"steer": [f'"plus" - "minus" @ L{layer} * -2'], "steer_prompt": True},
+             {f"{at}.hook_resid_post": add(..., -2 * vector)}),
+        ],
+        "patching": [
+            ({"patch": [f'L{layer}.resid_mid@5 from "other"']},
+             {f"{at}.hook_resid_mid": put((0, 5), elsewhere["resid_mid", layer][0, 5])}),
+            ({"patch": [f'L{layer}.H3@* from "other"']},
+             {f"{at}.attn.hook_z": put((..., 3, slice(None)), elsewhere["z", layer][..., 3, :])}),
+        ],
+    }  # fmt: skip
+    return {
+        name: max(_under(run, model, prompt, options, hooks) for options, hooks in some)
+        for name, some in cases.items()
+    }
+
+
+def _under(
+    run: Run, model: HookedTransformer, prompt: Prompt, options: dict[str, Any], hooks: dict
+) -> float:
+    """How far the logits under our `options` are from those under their `hooks`."""
+    wanted = plan(read(run.config, **options), prompt, run.config)
+    probe = Probe(run.config.n_layer, patch=patches(run.model, wanted, run.ids))
+    ids = torch.tensor([list(run.ids)])
+    ours, plain = run.model(ids, tap=probe), run.model(ids)
+    wanted_logits = model.run_with_hooks(ids, fwd_hooks=list(hooks.items()))
+    assert far(ours, plain) > 1e-2, f"{options} changes nothing"
+    return far(ours, wanted_logits) / float(plain.abs().max())
+
+
+def put(where: Any, value: Tensor | float) -> Hook:
+    """A hook that sets some of a value."""
+
+    def hook(here: Tensor, hook: Any) -> Tensor:
+        here = here.clone()
+        here[where] = value
+        return here
+
+    return hook
+
+
+def add(where: Any, value: Tensor) -> Hook:
+    """A hook that adds to some of a value."""
+
+    def hook(here: Tensor, hook: Any) -> Tensor:
+        here = here.clone()
+        here[where] += value
+        return here
+
+    return hook
 
 
 def far(ours: torch.Tensor, theirs: torch.Tensor) -> float:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from llmcli.inspection.catalogue import VIEWS
+from llmcli.inspection.difference import Difference
 from llmcli.inspection.values import View
 from llmcli.render.forms import SCHEMA
 
@@ -37,6 +38,7 @@ def schema() -> dict[str, Any]:
         "changes": {"type": "array", "items": {"type": "string"}},
         "views": {"type": "array", "items": {"anyOf": views}},
         "baseline": {"type": "array", "items": {"anyOf": views}},
+        "difference": {"type": "array", "items": _view(Difference, defs)},
     }
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmcli.commands.changes import tap_for
 from llmcli.commands.job import Job
-from llmcli.commands.writers import JsonWriter
+from llmcli.commands.writers import JsonlWriter, JsonWriter
 from llmcli.streaming import Piece
 
 if TYPE_CHECKING:
@@ -52,9 +52,9 @@ class Pair:
         """Room for `n` samples of both."""
         return cls(job, model, ids, patch, *([Sample() for _ in range(n)] for _ in range(2)))
 
-    def generate(self) -> None:
-        """Fill both; on Ctrl-C what there is by then stays."""
-        for samples, patch in ((self.changed, self.patch), (self.plain, {})):
+    def generate(self, writers: Sequence[JsonlWriter] = ()) -> None:
+        """Fill both, each watched by its writer, if any; on Ctrl-C what there is by then stays."""
+        for run, (samples, patch) in enumerate(((self.changed, self.patch), (self.plain, {}))):
             n = len(samples)
             streams = self.job.streams(n)
             draws = [(0, sample) for sample in range(n)]
@@ -62,6 +62,8 @@ class Pair:
             try:
                 for piece in self.job.run(self.model, [self.ids] * n, draws, streams, tap):
                     samples[piece.step.row].pieces.append(piece)
+                    if writers:
+                        writers[run].take(piece)
             finally:
                 for sample, stream in zip(samples, streams, strict=True):
                     sample.rest = stream.flush()
@@ -92,6 +94,23 @@ def print_json(pair: Pair, head: dict[str, Any]) -> None:
     baseline = {"samples": writers[1].samples([sample.rest for sample in pair.plain])}
     comparisons = [plain(comparison) for comparison in pair.compared()]
     writers[0].end(held, baseline=baseline, comparisons=comparisons)
+
+
+def line_writers(pair: Pair, head: dict[str, Any]) -> list[JsonlWriter]:
+    """What tells of both runs as they happen, the changed one first."""
+    opened, n = pair.job.opened, len(pair.changed)
+    return [JsonlWriter(opened, n, head, baseline) for baseline in (False, True)]
+
+
+def end_lines(pair: Pair, writers: Sequence[JsonlWriter]) -> None:
+    """The last lines: what was interrupted, the comparisons, and that all is done."""
+    from llmcli.render.forms import plain
+
+    for writer, samples in zip(writers, (pair.changed, pair.plain), strict=True):
+        writer.end_samples([sample.rest for sample in samples])
+    for row, comparison in enumerate(pair.compared()):
+        writers[0].event("comparison", {"sample": row, **plain(comparison)})
+    writers[0].done()
 
 
 def show(pair: Pair, title: str, color: str, as_picture: bool, echo: str) -> None:

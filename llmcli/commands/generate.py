@@ -184,10 +184,10 @@ def _check_combinations(**given: object) -> None:
         {"prompts", "dry_run"}, {"prompts", "stats"}, {"prompts", "separator"},
         {"json", "color_probs"}, {"jsonl", "color_probs"}, {"jsonl", "dry_run"},
         {"json", "separator"}, {"jsonl", "separator"}, {"top_probs", "separator"},
-        {"baseline", "prompts"}, {"baseline", "jsonl"}, {"baseline", "color_probs"},
+        {"baseline", "prompts"}, {"baseline", "color_probs"},
         {"baseline", "separator"}, *({"dry_run", change} for change in CHANGES),
     ]  # fmt: skip
-    if "json" not in on:
+    if not on & {"json", "jsonl"}:
         clashes.append({"baseline", "top_probs"})
     for pair in clashes:
         if pair <= on:

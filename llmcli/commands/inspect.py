@@ -13,9 +13,15 @@ from llmcli.commands.inspect_options import (
     Corrupt,
     Head,
     Layer,
+    MaxNewTokens,
+    Method,
+    Negative,
     Position,
+    Positive,
     Rows,
     SaveFile,
+    SaveVector,
+    Strengths,
     TensorsFile,
     TokenText,
     Versus,
@@ -72,6 +78,12 @@ def inspect(
     analogy: Analogy = None,
     clean: Clean = None,
     corrupt: Corrupt = None,
+    positive: Positive = None,
+    negative: Negative = None,
+    method: Method = None,
+    save_vector: SaveVector = None,
+    sweep: Strengths = None,
+    max_new_tokens: MaxNewTokens = None,
     rows: Rows = None,
     ablate: Ablate = None,
     knockout: Knockout = None,
@@ -123,6 +135,7 @@ def inspect(
       sampling     logits, each filter, the draw, and what each stage cuts
       ablation     all heads and MLPs, ranked by what a logit loses without them
       patching     what each place of --clean brings back when put into --corrupt
+      steer        a vector made from examples; or a text at growing strengths of --steer
       change       what --ablate, --knockout, --steer or --patch did to the prompt
       embed        each token's vector, its position's and their sum; cosines between tokens
       neighbors    tokens nearest to --token or --analogy; needs no prompt
@@ -135,6 +148,7 @@ def inspect(
     """
     from llmcli.commands import inspect_output as output
     from llmcli.commands.inspect_request import Request
+    from llmcli.commands.inspect_steer import check_steer
     from llmcli.inspection.catalogue import entries
 
     sampling = {
@@ -150,7 +164,9 @@ def inspect(
     given = {
         "layer": layer, "head": head, "position": position, "token": token, "versus": versus,
         "analogy": analogy, "clean": clean, "corrupt": corrupt, "rows": rows, "seed": seed,
-        "tensors": tensors, "threads": threads, "quantize": quantize,
+        "tensors": tensors, "threads": threads, "quantize": quantize, "positive": positive,
+        "negative": negative, "method": method, "save_vector": save_vector, "sweep": sweep,
+        "max_new_tokens": max_new_tokens,
         "dtype": None if dtype == DType.float32 else dtype,
         "device": None if device == Device.auto else device, **sampling,
         **changes, "baseline": baseline or None,
@@ -171,22 +187,24 @@ def inspect(
         raise UsageError("--versus needs --token.", 'For example: --token " he" --versus " she"')
     output.check_writable("--save", save, (".svg", ".html"))
     output.check_writable("--tensors", tensors, (".safetensors",))
+    output.check_writable("--save-vector", save_vector, (".safetensors",))
+    if "steer" in wanted:
+        check_steer(wanted, given, prompt)
     if not quiet:
         _note_unused(wanted, given, prompt)
         output.note_narrow_terminal()
     canvas = output.canvas_for(color, rows) if output.is_picture(color, json) else None
     request = Request(model, prompt, given, sampling, changes, dtype, device, canvas, quiet)
     made = request.views(wanted)
-    views = [*made.untouched, *made.views]
     if json:
         output.print_json(made)
     elif canvas is not None:
-        output.show(views, canvas, color, len(made.untouched))
+        output.show(made, canvas, color)
     else:
-        output.print_tsv(views, len(made.untouched))
+        output.print_tsv(made)
     if save is not None:
-        output.save_picture(views, save, output.canvas_for(color, rows))
-    if any(getattr(shown, "passed", True) is False for shown in views):
+        output.save_picture(made.all, save, output.canvas_for(color, rows))
+    if any(getattr(shown, "passed", True) is False for shown in made.all):
         raise IntegrityError("A check failed: see the line that says FAIL.")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -54,6 +54,36 @@ Clean = Annotated[
 Corrupt = Annotated[
     str | None,
     typer.Option("--corrupt", metavar="TEXT", help="The prompt to patch, as many tokens long."),
+]
+Positive = Annotated[
+    Path | None,
+    typer.Option("--positive", metavar="FILE", help="Examples, one a line, of what to steer to."),
+]
+Negative = Annotated[
+    Path | None,
+    typer.Option("--negative", metavar="FILE", help="Examples, one a line, of what to steer from."),
+]
+Method = Annotated[
+    Literal["mean", "pca"] | None,
+    typer.Option(
+        "--method", help="Mean difference, or first component of the pairs. [default: mean]"
+    ),
+]
+SaveVector = Annotated[
+    Path | None,
+    typer.Option("--save-vector", metavar="FILE", help="Keep the vector, as .safetensors."),
+]
+Strengths = Annotated[
+    str | None,
+    typer.Option(
+        "--sweep", metavar="N,N", help="Strengths, times the one of --steer. [default: 0,2,4,8]"
+    ),
+]
+MaxNewTokens = Annotated[
+    int | None,
+    typer.Option(
+        "--max-new-tokens", metavar="N", min=1, help="Tokens of a sweep's texts. [default: 40]"
+    ),
 ]
 Rows = Annotated[
     int | None, typer.Option("--rows", metavar="N", min=1, help="How much of a list to show.")

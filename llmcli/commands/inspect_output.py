@@ -42,30 +42,38 @@ def draw(view: View, canvas: Canvas) -> Any:
     return import_module(f"llmcli.render.views.{view.name}").draw(view, canvas)
 
 
-def show(views: Sequence[View], canvas: Canvas, color: ColorMode, n_untouched: int = 0) -> None:
-    """The pictures, one below the other; the first `n_untouched` are of the untouched run."""
+def show(made: Made, canvas: Canvas, color: ColorMode) -> None:
+    """The pictures, one below the other; with --baseline under what they are of."""
     from llmcli.render.console import console
 
     out = console(color.value)
-    for i, view in enumerate(views):
-        if i:
-            out.print()
-        if n_untouched and i in (0, n_untouched):
-            out.print(f"── {'changed' if i else 'untouched'} ──", style="bold")
-        out.print(draw(view, canvas), end="")
+    parts = {"untouched": made.untouched, "changed": made.views, "difference": made.differences}
+    first = True
+    for title, views in parts.items():
+        for i, view in enumerate(views):
+            if not first:
+                out.print()
+            if made.untouched and not i:
+                out.print(f"── {title} ──", style="bold")
+            out.print(draw(view, canvas), end="")
+            first = False
 
 
-def print_tsv(views: Sequence[View], n_untouched: int = 0) -> None:
+def print_tsv(made: Made) -> None:
     """Rows, each view under a `# view` line where there are several; some views are plain text."""
+    from llmcli.render.console import console
     from llmcli.render.forms import tsv
 
-    for i, view in enumerate(views):
-        if len(views) > 1:
-            print(f"# {'untouched' if i < n_untouched else 'view'} {view.name}")
-        if view.name in PLAIN:
-            show([view], canvas_for(ColorMode.never, None), ColorMode.never)
-        else:
-            sys.stdout.write(tsv(view))
+    plain = canvas_for(ColorMode.never, None)
+    kinds = {"untouched": made.untouched, "view": made.views, "difference": made.differences}
+    for kind, views in kinds.items():
+        for view in views:
+            if len(made.all) > 1:
+                print(f"# {kind} {getattr(view, 'of', view.name)}")
+            if view.name in PLAIN:
+                console(ColorMode.never.value).print(draw(view, plain), end="")
+            else:
+                sys.stdout.write(tsv(view))
 
 
 def print_json(made: Made) -> None:
@@ -73,8 +81,9 @@ def print_json(made: Made) -> None:
     from llmcli.render.json import strict
 
     about = dict(made.about)
-    if made.untouched:
-        about["baseline"] = document(made.untouched, {})["views"]
+    for key, views in (("baseline", made.untouched), ("difference", made.differences)):
+        if views:
+            about[key] = document(views, {})["views"]
     sys.stdout.write(strict(document(made.views, about)) + "\n")
 
 

@@ -19,13 +19,24 @@ if TYPE_CHECKING:
     from llmcli.render.drawing import Canvas
 
 
+PROOFS = ("check", "model")  # their numbers are no answer to a change
+EXPERIMENTS = ("change", "steer")  # they hold the changed run against the untouched by themselves
+
+
 @dataclass(frozen=True)
 class Made:
-    """The views, what JSON says of all of them, and the untouched run's, with --baseline."""
+    """The views, what JSON says of all of them; with --baseline the untouched run's, and how far
+    each pair is apart."""
 
     views: list[View]
     about: dict[str, Any]
     untouched: list[View] = field(default_factory=list)
+    differences: list[View] = field(default_factory=list)
+
+    @property
+    def all(self) -> list[View]:
+        """In the order in which they are shown."""
+        return [*self.untouched, *self.views, *self.differences]
 
 
 @dataclass(frozen=True)
@@ -45,11 +56,16 @@ class Request:
     def views(self, wanted: dict[str, Entry]) -> Made:
         """The views in their order; --baseline adds what the change did, and the untouched ones."""
         from llmcli.inspection.catalogue import entries
+        from llmcli.inspection.difference import difference
 
         if not any(entry.weights for entry in wanted.values()):
             return self._model_alone()
         if not any(entry.prompt for entry in wanted.values()):
             return self._weights_alone(wanted)
+        if self.given["positive"] is not None and "steer" in wanted:
+            from llmcli.commands.inspect_steer import vector_from_examples
+
+            return vector_from_examples(self)
         from llmcli.commands.input import read_text
         from llmcli.commands.inspect_target import prompt_ids
         from llmcli.commands.loading import open_model
@@ -61,9 +77,13 @@ class Request:
         changes = self._changes(opened, ids)
         plan = changes.plan(opened, ids)
         ask = {**self._ask(opened, ids), "changes": tuple(changes.lines)}
-        run = self._run(opened, ids, plan)
+        if "steer" in wanted:
+            from llmcli.commands.inspect_steer import sweep_of
+
+            ask["sweep"] = sweep_of(self.given, plan, ask["sampling"])
+        run = self.run(opened, ids, plan)
         about = {
-            "model": _about(opened, run),
+            "model": model_of(opened, run),
             "prompt": text,
             "ids": ids,
             **({"changes": changes.lines} if changes else {}),
@@ -72,13 +92,19 @@ class Request:
         if self.given["baseline"]:
             plain = replace(run, patch={})
             untouched = [
-                self._view(name, opened, plain, ask) for name in wanted if name != "change"
+                self._view(name, opened, plain, ask) for name in wanted if name not in EXPERIMENTS
             ]
             wanted = {**wanted, **entries(["change"])}
         views = [self._view(name, opened, run, ask) for name in wanted]
+        differences: list[View] = [
+            difference(view, plain)
+            for plain in untouched
+            for view in views
+            if view.name == plain.name and view.name not in PROOFS
+        ]
         if self.given["tensors"] is not None:
             self._save_tensors(wanted, run, ask, about)
-        return Made(views, about, untouched)
+        return Made(views, about, untouched, differences)
 
     def _changes(self, opened: Opened, ids: list[int]) -> Changes:
         """The interventions asked for, held against the model."""
@@ -109,8 +135,8 @@ class Request:
 
         opened = open_model(self.model)
         ask = self._ask(opened, [])
-        run = self._run(opened, [], None)
-        about = {"model": _about(opened, run)}
+        run = self.run(opened, [], None)
+        about = {"model": model_of(opened, run)}
         views = [self._view(name, opened, run, ask) for name in wanted]
         if self.given["tensors"] is not None:
             self._save_tensors(wanted, run, ask, about)
@@ -159,13 +185,14 @@ class Request:
             return None
         return tuple(prompt_ids(opened.tokenizer, text, opened.config, long=False))
 
-    def _run(self, opened: Opened, ids: list[int], plan: Plan | None) -> Run:
+    def run(self, opened: Opened, ids: list[int], plan: Plan | None) -> Run:
         """The model with its weights, and the prompt, if any: torch is imported here."""
         from llmcli.commands.changes import patches_of
         from llmcli.commands.loading import Place, load
         from llmcli.inspection.run import Run
 
-        n_tokens = max(1, min(len(ids), opened.config.n_ctx))
+        n_tokens = len(ids) + (self.given["max_new_tokens"] or 0)
+        n_tokens = max(1, min(n_tokens, opened.config.n_ctx))
         place = Place(self.dtype, self.device, self.given["threads"], self.given["quantize"])
         loaded = load(opened, place, n_tokens=n_tokens)
         return Run(
@@ -174,6 +201,7 @@ class Request:
             opened.tokenizer.token_bytes,
             patches_of(plan, loaded, ids) if plan else {},
             len(opened.tokenizer.prefix_ids),
+            opened.tokenizer.vocab_size,
             load_fp32=lambda: load(opened, replace(place, dtype=DType.float32, quantize=None)),
         )
 
@@ -183,11 +211,7 @@ class Request:
         module = import_module(f"llmcli.inspection.{name}")
         if name == "model":
             return module.view(opened.folder, self.model, opened.revision)
-        made = module.view(run, Ask(**self._fitted(name, ask)))
-        if run.model.storage != "float32":
-            note = f"approximate: computed in {run.model.storage}, not in float32."
-            made = replace(made, notes=(*made.notes, note))
-        return made
+        return noted(module.view(run, Ask(**self._fitted(name, ask))), run)
 
     def _fitted(self, name: str, ask: dict[str, Any]) -> dict[str, Any]:
         """What a picture has no room for is not computed."""
@@ -213,8 +237,16 @@ class Request:
             write(self.given["tensors"], packed(tensors, about))
 
 
-def _about(opened: Opened, run: Run) -> dict[str, Any]:
-    """The model, as JSON says which it was."""
+def noted(view: View, run: Run) -> View:
+    """The view, saying so where it was not computed in fp32."""
+    if run.model.storage == "float32":
+        return view
+    note = f"approximate: computed in {run.model.storage}, not in float32."
+    return replace(view, notes=(*view.notes, note))
+
+
+def model_of(opened: Opened, run: Run) -> dict[str, Any]:
+    """What JSON says of the model."""
     return {
         "name": opened.name,
         "revision": opened.revision,

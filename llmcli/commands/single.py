@@ -93,8 +93,9 @@ def run_one(job: Job, place: Place, ids: Sequence[int], show: Show, changes: Cha
     )  # fmt: skip
     if show.baseline:
         pair = Pair.of(job, model, ids, patch, n)
-        with ending(lambda: _show_beside(pair, show, head, echo, changes.title)):
-            pair.generate()
+        writers = beside.line_writers(pair, head) if show.jsonl else []
+        with ending(lambda: _show_beside(pair, show, head, echo, changes.title, writers)):
+            pair.generate(writers)
         pieces = [piece for sample in pair.changed for piece in sample.pieces]
     else:
         pieces = _stream(job, model, ids, tap, n, _writer(job, show, head, echo))
@@ -132,8 +133,12 @@ def ending(end: Callable[[], None]) -> Iterator[None]:
     end()
 
 
-def _show_beside(pair: Pair, show: Show, head: dict, echo: Echo, title: str) -> None:
-    if show.json:
+def _show_beside(
+    pair: Pair, show: Show, head: dict, echo: Echo, title: str, writers: Sequence[JsonlWriter]
+) -> None:
+    if show.jsonl:
+        beside.end_lines(pair, writers)
+    elif show.json:
         beside.print_json(pair, head)
     else:
         text = echo.text if show.echo else ""

@@ -248,36 +248,53 @@ class JsonWriter:
 
 
 class JsonlWriter:
-    """One line per event, as it happens: start, step, end of a sample, done."""
+    """One line per event, as it happens: start, step, end of a sample, done.
 
-    def __init__(self, opened: Opened, n_rows: int, header: dict[str, Any]) -> None:
+    Beside another run (`baseline` is not None) each step and end says which of the two it is of,
+    and the changed run's writer alone tells of the start and of what comes last.
+    """
+
+    def __init__(
+        self, opened: Opened, n_rows: int, header: dict[str, Any], baseline: bool | None = None
+    ) -> None:
         from llmcli.render.json import strict
 
         self.opened, self.header, self.strict = opened, header, strict
+        self.of_run = {} if baseline is None else {"baseline": baseline}
         self.texts, self.over = [""] * n_rows, [False] * n_rows
         self.times: list[float] = []
-        self._event("start", header)
+        if not baseline:
+            self.event("start", header)
 
     def take(self, piece: Piece) -> None:
         row = piece.step.row
         self.texts[row] += piece.text
         self.times.append(piece.step.time_s)
         token = drawn_json(piece.step, self.opened)
-        self._event("step", {"sample": row, "new_text": piece.text, **token})
+        self.event("step", {"sample": row, **self.of_run, "new_text": piece.text, **token})
         if piece.finish_reason:
-            self.over[row] = True
-            ending = {"text": self.texts[row], "finish_reason": piece.finish_reason}
-            self._event("end", {"sample": row, **ending})
+            self._end(row, self.texts[row], piece.finish_reason)
 
     def end(self, held: Sequence[str]) -> None:
-        from llmcli.commands.results import timings
+        self.end_samples(held)
+        self.done()
 
+    def end_samples(self, held: Sequence[str]) -> None:
+        """The ends of samples that were interrupted."""
         for row, text in enumerate(self.texts):
             if not self.over[row]:
-                self._event("end", {"sample": row, "text": text + held[row], "finish_reason": None})
-        self._event("done", timings(self.header, self.times))
+                self._end(row, text + held[row], None)
 
-    def _event(self, event: str, values: dict[str, Any]) -> None:
+    def done(self) -> None:
+        from llmcli.commands.results import timings
+
+        self.event("done", timings(self.header, self.times))
+
+    def _end(self, row: int, text: str, reason: str | None) -> None:
+        self.over[row] = True
+        self.event("end", {"sample": row, **self.of_run, "text": text, "finish_reason": reason})
+
+    def event(self, event: str, values: dict[str, Any]) -> None:
         values = {key: value for key, value in values.items() if key != "schema"}
         line = self.strict({"schema": self.header["schema"], "event": event, **values})
         sys.stdout.write(line + "\n")

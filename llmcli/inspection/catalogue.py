@@ -64,6 +64,9 @@ VIEWS = {
                        "position token versus rows"),
     "patching": _entry("what each place of --clean brings back when put into --corrupt",
                        "position token versus clean corrupt rows"),
+    "steer": _entry("a vector made from examples; or a text at growing strengths of --steer",
+                    "positive negative method layer save_vector rows sweep max_new_tokens "
+                    f"{SAMPLING}"),
     "change": _entry("what --ablate, --knockout, --steer or --patch did to the prompt",
                      "position token rows tensors"),
     "embed": _entry("each token's vector, its position's and their sum; cosines between tokens",

@@ -30,16 +30,21 @@ class Comparison:
 def compare(run: Run, changed: Sequence[int], plain: Sequence[int]) -> Comparison:
     """What `run`'s patches did to its prompt's continuation: `changed` ids instead of `plain`."""
     untouched = replace(run, patch={})
-    n = len(run.ids)
-    kl: list[float] = []
-    if changed:
-        fed = [*run.ids, *changed][:-1]  # the last token foretells nothing that is shown
-        kl = kl_per_position(run.on(fed), untouched.on(fed), range(n - 1, len(fed)))
     return Comparison(
         first_difference(changed, plain),
-        tuple(kl),
+        tuple(kl_per_step(run, changed)),
         perplexity(untouched, changed),
         perplexity(untouched, plain),
+    )
+
+
+def kl_per_step(run: Run, changed: Sequence[int]) -> list[float]:
+    """KL(untouched || changed) in bits at each of the `changed` ids that continue the prompt."""
+    if not changed:
+        return []
+    fed = [*run.ids, *changed][:-1]  # the last token foretells nothing that is shown
+    return kl_per_position(
+        run.on(fed), replace(run, patch={}).on(fed), range(len(run.ids) - 1, len(fed))
     )
 
 

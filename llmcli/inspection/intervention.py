@@ -20,16 +20,18 @@ from llmcli.errors import IntegrityError, shown
 from llmcli.gpt.model import GPT, causal_mask
 from llmcli.gpt.tap import Patch, Probe
 from llmcli.inspection.grammar import Ablation
-from llmcli.inspection.plan import Block, Plan, Transplant, Vector, vector_name
+from llmcli.inspection.plan import MAKE_AGAIN, Block, Plan, Transplant, Vector, vector_name
 
 Add = Callable[[str, Patch], None]
 
 
-def patches(model: GPT, plan: Plan, ids: Sequence[int]) -> dict[str, Patch]:
+def patches(
+    model: GPT, plan: Plan, ids: Sequence[int], vectors: Sequence[Tensor] | None = None
+) -> dict[str, Patch]:
     """The patches that make `plan` come true in a run that begins with the prompt `ids`.
 
     They hold for rows without padding, whatever the cut into calls. Means, vectors and the values
-    of other prompts are taken from untouched runs, here and now.
+    of other prompts are taken from untouched runs, here and now; `vectors` stand in for its own.
     """
     found: dict[str, list[Patch]] = {}
 
@@ -40,10 +42,10 @@ def patches(model: GPT, plan: Plan, ids: Sequence[int]) -> dict[str, Patch]:
         _transplant(model, swapped, add)
     _ablate(model, plan, ids, add)
     _knock_out(model.config, plan, add)
-    for vector in plan.vectors:
-        first = 0 if plan.steer_prompt else len(ids) - 1
-        made = vector.strength * vector_of(model, vector, plan.reference or (ids,), plan.n_prefix)
-        add(f"{vector.layer}.resid_post", added(made, first))
+    first = 0 if plan.steer_prompt else len(ids) - 1
+    made = vectors_of(model, plan, ids) if vectors is None else vectors
+    for vector, value in zip(plan.vectors, made, strict=True):
+        add(f"{vector.layer}.resid_post", added(value, first))
     return {point: composed(made) for point, made in found.items()}
 
 
@@ -209,6 +211,14 @@ def added(vector: Tensor, first: int) -> Patch:
     return patch
 
 
+def vectors_of(model: GPT, plan: Plan, ids: Sequence[int]) -> list[Tensor]:
+    """What each vector of `plan` adds, its strength in it: (C,) each."""
+    texts = plan.reference or (tuple(ids),)
+    return [
+        vector.strength * vector_of(model, vector, texts, plan.n_prefix) for vector in plan.vectors
+    ]
+
+
 def vector_of(model: GPT, vector: Vector, texts: Sequence[Sequence[int]], n_prefix: int) -> Tensor:
     """The vector (C,) in fp32: a file's, or a text's mean activation minus that of another.
 
@@ -227,12 +237,13 @@ def mean_activation(
     model: GPT, texts: Sequence[Sequence[int]], point: str, n_prefix: int
 ) -> Tensor:
     """The mean of a point over all positions of `texts` but the tokenizer's prefix: (C,), fp32."""
-    values = [seen(model, ids, point)[point] for ids in texts]  # (T, C) each
-    return (
-        torch.cat([value[n_prefix:] if len(value) > n_prefix else value for value in values])
-        .float()
-        .mean(dim=0)
-    )
+    values = [without_prefix(seen(model, ids, point)[point], n_prefix) for ids in texts]
+    return torch.cat(values).float().mean(dim=0)
+
+
+def without_prefix(value: Tensor, n_prefix: int) -> Tensor:
+    """A text's value (T, C) without the tokenizer's prefix, unless there is nothing else."""
+    return value[n_prefix:] if len(value) > n_prefix else value
 
 
 def read_vector(path: Path, n_embd: int) -> Tensor:
@@ -241,6 +252,6 @@ def read_vector(path: Path, n_embd: int) -> Tensor:
     if not torch.isfinite(vector).all():
         raise IntegrityError(
             f"The vector in {shown(str(path), 4096)} holds NaN or infinite numbers.",
-            "Make it again.",
+            MAKE_AGAIN,
         )
     return vector

@@ -14,10 +14,11 @@ from pathlib import Path
 
 from llmcli.checkpoint import read_header
 from llmcli.config import ModelConfig
-from llmcli.errors import UsageError, shown
+from llmcli.errors import IntegrityError, UsageError, shown
 from llmcli.inspection import grammar
 from llmcli.inspection.grammar import Ablation, Entry, Knockout, Place, Steer, Swap
 
+MAKE_AGAIN = "Make it again: see inspect --view steer --save-vector."
 Pair = tuple[int | None, int | None]  # (query, key); None: every position but the other one
 
 
@@ -101,6 +102,15 @@ class Wishes:
         return [wish.entry for wish in places]
 
 
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One line of a file, before and after it has become ids."""
+
+    line: int  # from 1, as editors count
+    text: str
+    ids: tuple[int, ...]
+
+
 @dataclass(frozen=True)
 class Prompt:
     """The ids of a prompt, and how texts and ids become each other."""
@@ -138,8 +148,14 @@ def read(
 
 
 def vector_name(path: Path, n_embd: int) -> str:
-    """The name of the one tensor in a vector's file. Raises UsageError for another width."""
-    shapes = {name: info.shape for name, info in read_header(path).items()}
+    """The name of the one tensor in a vector's file.
+
+    Raises UsageError for another width, IntegrityError where the file is damaged.
+    """
+    try:
+        shapes = {name: info.shape for name, info in read_header(path).items()}
+    except IntegrityError as error:
+        raise IntegrityError(error.fact, MAKE_AGAIN) from error
     if list(shapes.values()) != [(n_embd,)]:
         told = ", ".join(str(list(shape)) for shape in list(shapes.values())[:4]) or "nothing"
         raise UsageError(

@@ -18,7 +18,18 @@ from llmcli.config import ModelConfig, Sampling
 from llmcli.errors import IntegrityError, UsageError
 from llmcli.gpt.model import GPT
 from llmcli.gpt.tap import Patch, Probe
+from llmcli.inspection.plan import Plan
 from llmcli.inspection.values import Token
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """The one vector of `plan` tried at several strengths, a text of the prompt for each."""
+
+    plan: Plan
+    strengths: tuple[float, ...]
+    max_new_tokens: int
+    sampling: Sampling
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +50,7 @@ class Ask:
     seed: int = 0
     corrupt: tuple[int, ...] | None = None  # the ids of the prompt to compare with
     changes: tuple[str, ...] = ()  # in words; the patches of the run are what makes them true
+    sweep: Sweep | None = None
 
 
 @dataclass(frozen=True)
@@ -53,6 +65,7 @@ class Run:
     token_bytes: Callable[[int], bytes]
     patch: Mapping[str, Patch] = field(default_factory=dict)
     n_prefix: int = 0  # how many of `ids` stand before the text: special tokens, without bytes
+    n_tokens: int | None = None  # ids from here on only pad the vocabulary: none is ever drawn
     load_fp32: Callable[[], GPT] | None = None  # the same model in fp32, for `check`
 
     @property

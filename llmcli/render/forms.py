@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 from llmcli.render.text import quoted
 
 SCHEMA = 1
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # what would break a row, or reach a terminal
 
 
 def document(views: Sequence[Any], about: dict[str, Any]) -> dict[str, Any]:
@@ -95,5 +97,5 @@ def _cell(value: Any) -> str:
     if isinstance(value, bool):
         return str(int(value))
     if isinstance(value, str):
-        return quoted(value.encode())[1:-1] if any(c in value for c in "\t\n\r") else value
+        return quoted(value.encode())[1:-1] if CONTROL.search(value) else value
     return json.dumps(plain(value), separators=(",", ":"))

@@ -1,0 +1,158 @@
+"""`inspect --view steer`: files of examples made into a vector, or the strengths to try one at."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmcli.errors import NotFoundError, UsageError, shown, shown_path
+
+if TYPE_CHECKING:
+    from llmcli.commands.inspect_request import Made, Request
+    from llmcli.commands.loading import Opened
+    from llmcli.config import Sampling
+    from llmcli.inspection.plan import Example, Plan
+    from llmcli.inspection.run import Sweep
+
+MAX_EXAMPLES_NBYTES = 16 << 20
+MAX_STRENGTHS = 100
+SIDES = ("positive", "negative")
+MAKES = ("negative", "method", "save_vector")  # what --positive goes with
+TRIES = ("sweep", "max_new_tokens", "steer", "steer_prompt", "ablate", "knockout", "patch",
+         "reference", "baseline")  # fmt: skip
+HOW_TO_TRY = "Sweep the vector once it is saved: --steer 'v.safetensors @ L4 * 1' --sweep 0,2,4"
+HOW_TO_MAKE = "For example: --positive A.txt --negative B.txt --layer 4"
+
+
+def check_steer(wanted: Collection[str], given: dict[str, Any], prompt: str | None) -> None:
+    """Refuse what belongs to the other of the view's two uses, before anything is read."""
+    on = [name for name, value in given.items() if value is not None]
+    if "positive" not in on:
+        if lone := next((name for name in MAKES if name in on), None):
+            raise UsageError(f"{_option(lone)} needs --positive.", HOW_TO_MAKE)
+        return
+    for name in ("negative", "layer"):
+        if name not in on:
+            raise UsageError(f"--positive needs --{name}.", HOW_TO_MAKE)
+    if prompt is not None:
+        raise UsageError("--positive makes a vector, which needs no prompt.", HOW_TO_TRY)
+    if len(wanted) > 1:
+        raise UsageError("--positive makes a vector: --view steer stands alone.", HOW_TO_TRY)
+    if other := next((name for name in TRIES if name in on), None):
+        raise UsageError(f"--positive makes a vector; {_option(other)} is for one.", HOW_TO_TRY)
+
+
+def sweep_of(given: dict[str, Any], plan: Plan, sampling: Sampling) -> Sweep:
+    """What to try, from --steer and --sweep: greedily, unless an option says how to draw.
+
+    Raises UsageError where that is not one vector.
+    """
+    from llmcli.commands.loading import CUTS
+
+    if len(plan.vectors) != 1:
+        raise UsageError(
+            f"--view steer tries one vector: it needs one --steer, and has {len(plan.vectors)}.",
+            'For example: --steer \'"sad" - "happy" @ L4 * 1\' --sweep 0,2,4. To make a vector: '
+            "--positive A.txt --negative B.txt --layer 4",
+        )
+    strengths = _strengths(
+        "0,2,4,8" if given["sweep"] is None else given["sweep"], plan.vectors[0].strength
+    )
+    if all(given[name] is None for name in ("seed", "temperature", *CUTS)):
+        sampling = replace(sampling, temperature=0.0)
+    from llmcli.inspection.run import Sweep
+
+    return Sweep(plan, strengths, given["max_new_tokens"] or 40, sampling)
+
+
+def _strengths(text: str, once: float) -> tuple[float, ...]:
+    from llmcli.inspection.grammar import MAX_STRENGTH
+
+    found = []
+    for part in text.split(","):
+        try:
+            value = float(part)
+        except ValueError:
+            value = float("nan")
+        if not abs(value * once) <= MAX_STRENGTH:
+            raise UsageError(
+                f"--sweep: {shown(part)!r} is not a strength.",
+                f"Numbers with commas between them, as in 0,2,4,8; at most {MAX_STRENGTH:.0f}.",
+            )
+        found.append(value)
+    if len(found) > MAX_STRENGTHS:
+        raise UsageError(f"--sweep takes at most {MAX_STRENGTHS} strengths.", "Try fewer.")
+    return tuple(found)
+
+
+def vector_from_examples(request: Request) -> Made:
+    """The view of the vector that --positive and --negative make; --save-vector keeps it."""
+    from llmcli.commands.inspect_output import write
+    from llmcli.commands.inspect_request import Made, model_of, noted
+    from llmcli.commands.inspect_target import index
+    from llmcli.commands.loading import open_model
+    from llmcli.inspection.plan import Plan
+
+    g = request.given
+    opened = open_model(request.model)
+    layer = index("--layer", g["layer"], opened.config.n_layer, "layers") or 0
+    method = g["method"] or "mean"
+    examples = {side: read_examples(f"--{side}", g[side], opened) for side in SIDES}
+    n_positive, n_negative = map(len, examples.values())
+    if method == "pca" and n_positive != n_negative:
+        raise UsageError(
+            f"--method pca compares line by line: there are {n_positive} positive examples and "
+            f"{n_negative} negative ones.",
+            "Give as many of each, in pairs, or use --method mean.",
+        )
+    run = request.run(opened, [], Plan())
+    from llmcli.inspection.steer import vector_view
+    from llmcli.inspection.tensors import packed
+
+    view, vector = vector_view(run, examples, method, layer, g["rows"])
+    about = {"model": model_of(opened, run)}
+    if g["save_vector"] is not None:
+        made = {"layer": str(layer), "method": method, "model": opened.name}
+        write(g["save_vector"], packed({"vector": vector}, made))
+    return Made([noted(view, run)], about)
+
+
+def read_examples(option: str, path: Path, opened: Opened) -> list[Example]:
+    """The lines of a file as ids; empty ones are left out. Raises errors that name the line."""
+    from llmcli.inspection.plan import Example
+
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_EXAMPLES_NBYTES + 1)
+    except OSError as error:
+        raise NotFoundError(f"{shown_path(path)} cannot be read: {error.strerror}.") from error
+    if len(data) > MAX_EXAMPLES_NBYTES:
+        raise UsageError(
+            f"{shown_path(path)} is larger than {MAX_EXAMPLES_NBYTES >> 20} MiB.", "Shorten it."
+        )
+    try:
+        lines = data.decode("utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{shown_path(path)} is not UTF-8 at offset {error.start}.") from error
+    prefix, found = opened.tokenizer.prefix_ids, []
+    for number, line in enumerate(lines, 1):
+        text = line.removesuffix("\r")
+        if not text.strip():
+            continue
+        ids = (*prefix, *opened.tokenizer.encode(text))
+        if len(ids) > opened.config.n_ctx:
+            raise UsageError(
+                f"{option}: line {number} has {len(ids)} tokens; the context holds "
+                f"{opened.config.n_ctx}.",
+                "An example is one line: shorten it.",
+            )
+        found.append(Example(number, text, ids))
+    if not found:
+        raise UsageError(f"{shown_path(path)} is empty.", f"{option} takes an example a line.")
+    return found
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
