@@ -112,12 +112,15 @@ def inspect(
       next         the story of the next token on one screen (default)
       tokens       ids, bytes, and how the model expected each token
       attention    all heads as small maps; with --layer and --head one in full
+      head         one head at one position, step by step: q, k, softmax, v, W_O
       lens         the best guess after each layer; with --token its rank
       attribution  a logit as a sum over embeddings, heads, MLPs and biases
       sampling     logits, each filter, the draw, and what each stage cuts
+      circuits     what a head's weights alone say: QK and OV token pairs, composition
       ablation     all heads and MLPs, ranked by what a logit loses without them
       patching     what each place of --clean brings back when put into --corrupt
       change       what --ablate, --knockout, --steer or --patch did to the prompt
+      why          a short report on a token: rank, layer, parts and words for and against
       check        proof that the views, the cache and the fast path agree
       model        sizes, parameters, memory and FLOPs; needs no prompt
 
