@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -167,7 +168,12 @@ class Request:
         module = import_module(f"llmcli.inspection.{name}")
         if name == "model":
             return module.view(opened.folder, self.model, opened.revision)
-        made = module.view(run, Ask(**self._fitted(name, ask)))
+        asked = Ask(**self._fitted(name, ask))
+        if hasattr(module, "cost"):
+            price = module.cost(run, asked)  # which may refuse, so it comes first
+            if not self.quiet:
+                print(f"--view {name}: {price}.", file=sys.stderr)
+        made = module.view(run, asked)
         dtype = str(run.dtype).removeprefix("torch.")
         if dtype != DType.float32:
             note = f"approximate: computed in {dtype}, not in float32."

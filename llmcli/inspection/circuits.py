@@ -41,7 +41,7 @@ class WritePair:
     rank: int
     source: Token
     output: Token
-    adds: float  # beyond the mean over all outputs, before the final norm divides
+    adds: float  # beyond the means over all sources and outputs, before the final norm divides
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,8 @@ NOTES = (
     "derived from the weights alone, approximate for any prompt: a token's own vector goes through "
     "this layer's norm, as if positions and earlier layers had written nothing.",
     "QK: scores above the query's mean over all tokens; only such differences count in a softmax. "
-    "OV: logits above their mean, with the final norm's gain but before its division.",
+    "OV: logits above their means over all outputs and all sources, with the final norm's gain but "
+    "before its division.",
     "Composition: the norm of a product by the product of the norms; chance is the root mean "
     "square of heads turned at random, 1 / sqrt(n_embd).",
 )
@@ -133,6 +134,17 @@ def view(run: Run, ask: Ask) -> Circuits:
     )
 
 
+def tensors(run: Run, ask: Ask) -> dict[str, Tensor]:
+    """`qk_left`, `qk_right`, `ov_left`, `ov_right` (V, D): a circuit is left @ right^T."""
+    factors = factors_of(run.model, *which(ask, "circuits"))
+    sides = zip(factors._fields, factors, strict=True)
+    return {
+        f"{name}_{side}": factor
+        for name, pair in sides
+        for side, factor in zip(("left", "right"), pair, strict=True)
+    }
+
+
 # --- the two circuits ----------------------------------------------------------------------------
 
 
@@ -166,7 +178,8 @@ def factors_of(model: GPT, layer: int, head: int) -> Factors:
     """Both circuits as two thin matrices each.
 
     QK: (W_Q x + b_Q) . (W_K y - its mean over y) * scale, x and y normed embeddings. OV: the
-    unembedding, with the final norm's centring and gain, of W_O (W_V y + b_V), less its mean.
+    unembedding, with the final norm's centring and gain, of W_O W_V y, less its means over y and
+    over the outputs: what the head writes wherever it looks is in neither.
     """
     w, block = weights_of(model, layer, head), _block(model, layer)
     x = block.norm_1(model.token_embedding.weight).float()  # (V, C)
@@ -174,7 +187,7 @@ def factors_of(model: GPT, layer: int, head: int) -> Factors:
     outputs = _unembedding(model, w.out)  # (V, D)
     made = Factors(
         (queries * model.config.attn_scale(layer), keys - keys.mean(dim=0)),
-        (values, outputs - outputs.mean(dim=0)),
+        (values - values.mean(dim=0), outputs - outputs.mean(dim=0)),
     )
     for pair in made:
         for factor in pair:
@@ -197,14 +210,17 @@ def top_pairs(
     left: Tensor, right: Tensor, n: int, row: int | None = None
 ) -> list[tuple[int, int, float]]:
     """The `n` largest entries of left @ right^T (V, V), or of one row: (row, column, value)."""
-    V = len(right)
-    rows = range(len(left)) if row is None else range(row, row + 1)
+    rows = torch.arange(len(left)) if row is None else torch.tensor([row])
     best: list[tuple[int, int, float]] = []
-    for low in range(rows.start, rows.stop, chunk_of(V)):
-        part = left[low : min(low + chunk_of(V), rows.stop)] @ right.T  # (chunk, V)
-        top = part.flatten().topk(min(n, part.numel()))
-        found = zip(top.indices.tolist(), top.values.tolist(), strict=True)
-        best += [(low + at // V, at % V, value) for at, value in found]
+    for some in rows.split(chunk_of(len(right))):
+        part = left[some] @ right.T  # (chunk, V)
+        # Only a row whose largest entry is among the best needs its entries sorted.
+        least = best[-1][2] if len(best) == n else -torch.inf
+        able = (part.amax(dim=-1) > least).nonzero()[:, 0]
+        top = part[able].flatten().topk(min(n, len(able) * len(right)))
+        for at, value in zip(top.indices.tolist(), top.values.tolist(), strict=True):
+            i, column = divmod(at, len(right))
+            best.append((int(some[able[i]]), column, value))
         best = sorted(best, key=lambda pair: -pair[2])[:n]
     return best
 
