@@ -14,7 +14,8 @@ from test_cli import assert_fails
 
 from llmcli.inspection.catalogue import VIEWS
 
-COMPUTED = [name for name in VIEWS if name not in ("model", "patching")]
+NEEDY = ("patching", "head", "circuits")  # a second prompt, or to know which head
+COMPUTED = [name for name in VIEWS if name not in ("model", *NEEDY)]
 EVERYWHERE = [
     *CHANGES,
     ["--ablate", "L0", "--ablate", "L2.attn:mean"],

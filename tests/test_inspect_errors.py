@@ -18,7 +18,8 @@ from test_cli import LLMCLI, assert_fails, in_terminal
 from llmcli.errors import IntegrityError
 from llmcli.inspection.catalogue import VIEWS
 
-ALONE = [name for name in VIEWS if name != "patching"]  # which needs a second prompt
+NEEDY = ("patching", "head", "circuits")  # a second prompt, or to know which head
+ALONE = [name for name in VIEWS if name not in NEEDY]
 
 PROMPT = "Once upon a time, there was a little girl"
 
