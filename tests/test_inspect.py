@@ -55,7 +55,7 @@ SHOWN = {  # every view, in each of its shapes
         "id:41",
     ],
     "change": ["--ablate", "L1.H2", "--token", "id:40"],
-    "head": ["--layer", "1", "--head", "2"],
+    "head": ["--layer", "1", "--head", "2", "--rows", "3"],
     "head in the middle": ["--layer", "0", "--head", "0", "--position", "3", "--rows", "6"],
     "circuits": ["--layer", "2", "--head", "1", "--rows", "5"],
     "circuits of a token": ["--layer", "0", "--head", "1", "--token", "id:40"],

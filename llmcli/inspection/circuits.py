@@ -95,9 +95,8 @@ def cost(run: Run, ask: Ask) -> str:
     flops = 2 * (2 * rows * V * D + 4 * V * C * D)
     chunk = min(rows, chunk_of(V)) * V * 4
     return (
-        f"two circuits of {rows} x {V} entries, {flops / 1e9:.3g} GFLOP, "
-        f"at most {chunk / 2**20:.0f} MiB of them held at once"
-        + ("" if ask.token is not None else "; --token computes one row of each")
+        f"2 x {rows} x {V} entries, {flops / 1e9:.3g} GFLOP, "
+        f"{max(1, round(chunk / 2**20))} MiB held at once"
     )
 
 

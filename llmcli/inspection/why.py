@@ -111,15 +111,10 @@ def cost(run: Run, ask: Ask) -> str:
     heads = 1 if config.tie_embeddings else 2
     blocks = config.n_parameters - (heads * config.vocab_size + config.n_ctx) * config.n_embd
     batches = len(list(_batches(range(n), length)))
-    again = (
-        f", and {n} of {length} tokens, one left out, in {batches} batch{'es' * (batches > 1)}"
-        if n
-        else ""
-    )
-    return (
-        f"{FORWARDS} forwards of {len(run.ids)} tokens{again}; "
-        f"about {2 * blocks * tokens / 1e9:.2g} GFLOP"
-    )
+    said = f"{FORWARDS} x {len(run.ids)} tokens"
+    if n:
+        said += f", then {n} x {length} without one ({batches} batch{'es' * (batches > 1)})"
+    return f"{said}: {2 * blocks * tokens / 1e9:.2g} GFLOP"
 
 
 @torch.inference_mode()

@@ -26,15 +26,17 @@ def draw(view: Circuits, canvas: Canvas) -> Text:
 
 
 def _pairs(view: Circuits, canvas: Canvas) -> Text:
-    half = (canvas.width - 4) // 2
-    token = (half - NUMBER - 3) // 2
-    out = Text("  ").append(fit("QK: which token reads which", half), style="bold")
-    out.append("  OV: what reading a token says\n", style="bold")
-    side = (("", token), ("", token + 1), ("", -NUMBER))
-    names = ((("at", "reads", "score")), ("reading", "says", "adds"))
-    cells = [(label, width) for row in names for label, (_, width) in zip(row, side, strict=True)]
-    cells.insert(3, ("", 1))
-    out.append_text(columns(("", 1), *cells))
+    half = canvas.width // 2
+    token = (half - NUMBER - 4) // 2
+    out = Text("  ").append(
+        fit("QK: which token reads which", 2 * token + NUMBER + 4), style="bold"
+    )
+    out.append("OV: what reading a token says\n", style="bold")
+    sides = [("at", "  reads", "score"), ("reading", "  says", "adds")]
+    left, right = (
+        [(first, token), (second, token), (third, -NUMBER)] for first, second, third in sides
+    )
+    out.append_text(columns(("", 1), *left, ("", 0), *right))
     for read, write in zip(view.reads, view.writes, strict=True):
         for left, right, value in ((read.query, read.key, read.score),
                                    (write.source, write.output, write.adds)):  # fmt: skip

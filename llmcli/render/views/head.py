@@ -76,11 +76,11 @@ def _keys(view: Head, canvas: Canvas) -> Text:
 
 def _scores(view: Head, canvas: Canvas) -> Text:
     divisor = f"{view.divisor:.7g}"
-    out = _title(3, "the weights", f"score = q · k / {divisor}; e ^ (score - {view.greatest:.4f}); "
-                 "each share of the sum")  # fmt: skip
+    out = _title(3, "the weights", f"score = q · k / {divisor}; e^(score - {view.greatest:.4f}); "
+                 "share of sum")  # fmt: skip
     out.append_text(columns(
         ("place", -5), ("token", TOKEN), ("q · k", -SCORE), (f"/ {divisor}", -SCORE),
-        ("e ^", -SCORE), ("weight", -SCORE), ("model’s own", -12),
+        ("e^", -SCORE), ("weight", -SCORE), ("model’s own", -12),
     ))  # fmt: skip
     cells = canvas.width - 6 - TOKEN - 4 * (SCORE + 1) - 13
     for key in view.keys:

@@ -87,8 +87,9 @@ def _removals(view: Why, canvas: Canvas) -> Text:
     out.append(f"  {which if shown < view.n_candidates else 'each'}, read again in "
                f"{view.n_batches} batch{'es' * (view.n_batches > 1)}\n", style="dim")  # fmt: skip
     token = max(TOKEN, min(24, (canvas.width - 52) // 2))
-    out.append_text(columns(("  place", 7), ("token", token), ("attention", -9), ("bits", -7),
-                            ("prob", -7), ("rank", -5), ("lead", -7), (" says", token)))  # fmt: skip
+    out.append_text(columns(("  place", 7), ("token", token), ("attention", -9),
+                            ("bits", -7), ("prob", -7), ("rank", -5), ("lead", -7),
+                            (" says", token)))  # fmt: skip
     for row in view.removals:
         out.append(f"  {row.position:>5} ", style="cyan")
         out.append(f"{fit(name(row.token.text), token)}  {percent(row.attention)} ")
