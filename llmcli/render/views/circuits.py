@@ -33,10 +33,10 @@ def _pairs(view: Circuits, canvas: Canvas) -> Text:
     )
     out.append("OV: what reading a token says\n", style="bold")
     sides = [("at", "  reads", "score"), ("reading", "  says", "adds")]
-    left, right = (
+    reads, writes = (
         [(first, token), (second, token), (third, -NUMBER)] for first, second, third in sides
     )
-    out.append_text(columns(("", 1), *left, ("", 0), *right))
+    out.append_text(columns(("", 1), *reads, ("", 0), *writes))
     for read, write in zip(view.reads, view.writes, strict=True):
         for left, right, value in ((read.query, read.key, read.score),
                                    (write.source, write.output, write.adds)):  # fmt: skip
