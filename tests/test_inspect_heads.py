@@ -387,7 +387,7 @@ def test_the_cost_is_said_before_it_is_spent(llmcli, monkeypatch):
     with pytest.raises(Stopped):
         circuits_of(llmcli, catch=False)
     said = circuits_of(llmcli).stderr
-    assert said == "--view circuits: 2 x 4096 x 4096 entries, 4.83 GFLOP, 64 MiB held at once.\n"
+    assert said == "--view circuits: 2 x 4096 x 4096 entries, 4.8 GFLOP, 64 MiB held at once.\n"
 
 
 class Stopped(Exception):

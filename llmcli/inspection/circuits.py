@@ -18,7 +18,7 @@ from torch import Tensor
 from llmcli.gpt.model import GPT, Block
 from llmcli.inspection.head import which
 from llmcli.inspection.run import Ask, Run, require_numbers
-from llmcli.inspection.values import Token, View
+from llmcli.inspection.values import Token, View, gflop
 
 ROWS = 8
 CHUNK_NBYTES = 64 << 20  # of a circuit held at once, in fp32
@@ -95,8 +95,7 @@ def cost(run: Run, ask: Ask) -> str:
     flops = 2 * (2 * rows * V * D + 4 * V * C * D)
     chunk = min(rows, chunk_of(V)) * V * 4
     return (
-        f"2 x {rows} x {V} entries, {flops / 1e9:.3g} GFLOP, "
-        f"{max(1, round(chunk / 2**20))} MiB held at once"
+        f"2 x {rows} x {V} entries, {gflop(flops)}, {max(1, round(chunk / 2**20))} MiB held at once"
     )
 
 
@@ -215,7 +214,7 @@ def top_pairs(
         part = left[some] @ right.T  # (chunk, V)
         # Only a row whose largest entry is among the best needs its entries sorted.
         least = best[-1][2] if len(best) == n else -torch.inf
-        able = (part.amax(dim=-1) > least).nonzero()[:, 0]
+        able = (part.amax(dim=-1) > least).nonzero()[:, 0].tolist()
         top = part[able].flatten().topk(min(n, len(able) * len(right)))
         for at, value in zip(top.indices.tolist(), top.values.tolist(), strict=True):
             i, column = divmod(at, len(right))

@@ -19,7 +19,7 @@ from torch import Tensor
 from llmcli.inspection import attribution, lens, next
 from llmcli.inspection.ablation import BATCH_TOKENS
 from llmcli.inspection.run import Ask, Run, rank_of, require_numbers
-from llmcli.inspection.values import Token, View
+from llmcli.inspection.values import Token, View, gflop
 
 TOP_K = 10
 CANDIDATES = 8  # tokens left out in turn, where nobody says
@@ -114,7 +114,7 @@ def cost(run: Run, ask: Ask) -> str:
     said = f"{FORWARDS} x {len(run.ids)} tokens"
     if n:
         said += f", then {n} x {length} without one ({batches} batch{'es' * (batches > 1)})"
-    return f"{said}: {2 * blocks * tokens / 1e9:.2g} GFLOP"
+    return f"{said}: {gflop(2 * blocks * tokens)}"
 
 
 @torch.inference_mode()
