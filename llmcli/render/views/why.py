@@ -46,7 +46,7 @@ def _standing(view: Why, canvas: Canvas) -> Text:
         text += f" It has been among the first {view.top_k} {since}."
     ranks = [f"{stage.after} → {stage.rank}" for stage in view.layers]
     out = _wrapped(text, canvas.width)
-    return out.append_text(_wrapped("Its rank after each layer:", canvas.width, ranks, "dim"))
+    return out.append_text(_wrapped("Its rank after each layer, 0 the first:", canvas.width, ranks, "dim"))
 
 
 def _wrapped(text: str, width: int, more: Sequence[str] = (), style: str = "") -> Text:
@@ -82,7 +82,7 @@ def _removals(view: Why, canvas: Canvas) -> Text:
     shown = len(view.removals)
     out = Text().append("  Without one token", style="bold")
     if not shown:
-        return out.append("  there is none to leave out\n", style="dim")
+        return out.append("  none is left out\n", style="dim")
     which = f"the {shown} most attended of {view.n_candidates}"
     out.append(f"  {which if shown < view.n_candidates else 'each'}, read again in "
                f"{view.n_batches} batch{'es' * (view.n_batches > 1)}\n", style="dim")  # fmt: skip
