@@ -46,7 +46,8 @@ def _standing(view: Why, canvas: Canvas) -> Text:
         text += f" It has been among the first {view.top_k} {since}."
     ranks = [f"{stage.after} → {stage.rank}" for stage in view.layers]
     out = _wrapped(text, canvas.width)
-    return out.append_text(_wrapped("Its rank after each layer, 0 the first:", canvas.width, ranks, "dim"))
+    title = "Its rank after each layer, 0 the first:"
+    return out.append_text(_wrapped(title, canvas.width, ranks, "dim"))
 
 
 def _wrapped(text: str, width: int, more: Sequence[str] = (), style: str = "") -> Text:
