@@ -97,6 +97,21 @@ def test_halves_are_rounded_away_from_zero_and_no_number_exceeds_seven_digits():
         assert str(head.rounded(Decimal(text), places)) == expected
 
 
+def test_sums_over_many_places_keep_to_seven_digits():
+    """What is shown and what is not still add up to the printed sum."""
+    torch.manual_seed(1)
+    q, k, v = torch.randn(D), 0.1 * torch.randn(300, D), torch.randn(300, D)
+    made = head.worked(q, k, v, [True] * 300, Decimal("2.828427"), 4)
+    for number in (made.rest_exp, made.total):
+        assert number > 100
+        assert len(number.as_tuple().digits) == 7
+    shown = sum(made.exps[i] for i in made.shown)
+    assert head.rounded(shown + made.rest_exp, 6) == made.total
+    weights = ((k.double() @ q.double()) / math.sqrt(D)).softmax(-1)
+    assert [float(w) for w in made.weights] == pytest.approx(weights.tolist(), abs=1e-5)
+    assert [float(x) for x in made.z] == pytest.approx((weights @ v.double()).tolist(), abs=2e-3)
+
+
 # --- head: the model's own numbers ---------------------------------------------------------------
 
 

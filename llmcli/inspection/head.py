@@ -154,7 +154,7 @@ def view(run: Run, ask: Ask) -> Head:
         greatest=float(sums.greatest),
         total=float(sums.total),
         n_rest=len(rest),
-        rest_exp=float(sum(sums.exps[i] for i in rest)),
+        rest_exp=float(sums.rest_exp),
         rest_weight=float(sum(sums.weights[i] for i in rest)),
         rest_values=floats(sums.rest),
         z=floats(sums.z),
@@ -195,6 +195,7 @@ class Sums(NamedTuple):
     scores: list[Decimal | None]
     greatest: Decimal
     exps: list[Decimal]
+    rest_exp: Decimal  # of the keys that are not shown, added up
     total: Decimal
     weights: list[Decimal]
     shown: list[int]
@@ -218,10 +219,11 @@ def worked(
         Decimal(0) if score is None else rounded((score - greatest).exp(), WEIGHT)
         for score in scores
     ]
-    total = rounded(sum(exps, Decimal(0)), WEIGHT)
-    weights = [rounded(exp / total, WEIGHT) for exp in exps]
     order = sorted(range(len(scores)), key=lambda i: (scores[i] is None, -(scores[i] or 0)))
     shown, hidden = sorted(order[:rows]), order[rows or len(order) :]
+    rest_exp = rounded(sum((exps[i] for i in hidden), Decimal(0)), WEIGHT)
+    total = rounded(sum((exps[i] for i in shown), rest_exp), WEIGHT)
+    weights = [rounded(exp / total, WEIGHT) for exp in exps]
 
     def mixed(places: Sequence[int]) -> list[Decimal]:
         return [dot([weights[i] for i in places], [values[i][d] for i in places])
@@ -230,7 +232,9 @@ def worked(
     rest = [rounded(x, SUM) for x in mixed(hidden)] if any(visible[i] for i in hidden) else []
     z = mixed(shown)
     z = [rounded(a + b, SUM) for a, b in zip(z, rest or [Decimal(0)] * len(z), strict=True)]
-    return Sums(query, keys, values, dots, scores, greatest, exps, total, weights, shown, rest, z)
+    return Sums(
+        query, keys, values, dots, scores, greatest, exps, rest_exp, total, weights, shown, rest, z
+    )  # fmt: skip
 
 
 def rounded(value: Decimal, places: int) -> Decimal:
