@@ -20,7 +20,7 @@ from llmcli.inspection.next import Guess, Source
 from llmcli.inspection.values import Token, View
 
 # `embed` is what comes before all that most changes touch; the others need more than a prompt.
-NOT_ALONE = ("embed", "patching", "steer")
+NOT_ALONE = ("embed", "patching", "steer", "head", "circuits")
 COMPUTED = [name for name, e in VIEWS.items() if e.prompt and name not in NOT_ALONE]
 EVERYWHERE = [
     *CHANGES,

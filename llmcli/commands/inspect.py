@@ -128,11 +128,13 @@ def inspect(
       next         the story of the next token on one screen (default)
       tokens       ids, bytes, and how the model expected each token
       attention    all heads as small maps; with --layer and --head one in full
+      head         one head at one position, step by step: q, k, softmax, v, W_O
       lens         the best guess after each layer; with --token its rank
       mlp          a layer's strongest neurons at a position, and what each writes
       residual     the stream at a position: what each part adds, each layer norm
       attribution  a logit as a sum over embeddings, heads, MLPs and biases
       sampling     logits, each filter, the draw, and what each stage cuts
+      circuits     what a head's weights alone say: QK, OV, composition; needs no prompt
       ablation     all heads and MLPs, ranked by what a logit loses without them
       patching     what each place of --clean brings back when put into --corrupt
       steer        a vector made from examples; or a text at growing strengths of --steer
@@ -140,6 +142,7 @@ def inspect(
       embed        each token's vector, its position's and their sum; cosines between tokens
       neighbors    tokens nearest to --token or --analogy; needs no prompt
       positions    how alike the learned position vectors are; needs no prompt
+      why          a short report on a token: rank, layer, parts and words for and against
       check        proof that the views, the cache and the fast path agree
       model        sizes, parameters, memory and FLOPs; needs no prompt
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -211,7 +212,12 @@ class Request:
         module = import_module(f"llmcli.inspection.{name}")
         if name == "model":
             return module.view(opened.folder, self.model, opened.revision)
-        return noted(module.view(run, Ask(**self._fitted(name, ask))), run)
+        asked = Ask(**self._fitted(name, ask))
+        if hasattr(module, "cost"):
+            price = module.cost(run, asked)  # which may refuse, so it comes first
+            if not self.quiet:
+                print(f"--view {name}: {price}.", file=sys.stderr)
+        return noted(module.view(run, asked), run)
 
     def _fitted(self, name: str, ask: dict[str, Any]) -> dict[str, Any]:
         """What a picture has no room for is not computed."""

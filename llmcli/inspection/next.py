@@ -144,6 +144,11 @@ def attention_row(run: Run, seen: dict[str, Tensor], layer: int, position: int) 
     return scores.softmax(dim=-1)
 
 
+def read_from(run: Run, position: int) -> list[Source]:
+    """The places that `position` reads from, the most attended (over all heads) first."""
+    return _sources(run, run.record(*_attention_points(run)), position)
+
+
 @torch.inference_mode()
 def _sources(run: Run, seen: dict[str, Tensor], position: int) -> list[Source]:
     """The places that `position` reads from, the most attended (over all heads) first."""

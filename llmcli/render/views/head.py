@@ -1,0 +1,146 @@
+"""One head at one position: five steps, every number of the sums in sight."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich.cells import cell_len
+from rich.text import Text
+
+from llmcli.render.drawing import Canvas, columns, fit, footnotes, heading, name, plural
+from llmcli.render.probs import bar
+
+if TYPE_CHECKING:
+    from llmcli.inspection.head import Head, Key, Push
+
+INDENT = 8  # the index of a line's first number
+TOKEN = 14
+SCORE = 10
+
+
+def room(width: int) -> int:
+    """How many keys a picture shows where nobody says."""
+    return 3
+
+
+def draw(view: Head, canvas: Canvas) -> Text:
+    out = heading(
+        "head", f"L{view.layer}.H{view.head}",
+        f"what {name(view.token.text)} at position {view.position} reads",
+        plural(view.n_visible, "place"),
+    )  # fmt: skip
+    for part in (_query(view, canvas), _keys(view, canvas), _scores(view, canvas),
+                 _values(view, canvas), _projection(view, canvas)):  # fmt: skip
+        out.append("\n").append_text(part)
+    return out.append_text(footnotes(view.notes, canvas.width))
+
+
+def _title(number: int, text: str, about: str) -> Text:
+    return Text().append(f"{number} {text}", style="bold").append(f"  {about}\n", style="dim")
+
+
+def _numbers(values: Sequence[float], digits: int, width: int) -> Text:
+    """A vector in lines of eight or sixteen numbers, the index of its first before each."""
+    shown = [f"{value:.{digits}f}" for value in values]
+    cell = 1 + max(map(len, shown))
+    fits = max(1, (width - INDENT) // cell)
+    per_line = 1 << (fits.bit_length() - 1)
+    out = Text()
+    for start in range(0, len(shown), per_line):
+        out.append(f"{start:>{INDENT - 1}} ", style="cyan")
+        line = "".join(text.rjust(cell) for text in shown[start : start + per_line])
+        out.append(f"{line}\n")
+    return out
+
+
+def _place(key: Key) -> Text:
+    return Text().append(f"{key.position:>5} ", style="cyan").append(name(key.token.text))
+
+
+def _query(view: Head, canvas: Canvas) -> Text:
+    about = f"norm_1(x) W_Q + b_Q: {view.n_embd} numbers of the stream become {view.head_dim}"
+    return _title(1, "the query q", about).append_text(_numbers(view.q, 3, canvas.width))
+
+
+def _keys(view: Head, canvas: Canvas) -> Text:
+    hidden = view.n_rest
+    about = "norm_1(x) W_K + b_K at each place" + (f"; {hidden} more with --rows" if hidden else "")
+    out = _title(2, "the keys k", about)
+    for key in view.keys:
+        out.append_text(_place(key))
+        out.append("   q · k = ").append(f"{key.dot:.4f}\n", style="bold")
+        out.append_text(_numbers(key.k, 3, canvas.width))
+    return out
+
+
+def _scores(view: Head, canvas: Canvas) -> Text:
+    divisor = f"{view.divisor:.7g}"
+    out = _title(3, "the weights", f"score = q · k / {divisor}; e^(score - {view.greatest:.4f}); "
+                 "share of sum")  # fmt: skip
+    out.append_text(columns(
+        ("place", -5), ("token", TOKEN), ("q · k", -SCORE), (f"/ {divisor}", -SCORE),
+        ("e^", -SCORE), ("weight", -SCORE), ("model’s own", -12),
+    ))  # fmt: skip
+    cells = canvas.width - 6 - TOKEN - 4 * (SCORE + 1) - 13
+    for key in view.keys:
+        out.append(f"{key.position:>5} ", style="cyan")
+        out.append(fit(name(key.token.text), TOKEN))
+        score = "masked" if key.score is None else f"{key.score:.4f}"
+        out.append(f" {key.dot:{SCORE}.4f} {score:>{SCORE}} {key.exp:{SCORE}.6f} ")
+        out.append(f"{key.weight:{SCORE}.6f}", style="bold")
+        out.append(f" {key.model_weight:12.6f}", style="dim")
+        out.append(f" {bar(key.weight, cells - 1).rstrip()}".rstrip() + "\n", style="magenta")
+    if view.n_rest:
+        rest = fit(plural(view.n_rest, "other"), TOKEN + 2 * (SCORE + 1))
+        out.append(f"      {rest} {view.rest_exp:{SCORE}.6f} {view.rest_weight:{SCORE}.6f}\n")
+    out.append(f"      {fit('sum', TOKEN + 2 * (SCORE + 1))} {view.total:{SCORE}.6f}\n")
+    masked = view.n_tokens - view.n_visible
+    if masked:
+        out.append(f"      {plural(masked, 'place')} masked: score -∞, weight 0\n", style="dim")
+    return out
+
+
+def _values(view: Head, canvas: Canvas) -> Text:
+    out = _title(4, "the values v", "norm_1(x) W_V + b_V; each times its weight, added up: z")
+    for key in view.keys:
+        if not key.visible:
+            continue
+        out.append_text(_place(key)).append(f"   {key.weight:.6f} ×\n", style="bold")
+        out.append_text(_numbers(key.v, 3, canvas.width))
+    if view.n_rest:
+        out.append(f"      {plural(view.n_rest, 'other')}, weighted and added up\n")
+        out.append_text(_numbers(view.rest_values, 4, canvas.width))
+    out.append("      z", style="bold").append(
+        f"   the model’s own differs by {view.z_error:.1e} at most\n", style="dim"
+    )
+    return out.append_text(_numbers(view.z, 4, canvas.width))
+
+
+def _projection(view: Head, canvas: Canvas) -> Text:
+    c = view.component
+    out = _title(5, "into the stream", f"z W_O: {view.head_dim} numbers become {view.n_embd}, here "
+                 f"the largest, number {c}")  # fmt: skip
+    out.append(f"      W_O into number {c}\n").append_text(_numbers(view.w_out, 4, canvas.width))
+    out.append("      z · W_O = ").append(f"{view.written:.4f}", style="bold")
+    out.append(f"   the model’s own {view.model_written:.4f}\n", style="dim")
+    out.append(
+        f"      all {view.n_embd} numbers have the norm {view.norm:.3f}; "
+        f"the stream they are added to {view.stream_norm:.3f}\n"
+    )
+    half = (len(view.pushes) + 1) // 2
+    for label, some in (("raises", view.pushes[:half]), ("lowers", view.pushes[half:])):
+        out.append_text(_pushes(label, some, canvas.width))
+    return out
+
+
+def _pushes(label: str, pushes: Sequence[Push], width: int) -> Text:
+    """The tokens on one line, as many as it holds."""
+    out = Text().append(f"      {label} ", style="dim")
+    for push in pushes:
+        text = f" {name(push.token.text)} {push.adds:+.2f} "
+        if cell_len(out.plain) + cell_len(text) > width:
+            break
+        out.append(text)
+    out.rstrip()
+    return out.append("\n")
