@@ -17,6 +17,7 @@ from test_inspection_views import IDS, pair, run_of, theirs_of  # noqa: F401 (pa
 from llmcli.config import read_config
 from llmcli.gpt.weights import load_model
 from llmcli.inspection import attribution, circuits, head, lens, why
+from llmcli.inspection.catalogue import VIEWS
 from llmcli.inspection.intervention import filled
 from llmcli.inspection.next import attention_row
 from llmcli.inspection.run import Ask
@@ -414,7 +415,7 @@ def stop(*_):
 
 
 def circuits_of(llmcli, catch=True):
-    result = llmcli("inspect", PROMPT, "--view", "circuits", "--layer", 6, "--head", 3)
+    result = llmcli("inspect", "--view", "circuits", "--layer", 6, "--head", 3)
     if not catch and isinstance(result.exception, Stopped):
         raise result.exception
     return result
@@ -422,7 +423,8 @@ def circuits_of(llmcli, catch=True):
 
 @pytest.mark.parametrize("view", ["head", "circuits"])
 def test_a_view_of_one_head_asks_which(view, llmcli, model_folder):
-    common = ["inspect", "Once", "-m", model_folder, "--view", view]
+    prompt = ["Once"] if VIEWS[view].prompt else []
+    common = ["inspect", *prompt, "-m", model_folder, "--view", view]
     for more in ([], ["--layer", 1], ["--head", 1]):
         assert_fails(llmcli(*common, *more), 2, "needs to know which.*\n.*--layer 0 --head 1")
 

@@ -19,7 +19,7 @@ def tell_budget(job: Job, place: Place, ids: Sequence[int], n_rows: int, json: b
 
     config = job.opened.config
     n_tokens = min(len(ids) + job.max_new_tokens, config.n_ctx)
-    _, storage = choose(config, place.device, place.dtype, place.quantize)
+    _, storage = choose(place.device, place.dtype, place.quantize)
     plan = budget(config, storage, n_rows, n_tokens)
     first_s, rate = _measured(job, place, ids, n_rows) if plan.fits else (None, None)
     told = {

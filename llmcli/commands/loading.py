@@ -125,7 +125,7 @@ def load(opened: Opened, place: Place, batch: int = 1, n_tokens: int | None = No
     from llmcli.gpt.place import choose, use_threads
     from llmcli.gpt.weights import load_model
 
-    device, storage = choose(opened.config, place.device, place.dtype, place.quantize)
+    device, storage = choose(place.device, place.dtype, place.quantize)
     if device == "cpu":
         check_fits(budget(opened.config, storage, batch, n_tokens))
     if missing := missing_kernel(storage):

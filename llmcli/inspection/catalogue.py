@@ -62,7 +62,7 @@ VIEWS = {
                           "position token versus rows tensors"),
     "sampling": _entry("logits, each filter, the draw, and what each stage cuts",
                        f"position rows tensors {SAMPLING}"),
-    "circuits": _entry("what a head's weights alone say: QK and OV token pairs, composition",
+    "circuits": _entry("what a head's weights alone say: QK, OV, composition; needs no prompt",
                        "layer head token rows tensors", prompt=False),
     "ablation": _entry("all heads and MLPs, ranked by what a logit loses without them",
                        "position token versus rows"),
