@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 
+import bench_generate
 import bench_tokenize
 
-BENCHES = {"tokenize": bench_tokenize}
+BENCHES = {"tokenize": bench_tokenize, "generate": bench_generate}
 
 
 def main() -> None:
