@@ -16,6 +16,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -123,10 +124,11 @@ class Worker:
     """One engine in a process of its own, which answers one question at a time."""
 
     def __init__(self, name: str, told: Mapping[str, object]) -> None:
+        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115: as long as the process lives
         self.process = subprocess.Popen(
             [sys.executable, str(TREE / "tools" / "bench_engines.py"),
              json.dumps({**told, "name": name})],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True,
             env=environment(),
         )  # fmt: skip
         self.name = name
@@ -138,10 +140,11 @@ class Worker:
         return self._answer()
 
     def _answer(self) -> dict[str, Any]:
-        assert self.process.stdout and self.process.stderr
+        assert self.process.stdout
         line = self.process.stdout.readline()
         if not line:
-            raise SystemExit(f"{self.name} has died:\n{self.process.stderr.read()}")
+            self.errors.seek(0)
+            raise SystemExit(f"{self.name} has died:\n{self.errors.read()}")
         return dict(json.loads(line))
 
     def close(self) -> None:

@@ -115,7 +115,8 @@ def write_hf(out: Path, shape: Shape, seed: int) -> None:
     }
     (out / "config.json").write_text(json.dumps(config))
     (out / "tokenizer.json").write_text(json.dumps(dummy_tokenizer()))
-    named = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": EOT, "eos_token": EOT}
+    named = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    named |= {f"{kind}_token": EOT for kind in ("bos", "eos", "unk")}
     (out / "tokenizer_config.json").write_text(json.dumps(named))
     save_file(dict(random_weights(shape, seed)), out / "model.safetensors", {"format": "pt"})
 
@@ -210,7 +211,7 @@ def write_gguf(folder: Path, out: Path, kind: str) -> None:
     writer.add_file_type(getattr(gguf.LlamaFileType, file_types[kind]))
     add_tokenizer(writer, json.loads((folder / "tokenizer.json").read_text()), config)
     with safe_open(folder / "model.safetensors", framework="np") as stored:
-        for name in stored.keys():  # noqa: SIM118: not a mapping
+        for name in sorted(stored.keys()):
             if name == "lm_head.weight":
                 continue  # tied
             weight = stored.get_tensor(name).astype(np.float32)
