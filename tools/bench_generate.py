@@ -124,7 +124,7 @@ class Worker:
     """One engine in a process of its own, which answers one question at a time."""
 
     def __init__(self, name: str, told: Mapping[str, object]) -> None:
-        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115: as long as the process lives
+        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (as long as the process lives)
         self.process = subprocess.Popen(
             [sys.executable, str(TREE / "tools" / "bench_engines.py"),
              json.dumps({**told, "name": name})],
@@ -209,7 +209,9 @@ def one_round(workers: Mapping[str, Worker], results: Results, given: argparse.N
     def measured(name: str, prompts: list[list[int]], new: int) -> Times:
         answer = engines[name].ask(prompts=prompts, new=new)
         results.peak_mib[name] = answer["peak_mib"]
-        results.ids[f"{len(prompts)} {len(prompts[0])} {new}"][name] = sum(answer["ids"], [])
+        results.ids[f"{len(prompts)} {len(prompts[0])} {new}"][name] = [
+            id for step in answer["ids"] for id in step
+        ]
         return Times(answer["times"])
 
     n_ctx, vocab_size = results.config.n_ctx, results.config.vocab_size
@@ -308,12 +310,10 @@ def report_decode(results: Results, n: int, new: int) -> None:
     for name, values in decode.items():
         floor = results.floor(name, n + new / 2)
         nbytes = step_nbytes(results.config, results.stored(name), n + new / 2)
-        rows.append([
-            *cells(name, values), number(nbytes / 1e6), number(floor),
-            f"{100 * Spread.of(values).median / floor:.0f} %",
-            number(1000 * Spread.of(first[name]).median), number(1000 * Spread.of(first[name]).least),
-            number(1000 * Spread.of(first[name]).most), same(ids[name], ids.get(reference)),
-        ])  # fmt: skip
+        share = f"{100 * Spread.of(values).median / floor:.0f} %"
+        first_ms = map(number, Spread.of([1000 * first_s for first_s in first[name]]))
+        rows.append([*cells(name, values), number(nbytes / 1e6), number(floor), share,
+                     *first_ms, same(ids[name], ids.get(reference))])  # fmt: skip
     head = ["", "tok/s", "least", "most", "MB/token", "floor", "share", "first ms", "least", "most",
             "same ids"]  # fmt: skip
     print(f"\nprompt of {n} tokens: decode, its floor, and the first token")
