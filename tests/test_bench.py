@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
-from pathlib import Path
 
 import bench_floors as floors
 import bench_generate
@@ -14,7 +11,7 @@ import bench_models as models
 import numpy as np
 import pytest
 import torch
-from bench_engines import Given, Ours, run
+from bench_engines import Absent, Given, Ours, needed, run
 from bench_quality import mean_kl
 from conftest import FABLE
 from test_model import ours
@@ -69,7 +66,7 @@ def test_a_number_has_the_digits_that_count(value, told):
 
 
 def test_every_tensor_of_gpt2_has_a_name_of_its_own_in_gguf():
-    names = [info for info in read_checkpoint(FABLE)]
+    names = list(read_checkpoint(FABLE))
     told = [models.gguf_name(name) for name in names]
     assert len(set(told)) == len(names)
     assert models.gguf_name("transformer.h.11.attn.c_proj.bias") == "blk.11.attn_output.bias"
@@ -125,17 +122,12 @@ def test_one_pass_and_token_by_token_are_told_apart_and_agree():
     assert sorted(times) == times
 
 
-def test_a_peer_that_is_absent_is_left_out_by_name():
-    """The whole program, on fable: a worker that loads, and one that has nothing to load."""
-    code = (
-        "import sys; sys.path[:0] = sys.argv[1:2]; import bench_engines as engines;"
-        "engines.needed('no_such_engine')"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(Path(bench_generate.__file__).parent)],
-        capture_output=True, text=True,
-    )  # fmt: skip
-    assert "Absent: no_such_engine is not installed" in done.stderr
+def test_an_engine_that_is_not_installed_is_absent_by_name():
+    with pytest.raises(Absent, match="no_such_engine is not installed"):
+        needed("no_such_engine")
+
+
+def test_a_worker_answers_with_times_ids_and_its_peak_of_memory():
     worker = bench_generate.Worker(
         "ours-float32", {"folder": str(FABLE), "models": "", "threads": 1, "device": "cpu"}
     )
