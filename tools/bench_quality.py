@@ -15,13 +15,16 @@ from typing import Any
 
 import bench_models as models
 import numpy as np
-from bench_engines import ENGINES, OURS, Absent, Given, Ours
-from bench_engines import run as run_engine
+from bench_engines import ENGINES, OURS, Absent, Engine, Given, Ours
+from bench_engines import run as engine_run
 from bench_floors import number, table
+from bench_generate import names
 from evaluate_fable import PROMPTS, documents
 
+from llmcli.tokenizer import Tokenizer
+
 MEASURED = [*(f"ours-{mode}" for mode in OURS), "llamacpp-f16", "llamacpp-q8_0", "llamacpp-q4_0"]
-LONGEST = 512  # of a story: fable's context
+MEASURES = ("kl", "greedy")
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -30,46 +33,63 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stepwise", type=int, default=10, help="of these, token by token")
     parser.add_argument("--prompts", type=int, default=50, help="continued greedily")
     parser.add_argument("--new", type=int, default=100, help="tokens of each")
+    parser.add_argument("--only", type=names(MEASURED), default=MEASURED, help="engines: a,b")
+    parser.add_argument("--measure", type=names(MEASURES), default=MEASURES, help="kl,greedy")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--models", type=Path, help="where models are written")
     parser.add_argument("--json", action="store_true")
 
 
-def measured(given: argparse.Namespace) -> dict[str, Any]:
-    from llmcli.tokenizer import Tokenizer
-
+def run(given: argparse.Namespace) -> None:
     told = Given(models.FABLE, models.models_folder(given.models), given.threads)
-    tokenizer = Tokenizer.from_folder(models.FABLE)
-    texts = documents(given.corpus / "tinystories.valid.txt")[: given.stories]
-    stories = [[0, *tokenizer.encode(text)][:LONGEST] for text in texts]
-    few = stories[: given.stepwise]
     exact = Ours("float32", told)
+    found: dict[str, Any] = {"absent": {}}
+    if "kl" in given.measure:
+        found |= divergences(exact, told, given, found["absent"])
+    if "greedy" in given.measure:
+        found["greedy"] = greedy_texts(exact, ENGINES["ours-auto"](told), given)
+    if given.json:
+        print(json.dumps(found, indent=1))
+    else:
+        report(found)
+
+
+def divergences(
+    exact: Ours, told: Given, given: argparse.Namespace, absent: dict[str, str]
+) -> dict[str, Any]:
+    """Mean KL of each engine to `exact`, over how many positions; who is not there, in `absent`."""
+    texts = documents(given.corpus / "tinystories.valid.txt")[: given.stories]
+    tokenizer = Tokenizer.from_folder(models.FABLE)
+    n_ctx = exact.model.config.n_ctx
+    stories = [[0, *tokenizer.encode(text)][:n_ctx] for text in texts]
+    references = [exact.logits(ids, stepwise=False) for ids in stories]
+    pairs = list(zip(stories, references, strict=True))
     kl: dict[str, dict[str, float]] = {}
-    absent = {}
-    for name in MEASURED:
+    for name in given.only:
         try:
             engine = ENGINES[name](told)
         except Absent as reason:
             absent[name] = str(reason)
             continue
-        kl[name] = {}
-        if name.startswith("ours-"):
-            pairs = ((exact.logits(ids, False), engine.logits(ids, False)) for ids in stories)
-            kl[name]["one pass"] = mean_kl(pairs)
-        pairs = ((exact.logits(ids, False), engine.logits(ids, True)) for ids in few)
-        kl[name]["stepwise"] = mean_kl(pairs)
+        parts = {"one pass": pairs, "stepwise": pairs[: given.stepwise]}
+        if not name.startswith("ours-"):
+            del parts["one pass"]
+        kl[name] = {
+            how: mean_kl((p, engine.logits(ids, how == "stepwise")) for ids, p in part)
+            for how, part in parts.items()
+        }
+    lengths = [len(ids) for ids in stories]
+    positions = {"one pass": sum(lengths), "stepwise": sum(lengths[: given.stepwise])}
+    return {"positions": positions, "kl_nats": kl}
+
+
+def greedy_texts(exact: Ours, auto: Engine, given: argparse.Namespace) -> dict[str, Any]:
+    """On how many prompts `auto` writes what `exact` writes, one prompt at a time."""
+    tokenizer = Tokenizer.from_folder(models.FABLE)
     prompts = [[0, *tokenizer.encode(text)] for text in PROMPTS[: given.prompts]]
-    auto = ENGINES["ours-auto"](told)
-    equal = [
-        run_engine(auto, [ids], given.new)[1] == run_engine(exact, [ids], given.new)[1]
-        for ids in prompts
-    ]
-    return {
-        "positions": {"one pass": sum(map(len, stories)), "stepwise": sum(map(len, few))},
-        "kl_nats": kl,
-        "greedy": {"auto": auto.told, "equal": sum(equal), "of": len(equal), "new": given.new},
-        "absent": absent,
-    }
+    equal = [engine_run(auto, [ids], given.new)[1] == engine_run(exact, [ids], given.new)[1]
+             for ids in prompts]  # fmt: skip
+    return {"auto": auto.told, "equal": sum(equal), "of": len(equal), "new": given.new}
 
 
 def mean_kl(pairs: Any) -> float:
@@ -89,25 +109,22 @@ def logprobs(logits: Any) -> Any:
     return logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
 
 
-def run(given: argparse.Namespace) -> None:
-    found = measured(given)
-    if given.json:
-        print(json.dumps(found, indent=1))
-        return
-    positions = found["positions"]
-    print(
-        f"mean KL to float32 in nats on fable's held-out stories: {positions['one pass']:,} "
-        f"positions in one pass, {positions['stepwise']:,} token by token"
-    )
-    rows = [
-        [name, *(number(kl[how]) if how in kl else "" for how in positions)]
-        for name, kl in found["kl_nats"].items()
-    ]
-    print(table(["", *positions], rows))
-    greedy = found["greedy"]
-    print(
-        f"greedy text of auto ({greedy['auto']}) is float32's on {greedy['equal']} of "
-        f"{greedy['of']} prompts, {greedy['new']} tokens each"
-    )
+def report(found: dict[str, Any]) -> None:
+    if "kl_nats" in found:
+        positions = found["positions"]
+        print(
+            f"mean KL to float32 in nats on fable's held-out stories: {positions['one pass']:,} "
+            f"positions in one pass, {positions['stepwise']:,} token by token"
+        )
+        rows = [
+            [name, *(number(kl[how]) if how in kl else "" for how in positions)]
+            for name, kl in found["kl_nats"].items()
+        ]
+        print(table(["", *positions], rows))
+    if greedy := found.get("greedy"):
+        print(
+            f"greedy text of auto ({greedy['auto']}) is float32's on {greedy['equal']} of "
+            f"{greedy['of']} prompts, {greedy['new']} tokens each"
+        )
     for name, reason in found["absent"].items():
         print(f"left out: {name} ({reason})")
