@@ -75,13 +75,6 @@ def test_every_tensor_of_gpt2_has_a_name_of_its_own_in_gguf():
         models.gguf_name("transformer.h.0.attn.rotary.weight")
 
 
-def test_gguf_names_are_those_of_the_gguf_package():
-    gguf = pytest.importorskip("gguf")
-    named = gguf.get_tensor_name_map(gguf.MODEL_ARCH.GPT2, 8)
-    for name in read_checkpoint(FABLE):
-        assert models.gguf_name(name) == named.get_name(name, (".weight", ".bias")), name
-
-
 def test_random_weights_are_seeded_and_fill_a_gpt2(tmp_path):
     shape = models.Shape(n_layer=2, n_head=2, n_embd=8)
     models.write_hf(tmp_path / "a", shape, seed=1)
