@@ -4,8 +4,8 @@ Each engine runs in a process of its own, on the same weights, prompts and threa
 round each engine takes its turn, so that what slows the machine slows all; ratios are medians of a
 round's ratios. An engine that is not there is left out by name. Memory bandwidth is measured in the
 same rounds: bytes that a decode step must read over bandwidth is the floor of its time. `same ids`
-counts those that are transformers' in float32 before the first that is not: on random weights, where
-many logits are close, quantised ones soon go their own way; `bench.py quality` measures on fable.
+counts those that are transformers' in float32 before the first that is not: random weights give
+many close logits, so that quantised ones soon differ; `bench.py quality` measures on fable.
 
 Peers: `pip install ".[bench]"`. Weights are written once into --models, some 8 GB for 774m; with
 --repeats 0 that is all that happens.
