@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 
+import bench_generate
+import bench_quality
 import bench_tokenize
 
-BENCHES = {"tokenize": bench_tokenize}
+BENCHES = {"tokenize": bench_tokenize, "generate": bench_generate, "quality": bench_quality}
 
 
 def main() -> None:
