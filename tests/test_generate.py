@@ -244,7 +244,8 @@ def test_echo_tells_the_prompts_own_probabilities(result, model_folder):
     from llmcli.config import read_config
     from llmcli.gpt.weights import load_model
 
-    prompt = result("--echo", "--top-probs", 2, prompt=("Once upon a",))["prompt"]
+    options = ("--echo", "--top-probs", 2, "--dtype", "float32")
+    prompt = result(*options, prompt=("Once upon a",))["prompt"]
     model = load_model(model_folder, read_config(model_folder))
     with torch.inference_mode():
         logprobs = model(torch.tensor([prompt["ids"]])).log_softmax(-1)[0]

@@ -62,8 +62,6 @@ def needed(name: str) -> ModuleType:
 
 def load_ours(mode: str, given: Given) -> Any:
     """A GPT of ours in one of OURS' modes: the one place that knows how a mode is asked for."""
-    from inspect import signature
-
     import torch
 
     from llmcli.config import read_config
@@ -73,17 +71,11 @@ def load_ours(mode: str, given: Given) -> Any:
     config = read_config(given.folder)
     torch.set_num_threads(given.threads)
     use_threads(config)  # a small model takes one, as it does on the command line
-    if "storage" in signature(load_model).parameters:
-        auto = mode == "auto"
-        storage = choose(config, given.device, "auto")[1] if auto else mode
-        return load_model(given.folder, config, storage, given.device)
-    if mode in QUANTIZED:
-        raise Absent(f"this tree has no {mode}")
-    return load_model(given.folder, config, choose(given.device, mode)[1], given.device)
+    storage = choose(given.device, "auto")[1] if mode == "auto" else mode
+    return load_model(given.folder, config, storage, given.device)
 
 
-QUANTIZED = ("int8", "int4")
-OURS = ("float32", "bfloat16", "float16", *QUANTIZED, "auto")
+OURS = ("float32", "bfloat16", "float16", "int8", "int4", "auto")
 
 
 class Ours:

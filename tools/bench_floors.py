@@ -26,7 +26,7 @@ STORED = {
     "ours-float16": Stored(16, 16, 4),
     "ours-bfloat16": Stored(16, 16, 2),
     "ours-int8": Stored(8, 8, 4),
-    "ours-int4": Stored(4.5, 8, 4),
+    "ours-int4": Stored(5, 8, 4),  # 32 weights, a scale and a minimum in bfloat16
     "transformers-float32": Stored(32, 32, 4),
     "transformers-bfloat16": Stored(16, 16, 2),
     "llamacpp-f16": Stored(16, 16, 2),
