@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llmcli.commands.inspect_options import (
+    All,
     Clean,
     Corrupt,
     Head,
     Layer,
+    Page,
     Position,
     Rows,
     SaveFile,
@@ -70,6 +72,8 @@ def inspect(
     clean: Clean = None,
     corrupt: Corrupt = None,
     rows: Rows = None,
+    page: Page = None,
+    all: All = False,
     ablate: Ablate = None,
     knockout: Knockout = None,
     steer: Steer = None,
@@ -118,6 +122,7 @@ def inspect(
       ablation     all heads and MLPs, ranked by what a logit loses without them
       patching     what each place of --clean brings back when put into --corrupt
       change       what --ablate, --knockout, --steer or --patch did to the prompt
+      explain      the guided walk through the whole computation, in plain words
       check        proof that the views, the cache and the fast path agree
       model        sizes, parameters, memory and FLOPs; needs no prompt
 
@@ -141,7 +146,7 @@ def inspect(
     given = {
         "layer": layer, "head": head, "position": position, "token": token, "versus": versus,
         "clean": clean, "corrupt": corrupt, "rows": rows, "seed": seed, "tensors": tensors,
-        "threads": threads,
+        "threads": threads, "page": page, "all": all or None,
         "dtype": None if dtype == DType.float32 else dtype,
         "device": None if device == Device.auto else device, **sampling,
         **changes, "baseline": baseline or None,

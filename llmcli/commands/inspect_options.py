@@ -48,6 +48,11 @@ Corrupt = Annotated[
     str | None,
     typer.Option("--corrupt", metavar="TEXT", help="The prompt to patch, as many tokens long."),
 ]
+Page = Annotated[
+    int | None,
+    typer.Option("--page", metavar="N", help="Which page of --view explain, from 1."),
+]
+All = Annotated[bool, typer.Option("--all", help="All pages of --view explain.")]
 Rows = Annotated[
     int | None, typer.Option("--rows", metavar="N", min=1, help="How much of a list to show.")
 ]

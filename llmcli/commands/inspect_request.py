@@ -108,7 +108,7 @@ class Request:
 
     def _ask(self, opened: Opened, ids: list[int]) -> dict[str, Any]:
         """The fields of an `Ask`, held against the model and the prompt before torch is there."""
-        from llmcli.commands.inspect_target import index, say_which
+        from llmcli.commands.inspect_target import index, page_asked, say_which
         from llmcli.commands.loading import sampling_from
         from llmcli.commands.token_names import token_named
 
@@ -129,6 +129,8 @@ class Request:
             "layer": index("--layer", g["layer"], config.n_layer, "layers"),
             "head": index("--head", g["head"], config.n_head, "heads"),
             "rows": g["rows"],
+            "page": page_asked(g["page"], g["all"]),
+            "model": self.model,
             "corrupt": self._corrupt(opened),
             "sampling": sampling_from(opened, **self.sampling),
             "seed": g["seed"] or 0,
