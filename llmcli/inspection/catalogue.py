@@ -58,7 +58,8 @@ VIEWS = {
     "change": _entry("what --ablate, --knockout, --steer or --patch did to the prompt",
                      "position token rows tensors"),
     "explain": Entry("the guided walk through the whole computation, in plain words",
-                     frozenset("model json color save quiet dtype device threads page all".split())),
+                     frozenset("model json color save quiet dtype device threads page all"
+                               .split())),
     "check": _entry("proof that the views, the cache and the fast path agree",
                     "position token"),
 }  # fmt: skip

@@ -19,7 +19,7 @@ from llmcli.inspection.walk.run import Walk
 
 COLD, HOT, TOP_K, TOP_P = 0.5, 1.5, 3, 0.9
 STEPS = 6
-STRENGTH = 2.0
+STRENGTH = 1.0
 PLAIN_WORD = re.compile(rb" ?[A-Za-z]+")  # what needs no escape between the quotes of --steer
 
 

@@ -76,6 +76,7 @@ class Projection:
     points: tuple[tuple[float, ...], ...]
     onto: tuple[float, ...]
     images: tuple[float, ...]
+    token: Token
     layer: int
     head: int
     n_embd: int
@@ -143,6 +144,7 @@ def projection(walk: Walk) -> Projection:
         points=POINTS,
         onto=ONTO,
         images=numbers(torch.tensor(POINTS) @ torch.tensor(ONTO)),
+        token=walk.token,
         layer=layer,
         head=head,
         n_embd=walk.config.n_embd,
