@@ -54,6 +54,7 @@ SHOWN = {  # every view, in each of its shapes
         "id:41",
     ],
     "change": ["--ablate", "L1.H2", "--token", "id:40"],
+    "explain": ["--all"],
     "check": [],
     "model": [],
 }
@@ -156,7 +157,7 @@ def test_the_three_forms_agree(shape, llmcli, model_folder):
     assert view["view"] == shape.split()[0]
     tsv = llmcli(*common)
     assert tsv.exit_code == 0
-    if shape == "model":
+    if shape in ("model", "explain"):
         assert_picture_shows_only(tsv.stdout, view)  # plain text
     else:
         assert_tsv_equals_json(tsv.stdout, view)
