@@ -84,8 +84,8 @@ def softmax(f: Any) -> Words:
     for e in f.examples:
         exps = " ".join(f"{x:.1e}" if x < 0.01 else f"{x:.2f}" for x in e.exps)
         rows.append(f"{small(e.logits):<13} e^x: {exps:<26} shares: {nums(e.probs, 2, 5)}")
-    yours = [f"{'token':<14} {'logit':>8} {'less the best':>14} {'e to that':>10} {'share':>9}"]
-    yours += [f"{tok(s.token)} {s.logit:8.2f} {-s.below_best:14.2f} {s.exp:10.3f} {pct(s.prob):>9}"
+    yours = [f"{'token':<14} {'logit':>8} {'below best':>10} {'e^-that':>10} {'share':>9}"]
+    yours += [f"{tok(s.token)} {s.logit:8.2f} {s.below_best:10.2f} {s.exp:10.3f} {pct(s.prob):>9}"
               for s in f.shares]  # fmt: skip
     return Words("Logits against probabilities: softmax", [
         "A logit can be any number. Softmax makes probabilities of logits: raise e to the power of "
@@ -94,7 +94,7 @@ def softmax(f: Any) -> Words:
         "Both examples give the same, for only differences count: adding one number to all logits "
         "multiplies every power by the same factor, and the division takes it out again. So one "
         f"logit alone says nothing; a logit higher by 1 means {f.e:.2f} times the probability.",
-        f"For your prompt, with the best logit taken off (the powers add up to {f.total:.3f}):",
+        f"For your prompt, counted down from the best logit (the powers add up to {f.total:.3f}):",
         yours,
     ], ("inspect {} --view sampling",))  # fmt: skip
 

@@ -127,7 +127,8 @@ def unembed(f: Any) -> Words:
 
 def choosing(f: Any) -> Words:
     rows = [f"{'token':<14} {'model':>9} {f'T={f.cold_temperature}':>9} "
-            f"{f'T={f.hot_temperature}':>9} {f'top {f.top_k}':>9} {f'top-p {f.top_p}':>9}"]  # fmt: skip
+            f"{f'T={f.hot_temperature}':>9} {f'top {f.top_k}':>9} {f'top-p {f.top_p}':>9}"
+    ]  # fmt: skip
     rows += [f"{tok(r.token)} " + " ".join(f"{pct(x):>9}" for x in (
         r.prob, r.cold, r.hot, r.top_k, r.top_p)) for r in f.rows]  # fmt: skip
     return Words("Choosing a token", [
