@@ -48,4 +48,7 @@ def _command(view: Explain, command: str, room: int) -> str:
     text = view.text.decode("utf-8", "replace")
     full = f"llmcli {head} {shlex.quote(text)}{model}{rest}"
     plain = text.isprintable() and len(full) <= room
-    return harmless(full if plain else f'llmcli {head} "..."{model}{rest}')
+    if plain or len(short := f'llmcli {head} "..."{model}{rest}') <= room:
+        return harmless(full if plain else short)
+    lines = [part for part in (f'llmcli {head} "..."', model.strip(), rest.strip()) if part]
+    return " \\\n            ".join(map(harmless, lines))
