@@ -82,6 +82,7 @@ SHOWN = {  # every view, in each of its shapes
     "circuits of a token": ["--layer", "0", "--head", "1", "--token", "id:40"],
     "why": ["--token", "id:40"],
     "why it is not another": ["--token", "id:40", "--versus", "id:41", "--rows", "3"],
+    "explain": ["--all"],
     "check": [],
     "model": [],
 }

@@ -95,7 +95,8 @@ def _type(hint: Any, defs: dict[str, Any]) -> dict[str, Any]:
         return {"type": "array", "items": _type(get_args(hint)[0], defs)}
     if get_origin(hint) in (Union, types.UnionType):
         kinds = [_type(arg, defs) for arg in get_args(hint) if arg is not type(None)]
-        return {"anyOf": [*kinds, {"type": "null"}]}
+        none = [{"type": "null"}] if type(None) in get_args(hint) else []
+        return {"anyOf": [*kinds, *none]}
     raise TypeError(f"a view cannot hold {hint}")
 
 

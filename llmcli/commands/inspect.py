@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llmcli.commands.inspect_options import (
+    All,
     Analogy,
     Clean,
     Corrupt,
@@ -16,6 +17,7 @@ from llmcli.commands.inspect_options import (
     MaxNewTokens,
     Method,
     Negative,
+    Page,
     Position,
     Positive,
     Rows,
@@ -85,6 +87,8 @@ def inspect(
     sweep: Strengths = None,
     max_new_tokens: MaxNewTokens = None,
     rows: Rows = None,
+    page: Page = None,
+    all: All = False,
     ablate: Ablate = None,
     knockout: Knockout = None,
     steer: Steer = None,
@@ -143,6 +147,7 @@ def inspect(
       neighbors    tokens nearest to --token or --analogy; needs no prompt
       positions    how alike the learned position vectors are; needs no prompt
       why          a short report on a token: rank, layer, parts and words for and against
+      explain      the guided walk through the whole computation, in plain words
       check        proof that the views, the cache and the fast path agree
       model        sizes, parameters, memory and FLOPs; needs no prompt
 
@@ -169,7 +174,7 @@ def inspect(
         "analogy": analogy, "clean": clean, "corrupt": corrupt, "rows": rows, "seed": seed,
         "tensors": tensors, "threads": threads, "quantize": quantize, "positive": positive,
         "negative": negative, "method": method, "save_vector": save_vector, "sweep": sweep,
-        "max_new_tokens": max_new_tokens,
+        "max_new_tokens": max_new_tokens, "page": page, "all": all or None,
         "dtype": None if dtype == DType.float32 else dtype,
         "device": None if device == Device.auto else device, **sampling,
         **changes, "baseline": baseline or None,

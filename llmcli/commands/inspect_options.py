@@ -85,6 +85,11 @@ MaxNewTokens = Annotated[
         "--max-new-tokens", metavar="N", min=1, help="Tokens of a sweep's texts. [default: 40]"
     ),
 ]
+Page = Annotated[
+    int | None,
+    typer.Option("--page", metavar="N", help="Which page of --view explain, from 1."),
+]
+All = Annotated[bool, typer.Option("--all", help="All pages of --view explain.")]
 Rows = Annotated[
     int | None, typer.Option("--rows", metavar="N", min=1, help="How much of a list to show.")
 ]

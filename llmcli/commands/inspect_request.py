@@ -148,7 +148,7 @@ class Request:
 
         Without `ids` a position is one of the context.
         """
-        from llmcli.commands.inspect_target import analogy_terms, index, say_which
+        from llmcli.commands.inspect_target import analogy_terms, index, page_asked, say_which
         from llmcli.commands.loading import sampling_from
         from llmcli.commands.token_names import token_named
 
@@ -172,6 +172,8 @@ class Request:
             "head": index("--head", g["head"], config.n_head, "heads"),
             "rows": g["rows"],
             "analogy": analogy_terms(g["analogy"], opened.tokenizer, config),
+            "page": page_asked(g["page"], g["all"]),
+            "model": self.model,
             "corrupt": self._corrupt(opened),
             "sampling": sampling_from(opened, **self.sampling),
             "seed": g["seed"] or 0,

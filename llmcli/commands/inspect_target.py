@@ -24,6 +24,22 @@ def index(option: str, value: int | None, count: int, things: str) -> int | None
     )
 
 
+def page_asked(page: int | None, every: bool | None) -> int | None:
+    """The page of the guided walk to show: on a terminal the first, else None, which is all."""
+    from llmcli.inspection.walk.topics import TOPICS
+
+    if page is None:
+        return 1 if sys.stdout.isatty() and not every else None
+    if every:
+        raise UsageError("--page shows one page and --all shows all.", "Leave one of them out.")
+    if not 1 <= page <= len(TOPICS):
+        raise UsageError(
+            f"--page {page} does not exist: the walk has {len(TOPICS)} pages.",
+            f"It goes from 1 to {len(TOPICS)}.",
+        )
+    return page
+
+
 def say_which(option: str, text: str, id: int | None, tokenizer: Tokenizer) -> None:
     """Where the token was found only after a space, or there is one of each kind, say which."""
     from llmcli.render.text import quoted

@@ -81,6 +81,9 @@ VIEWS = {
                         "position rows tensors", prompt=False),
     "why": _entry("a short report on a token: rank, layer, parts and words for and against",
                   "position token versus rows"),
+    "explain": Entry("the guided walk through the whole computation, in plain words",
+                     frozenset("model json color save quiet dtype quantize device threads page all"
+                               .split())),
     "check": _entry("proof that the views, the cache and the fast path agree",
                     "position token"),
 }  # fmt: skip

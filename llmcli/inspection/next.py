@@ -106,7 +106,7 @@ def _guesses(run: Run, seen: dict[str, Tensor], logits: Tensor, position: int) -
     final = Final.of(logits)
     n_layer = run.config.n_layer
     points = {"embed": "0.resid_pre"}
-    for layer in _spread(n_layer, LAYERS):
+    for layer in spread(n_layer, LAYERS):
         points[str(layer)] = f"{layer}.resid_post"
     rows = []
     for after, point in points.items():
@@ -119,7 +119,7 @@ def _guesses(run: Run, seen: dict[str, Tensor], logits: Tensor, position: int) -
     return rows
 
 
-def _spread(n: int, most: int) -> list[int]:
+def spread(n: int, most: int) -> list[int]:
     """At most `most` of 0 .. n-1, evenly spaced, the last always among them."""
     return sorted({n - 1 - round(i * n / min(n, most)) for i in range(min(n, most))})
 

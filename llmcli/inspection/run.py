@@ -49,6 +49,8 @@ class Ask:
     sampling: Sampling = field(default_factory=Sampling)
     seed: int = 0
     corrupt: tuple[int, ...] | None = None  # the ids of the prompt to compare with
+    page: int | None = None  # of `explain`, from 1; None is all of them
+    model: str = ""  # what -m names, for commands that are shown
     changes: tuple[str, ...] = ()  # in words; the patches of the run are what makes them true
     sweep: Sweep | None = None
 

@@ -1,0 +1,54 @@
+"""The guided walk, a screen a page: its words, wrapped, and the command that goes deeper."""
+
+from __future__ import annotations
+
+import shlex
+import textwrap
+from typing import TYPE_CHECKING
+
+from rich.text import Text
+
+from llmcli.render.drawing import Canvas, fit, heading
+from llmcli.render.text import harmless
+from llmcli.render.walk import early, late
+
+if TYPE_CHECKING:
+    from llmcli.inspection.explain import Explain, Page
+
+
+def draw(view: Explain, canvas: Canvas) -> Text:
+    out = Text()
+    for i, page in enumerate(view.pages):
+        out.append("\n" if i else "").append_text(_page(view, page, canvas.width))
+    return out
+
+
+def _page(view: Explain, page: Page, width: int) -> Text:
+    module = early if hasattr(early, page.topic) else late
+    words = getattr(module, page.topic)(page.facts)
+    out = heading("explain", f"{page.page} of {view.n_pages}", words.title)
+    for part in words.body:
+        if isinstance(part, str):
+            lines = textwrap.wrap(harmless(part), min(width, 100) - 4, break_on_hyphens=False)
+            out.append("".join(f"  {line}\n" for line in lines))
+        else:
+            out.append("".join(f"    {fit(x, width - 4).rstrip()}\n" for x in part), style="cyan")
+    for command in words.deeper:
+        out.append("  deeper: ", style="dim").append(f"{_command(view, command, width - 10)}\n")
+    if page.page < view.n_pages:
+        out.append(f"  next: --page {page.page + 1}, or --all\n", style="dim")
+    return out
+
+
+def _command(view: Explain, command: str, room: int) -> str:
+    model = "" if view.model in ("", "fable") else f" -m {shlex.quote(view.model)}"
+    head, braces, rest = command.partition(" {}")
+    if not braces:
+        return harmless(f"llmcli {command}{model}")
+    text = view.text.decode("utf-8", "replace")
+    full = f"llmcli {head} {shlex.quote(text)}{model}{rest}"
+    plain = text.isprintable() and len(full) <= room
+    if plain or len(short := f'llmcli {head} "..."{model}{rest}') <= room:
+        return harmless(full if plain else short)
+    lines = [part for part in (f'llmcli {head} "..."', model.strip(), rest.strip()) if part]
+    return " \\\n            ".join(map(harmless, lines))

@@ -1,0 +1,65 @@
+"""The guided walk: its figures against plain torch, its pages as users meet them."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from test_inspection_views import IDS, pair, run_of  # noqa: F401
+
+from llmcli.inspection import explain
+from llmcli.inspection.run import Ask
+from llmcli.inspection.walk.topics import TOPICS
+
+
+def facts(run):
+    made = explain.view(run, Ask(position=len(run.ids) - 1))
+    return {page.topic: page.facts for page in made.pages}
+
+
+def test_every_topic_has_a_page():
+    assert tuple(explain.PAGES) == TOPICS
+
+
+def test_the_figures_equal_plain_torch(pair):  # noqa: F811
+    run, out, theirs = pair
+    f, logits = facts(run), out.logits[0]
+    probs = logits[-1].softmax(-1)
+    for guess in f["prediction"].guesses:
+        assert guess.prob == pytest.approx(float(probs[guess.token.id]), abs=1e-4)
+    for row in f["logits"].rows:
+        assert row.best_logit == pytest.approx(float(logits[row.position].max()), abs=1e-3)
+    for example in f["softmax"].examples:
+        assert [round(p, 2) for p in example.probs] == [0.09, 0.24, 0.67]
+    layer, head = f["scores"].layer, f["scores"].head
+    pattern = out.attentions[layer][0, head]
+    for row in f["scores"].rows:
+        assert row.weight == pytest.approx(float(pattern[-1, row.position]), abs=1e-4)
+    for row in f["mask"].rows:
+        expected = pattern[row.position, : len(row.weights)]
+        torch.testing.assert_close(torch.tensor(row.weights), expected, atol=1e-4, rtol=0)
+    for topic in ("lookup", "embedding", "norm", "context", "heads", "cache"):
+        assert f[topic].max_difference < 1e-3, topic
+    for row in f["unembed"].rows:
+        assert row.dot == pytest.approx(row.logit, abs=1e-3)
+    assert f["parameters"].total == theirs.num_parameters()
+
+
+@pytest.mark.parametrize("n", [1, 2, 48])
+def test_a_prompt_of_any_length_has_all_pages(n, pair):  # noqa: F811
+    assert len(facts(run_of(pair[0].model, (IDS * 5)[:n]))) == len(TOPICS)
+
+
+def test_pages_fit_a_screen(llmcli):
+    shown = llmcli("inspect", "Once upon a time", "--view", "explain").stdout
+    pages = re.split(r"\n(?=explain  )", shown)
+    assert len(pages) == len(TOPICS)
+    assert max(len(page.splitlines()) for page in pages) <= 24
+
+
+def test_a_page_that_does_not_exist_is_named(llmcli):
+    for page in (0, 26):
+        result = llmcli("inspect", "x", "--view", "explain", "--page", page)
+        assert result.exit_code == 2
+        assert "It goes from 1 to 25" in result.stderr
