@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import textwrap
 from typing import TYPE_CHECKING
@@ -29,8 +30,10 @@ def _page(view: Explain, page: Page, width: int) -> Text:
     out = heading("explain", f"{page.page} of {view.n_pages}", words.title)
     for part in words.body:
         if isinstance(part, str):
-            lines = textwrap.wrap(harmless(part), min(width, 100) - 4, break_on_hyphens=False)
-            out.append("".join(f"  {line}\n" for line in lines))
+            kept = re.sub(r"(?<=\d) (?=%|[KMG]?i?B\b)", "\N{NO-BREAK SPACE}", harmless(part))
+            lines = textwrap.wrap(kept, min(width, 100) - 4, break_on_hyphens=False)
+            text = "".join(f"  {line}\n" for line in lines)
+            out.append(text.replace("\N{NO-BREAK SPACE}", " "))
         else:
             out.append("".join(f"    {fit(x, width - 4).rstrip()}\n" for x in part), style="cyan")
     for command in words.deeper:
