@@ -47,7 +47,8 @@ def _command(view: Explain, command: str, room: int) -> str:
     model = "" if view.model in ("", "fable") else f" -m {shlex.quote(view.model)}"
     head, braces, rest = command.partition(" {}")
     if not braces:
-        return harmless(f"llmcli {command}{model}")
+        fits = len(command) + len(model) + 7 <= room
+        return harmless(f"llmcli {command}{model if fits else folded(model)}")
     text = view.text.decode("utf-8", "replace")
     full = f"llmcli {head} {shlex.quote(text)}{model}{rest}"
     plain = text.isprintable() and len(full) <= room
@@ -55,3 +56,8 @@ def _command(view: Explain, command: str, room: int) -> str:
         return harmless(full if plain else short)
     lines = [part for part in (f'llmcli {head} "..."', model.strip(), rest.strip()) if part]
     return " \\\n            ".join(map(harmless, lines))
+
+
+def folded(options: str) -> str:
+    """Options on a line of their own, as a shell takes them."""
+    return f" \\\n           {options}"
