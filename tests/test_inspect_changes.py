@@ -19,8 +19,8 @@ from llmcli.inspection.difference import difference
 from llmcli.inspection.next import Guess, Source
 from llmcli.inspection.values import Token, View
 
-# `embed` is what comes before all that most changes touch; the others need more than a prompt.
-NOT_ALONE = ("embed", "patching", "steer", "head", "circuits")
+# `embed` comes before most changes, `explain` is of the untouched model; the others need more.
+NOT_ALONE = ("embed", "patching", "steer", "head", "circuits", "explain")
 COMPUTED = [name for name, e in VIEWS.items() if e.prompt and name not in NOT_ALONE]
 EVERYWHERE = [
     *CHANGES,

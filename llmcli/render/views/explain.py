@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import textwrap
 from typing import TYPE_CHECKING
@@ -29,8 +30,10 @@ def _page(view: Explain, page: Page, width: int) -> Text:
     out = heading("explain", f"{page.page} of {view.n_pages}", words.title)
     for part in words.body:
         if isinstance(part, str):
-            lines = textwrap.wrap(harmless(part), min(width, 100) - 4, break_on_hyphens=False)
-            out.append("".join(f"  {line}\n" for line in lines))
+            kept = re.sub(r"(?<=\d) (?=%|[KMG]?i?B\b)", "\N{NO-BREAK SPACE}", harmless(part))
+            lines = textwrap.wrap(kept, min(width, 100) - 4, break_on_hyphens=False)
+            text = "".join(f"  {line}\n" for line in lines)
+            out.append(text.replace("\N{NO-BREAK SPACE}", " "))
         else:
             out.append("".join(f"    {fit(x, width - 4).rstrip()}\n" for x in part), style="cyan")
     for command in words.deeper:
@@ -44,7 +47,8 @@ def _command(view: Explain, command: str, room: int) -> str:
     model = "" if view.model in ("", "fable") else f" -m {shlex.quote(view.model)}"
     head, braces, rest = command.partition(" {}")
     if not braces:
-        return harmless(f"llmcli {command}{model}")
+        fits = len(command) + len(model) + 7 <= room
+        return harmless(f"llmcli {command}{model if fits else folded(model)}")
     text = view.text.decode("utf-8", "replace")
     full = f"llmcli {head} {shlex.quote(text)}{model}{rest}"
     plain = text.isprintable() and len(full) <= room
@@ -52,3 +56,8 @@ def _command(view: Explain, command: str, room: int) -> str:
         return harmless(full if plain else short)
     lines = [part for part in (f'llmcli {head} "..."', model.strip(), rest.strip()) if part]
     return " \\\n            ".join(map(harmless, lines))
+
+
+def folded(options: str) -> str:
+    """Options on a line of their own, as a shell takes them."""
+    return f" \\\n           {options}"
