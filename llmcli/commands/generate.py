@@ -77,6 +77,13 @@ def generate(
     patch: o.Patch = None,
     reference: o.Reference = None,
     baseline: o.Baseline = False,
+    trace: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Keep every step, as .jsonl or .jsonl.gz."),
+    ] = None,
+    trace_lens: Annotated[
+        bool, typer.Option("--trace-lens", help="Keep what each layer would have said, too.")
+    ] = False,
     top_probs: Annotated[
         int, typer.Option(min=0, max=100, metavar="K", help="Show the K likeliest tokens a step.")
     ] = 0,
@@ -127,13 +134,15 @@ def generate(
     from llmcli.commands.loading import Place, open_model, sampling_from
     from llmcli.commands.many import run_many
     from llmcli.commands.single import Show, run_one
+    from llmcli.commands.traced import tracing_to
 
     _check_combinations(
         prompt=prompt, prompts=prompts, out=out, json=json, jsonl=jsonl, top_probs=top_probs,
         color_probs=color_probs, echo=echo, dry_run=dry_run, stats=stats, separator=separator,
         batch_size=batch_size, baseline=baseline, ablate=ablate, knockout=knockout, steer=steer,
-        patch=patch,
+        patch=patch, trace=trace,
     )  # fmt: skip
+    tracing = tracing_to(trace, trace_lens)
     opened = open_model(model)
     sampling = sampling_from(
         opened, bias, repetition_penalty=repetition_penalty, presence_penalty=presence_penalty,
@@ -155,7 +164,7 @@ def generate(
     if prompts is not None:
         run_many(
             job, place, prompts, out, truncate_prompt, batch_size or 16, num_samples,
-            keep_seed=seed is not None, quiet=quiet, changes=changes,
+            keep_seed=seed is not None, quiet=quiet, changes=changes, tracing=tracing,
         )  # fmt: skip
         return
     text = read_text(prompt, 'llmcli generate "Once upon a time"')
@@ -171,7 +180,7 @@ def generate(
         num_samples, "---" if separator is None else typed(separator), color_probs, echo, json,
         jsonl, stats, color.value, baseline,
     )  # fmt: skip
-    run_one(job, place, ids, show, changes)
+    run_one(job, place, ids, show, changes, tracing)
 
 
 def _check_combinations(**given: object) -> None:
@@ -184,7 +193,7 @@ def _check_combinations(**given: object) -> None:
         {"json", "color_probs"}, {"jsonl", "color_probs"}, {"jsonl", "dry_run"},
         {"json", "separator"}, {"jsonl", "separator"}, {"top_probs", "separator"},
         {"baseline", "prompts"}, {"baseline", "jsonl"}, {"baseline", "color_probs"},
-        {"baseline", "separator"}, *({"dry_run", change} for change in CHANGES),
+        {"baseline", "separator"}, {"baseline", "trace"}, {"dry_run", "trace"}, *({"dry_run", change} for change in CHANGES),
     ]  # fmt: skip
     if "json" not in on:
         clashes.append({"baseline", "top_probs"})
