@@ -26,6 +26,7 @@ from llmcli.errors import (
 )
 
 SCHEMA = 1
+CHANGES = ("ablate", "knockout", "steer", "patch")  # options, as they were typed
 SUFFIXES = (".jsonl", ".gz")
 BLOCK_NBYTES = 1 << 18
 MAX_LINE_NBYTES = 64 << 20  # far more than the ids of any prompt
@@ -416,13 +417,21 @@ def _natural(value: Any) -> int:
 def _is_header(header: Any) -> bool:
     """Whether what is read of it later is there."""
     model, options = header["model"], header["options"]
+    files = model.get("files") if isinstance(model, dict) else None
     return (
         isinstance(model, dict)
         and isinstance(options, dict)
         and all(isinstance(model.get(key), str) for key in ("name", "dtype", "device"))
         and model["dtype"] in TOLERANCE
-        and isinstance(model.get("files"), dict)
+        and isinstance(files, dict)
         and isinstance(model.get("tokenizer_sha256"), dict)
         and isinstance(header.get("versions"), dict)
         and type(header.get("seed")) is int
+        and isinstance(model.get("revision"), str | None)
+        and all(isinstance(file, dict) and "header_sha256" in file for file in files.values())
+        and all(_are_texts(options.get(name, [])) for name in CHANGES)
     )
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)

@@ -193,7 +193,8 @@ def _check_combinations(**given: object) -> None:
         {"json", "color_probs"}, {"jsonl", "color_probs"}, {"jsonl", "dry_run"},
         {"json", "separator"}, {"jsonl", "separator"}, {"top_probs", "separator"},
         {"baseline", "prompts"}, {"baseline", "jsonl"}, {"baseline", "color_probs"},
-        {"baseline", "separator"}, {"baseline", "trace"}, {"dry_run", "trace"}, *({"dry_run", change} for change in CHANGES),
+        {"baseline", "separator"}, {"baseline", "trace"}, {"dry_run", "trace"},
+        *({"dry_run", change} for change in CHANGES),
     ]  # fmt: skip
     if "json" not in on:
         clashes.append({"baseline", "top_probs"})

@@ -12,8 +12,10 @@ from llmcli.errors import UsageError
 if TYPE_CHECKING:
     from llmcli.commands.changes import Changes
     from llmcli.commands.loading import Opened
+    from llmcli.commands.recorded import PastStep
     from llmcli.inspection.catalogue import Entry
     from llmcli.inspection.plan import Plan
+    from llmcli.inspection.recorded import Held
     from llmcli.inspection.run import Run
     from llmcli.inspection.values import View
     from llmcli.render.drawing import Canvas
@@ -26,6 +28,7 @@ class Made:
     views: list[View]
     about: dict[str, Any]
     untouched: list[View] = field(default_factory=list)
+    held: Held | None = None  # of a recorded step: how it compares with what was recorded
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class Request:
     device: Device
     canvas: Canvas | None
     quiet: bool
+    past: PastStep | None = None  # what is looked into, where it is a step of a trace
 
     def views(self, wanted: dict[str, Entry]) -> Made:
         """The views in their order; --baseline adds what the change did, and the untouched ones."""
@@ -48,18 +52,12 @@ class Request:
 
         if not any(entry.prompt for entry in wanted.values()):
             return self._model_alone()
-        from llmcli.commands.input import read_text
-        from llmcli.commands.inspect_target import prompt_ids
-        from llmcli.commands.loading import open_model
-
-        text = read_text(self.prompt, 'llmcli inspect "Once upon a time"')
-        opened = open_model(self.model)
-        long = all(entry.long or not entry.prompt for entry in wanted.values())
-        ids = prompt_ids(opened.tokenizer, text, opened.config, long)
+        opened, text, ids, prompt_ids = self._subject(wanted)
         changes = self._changes(opened, ids)
-        plan = changes.plan(opened, ids)
+        plan = changes.plan(opened, prompt_ids)
         ask = {**self._ask(opened, ids), "changes": tuple(changes.lines)}
-        run = self._run(opened, ids, plan)
+        run = self._run(opened, ids, plan, prompt_ids)
+        held = self._held(run)
         about = {
             "model": {
                 "name": opened.name,
@@ -70,6 +68,7 @@ class Request:
             "prompt": text,
             "ids": ids,
             **({"changes": changes.lines} if changes else {}),
+            **({"trace": held} if held else {}),
         }
         untouched = []
         if self.given["baseline"]:
@@ -81,12 +80,36 @@ class Request:
         views = [self._view(name, opened, run, ask) for name in wanted]
         if self.given["tensors"] is not None:
             self._save_tensors(wanted, run, ask, about)
-        return Made(views, about, untouched)
+        return Made(views, about, untouched, held)
+
+    def _subject(self, wanted: dict[str, Entry]) -> tuple[Opened, str, list[int], list[int]]:
+        """The model, the text, its ids, and those of them that are the prompt."""
+        if self.past:
+            return self.past.past.opened, self.past.text, self.past.ids, self.past.prompt_ids
+        from llmcli.commands.input import read_text
+        from llmcli.commands.inspect_target import prompt_ids
+        from llmcli.commands.loading import open_model
+
+        text = read_text(self.prompt, 'llmcli inspect "Once upon a time"')
+        opened = open_model(self.model)
+        long = all(entry.long or not entry.prompt for entry in wanted.values())
+        ids = prompt_ids(opened.tokenizer, text, opened.config, long)
+        return opened, text, ids, ids
+
+    def _held(self, run: Run) -> Held | None:
+        """The recorded step against the same step here; None where something else is asked for."""
+        if self.past is None or any(self.changes.values()):
+            return None
+        from llmcli.inspection.recorded import held
+
+        return held(run, self.past.step, self.past.past.dtype)
 
     def _changes(self, opened: Opened, ids: list[int]) -> Changes:
         """The interventions asked for, held against the model."""
         from llmcli.commands.changes import read_changes
 
+        if self.past:
+            return self.past.past.changes(self.changes)
         given = {**self.changes, "steer_prompt": bool(self.changes["steer_prompt"])}
         changes = read_changes(opened, **given)
         if changes and len(ids) > opened.config.n_ctx:
@@ -109,7 +132,6 @@ class Request:
     def _ask(self, opened: Opened, ids: list[int]) -> dict[str, Any]:
         """The fields of an `Ask`, held against the model and the prompt before torch is there."""
         from llmcli.commands.inspect_target import index, say_which
-        from llmcli.commands.loading import sampling_from
         from llmcli.commands.token_names import token_named
 
         g, config = self.given, opened.config
@@ -130,8 +152,22 @@ class Request:
             "head": index("--head", g["head"], config.n_head, "heads"),
             "rows": g["rows"],
             "corrupt": self._corrupt(opened),
-            "sampling": sampling_from(opened, **self.sampling),
-            "seed": g["seed"] or 0,
+            **self._drawing(opened),
+        }
+
+    def _drawing(self, opened: Opened) -> dict[str, Any]:
+        """How the next token is drawn: as was asked, and else as it was recorded."""
+        from llmcli.commands.loading import sampling_from
+
+        seed = self.given["seed"]
+        if self.past is None:
+            return {"sampling": sampling_from(opened, **self.sampling), "seed": seed or 0}
+        past = self.past.past
+        return {
+            "sampling": sampling_from(opened, **self.sampling, default=past.sampling),
+            "seed": past.header["seed"] if seed is None else seed,
+            "draw": self.past.record.begun.draw,
+            "n_drawn": self.past.step.index,
         }
 
     def _corrupt(self, opened: Opened) -> tuple[int, ...] | None:
@@ -143,7 +179,7 @@ class Request:
             return None
         return tuple(prompt_ids(opened.tokenizer, text, opened.config, long=False))
 
-    def _run(self, opened: Opened, ids: list[int], plan: Plan) -> Run:
+    def _run(self, opened: Opened, ids: list[int], plan: Plan, prompt_ids: list[int]) -> Run:
         """The model with its weights, and the prompt: torch is imported here."""
         from llmcli.commands.changes import patches_of
         from llmcli.commands.loading import Place, load
@@ -156,7 +192,7 @@ class Request:
             loaded,
             ids,
             opened.tokenizer.token_bytes,
-            patches_of(plan, loaded, ids),
+            patches_of(plan, loaded, prompt_ids),
             len(opened.tokenizer.prefix_ids),
             load_fp32=lambda: load(opened, replace(place, dtype=DType.float32)),
         )

@@ -50,6 +50,12 @@ class Device(StrEnum):
     mps = "mps"
 
 
+def typed_names(ctx: typer.Context) -> set[str]:
+    """The parameters that were typed: not left to a default or to the environment."""
+    sources = {name: ctx.get_parameter_source(name) for name in ctx.params}
+    return {name for name, source in sources.items() if source and source.name == "COMMANDLINE"}
+
+
 Color = Annotated[
     ColorMode,
     typer.Option("--color", help="When to use colour; always: as on a terminal, even in a pipe."),

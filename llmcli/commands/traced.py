@@ -123,11 +123,8 @@ class TracedJob(Job):
         for piece in super().run(model, prompts, draws, streams, tap):
             with writing(self.path):
                 self.writer.write(self._line(piece, first, start_s, lens).to_json())
-            if k < self.top_probs:
-                step = piece.step
-                step = replace(step, top=step.top[:k], drawn_top=step.drawn_top[:k])
-                piece = replace(piece, step=step)
-            yield piece
+            step = piece.step
+            yield replace(piece, step=replace(step, top=step.top[:k], drawn_top=step.drawn_top[:k]))
 
     def _begin(self, begun: Begun) -> None:
         self.begun.append(begun)

@@ -32,6 +32,8 @@ class Ask:
     rows: int | None = None
     sampling: Sampling = field(default_factory=Sampling)
     seed: int = 0
+    draw: tuple[int, int] = (0, 0)  # whose random numbers: the prompt's place, the sample
+    n_drawn: int = 0  # how many of them were used before
     corrupt: tuple[int, ...] | None = None  # the ids of the prompt to compare with
     changes: tuple[str, ...] = ()  # in words; the patches of the run are what makes them true
 

@@ -33,7 +33,7 @@ class StepLens:
             x = torch.stack(
                 [self.probe.values[name][:, -1] for name in self.names]
             )  # (L + 1, B, C)
-            self.logits = self.model.head(self.model.norm_f(x)).float()
+            self.logits = self.model.head(self.model.norm_f(x)).float()  # x: (L + 1, B, C)
         return layers(self.logits[:, self.place], id)
 
 
