@@ -308,7 +308,7 @@ def no_such_run(name: str, run: int, known: Sequence[int]) -> UsageError:
 def difference(step: Step, logprobs: Mapping[int, float]) -> float:
     """The largest distance (nats) of a recorded logprob from that of the same id in `logprobs`."""
     recorded = (step.chosen, *step.top)
-    apart = [abs(c.logprob - logprobs[c.id]) for c in recorded if c.id in logprobs]
+    apart = [abs(c.logprob - _rounded(logprobs[c.id])) for c in recorded if c.id in logprobs]
     return max((d if math.isfinite(d) else math.inf for d in apart), default=0.0)
 
 
@@ -330,7 +330,11 @@ def kl_bits(p: Step, q: Step) -> float:
 
 def _number(value: float) -> float | None:
     """A float as JSON has it: DIGITS of it, None where it is infinite."""
-    return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
+    return _rounded(value) if math.isfinite(value) else None
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.{DIGITS}g}")
 
 
 def _text(token: bytes) -> str | list[int]:

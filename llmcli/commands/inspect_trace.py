@@ -73,8 +73,7 @@ def step_of(path: Path, run: int | None, step: int, model: str | None, quiet: bo
     """The step of the trace, with the model called `model`, or else with its own."""
     from llmcli.commands.recorded import open_past
 
-    run = run or 0
-    return open_past(path, run, model, quiet).step(run, step)
+    return open_past(path, run or 0, model, quiet).step(step)
 
 
 def tell_held(held: Held | None, past: PastStep, quiet: bool) -> None:

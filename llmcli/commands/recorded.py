@@ -42,8 +42,13 @@ class Past:
             names = [name for name in Sampling.__slots__ if name != "bias"]
             return Sampling(bias=bias, **{name: options[name] + 0 for name in names})
 
-    def job(self, run: int) -> Job:
-        """What drew this text."""
+    @property
+    def record(self) -> Record:
+        """The text, where one was asked for."""
+        return next(iter(self.records.values()))
+
+    def job(self, record: Record | None = None) -> Job:
+        """What drew this text, by default the first."""
         options = self.header["options"]
         with _header_of(self.name):
             return Job(
@@ -52,7 +57,7 @@ class Past:
                 hidden_ids=frozenset(map(int, options["hidden_ids"])),
                 stops=tuple(map(str, options["stop"])), keep_stop=bool(options["keep_stop"]),
                 forced={int(step): int(id) for step, id in options["force"]},
-                use_cache=bool(options["cache"]), draw=self.records[run].begun.draw,
+                use_cache=bool(options["cache"]), draw=(record or self.record).begun.draw,
             )  # fmt: skip
 
     def changes(self, given: Mapping[str, Any] | None = None) -> Changes:
@@ -72,9 +77,9 @@ class Past:
             reference=None if reference is None else Path(str(reference)),
         )  # fmt: skip
 
-    def step(self, run: int, index: int) -> PastStep:
-        """One step. Raises UsageError where there is none such, IntegrityError behind a gap."""
-        record = self.records[run]
+    def step(self, index: int) -> PastStep:
+        """A step of the text. Raises UsageError where there is none such, IntegrityError behind a gap."""
+        record, run = self.record, self.record.begun.run
         n = len(record.steps)
         if record.gap is not None and index >= record.gap:
             raise IntegrityError(
