@@ -78,7 +78,7 @@ class Past:
         )  # fmt: skip
 
     def step(self, index: int) -> PastStep:
-        """A step of the text. Raises UsageError where there is none such, IntegrityError behind a gap."""
+        """A step of the text. Raises UsageError where there is none, IntegrityError after a gap."""
         record, run = self.record, self.record.begun.run
         n = len(record.steps)
         if record.gap is not None and index >= record.gap:

@@ -159,7 +159,9 @@ def show(view: Replay, json: bool, color: Any) -> None:
     from llmcli.commands.inspect_request import Made
 
     if json:
-        output.print_json(Made([view], {"model": {"name": view.model, "dtype": view.dtype}}))
+        output.print_json(
+            Made([view], {"model": {"name": view.model, "revision": None, "dtype": view.dtype}})
+        )
     elif output.is_picture(color, json):
         output.show([view], output.canvas_for(color, None), color)
     else:
@@ -185,9 +187,11 @@ def continued(past: Past, job: Job, typed: set[str], step: int) -> Job:
     """
     record, base = past.record, past.job()
     n = len(record.steps)
-    if step > n or (record.gap is not None and step > record.gap):
-        raise UsageError(f"--from-step {step}: {past.name} has {n} steps to go on from, in run "
-                         f"{record.begun.run}.", f"It goes up to {n}, which is after the last one.")  # fmt: skip
+    if step > n:
+        raise UsageError(
+            f"--from-step {step}: {past.name} has {n} steps in run {record.begun.run}.",
+            f"It goes up to {n}, which is after the last one.",
+        )
     taken = {field: getattr(job, field) for name in typed for field in FIELDS.get(name, ())}
     early = [index for index in job.forced if index < step]
     if early:
