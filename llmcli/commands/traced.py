@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -167,12 +168,17 @@ def header(job: Job, model: GPT, changes: Changes, lens: bool) -> dict[str, Any]
         },
         "seed": job.seed,
         "options": {
-            **as_options(job.sampling), **job.options, "hidden_ids": sorted(job.hidden_ids),
+            **as_options(job.sampling), "bias": _bias(job), **job.options, "hidden_ids": sorted(job.hidden_ids),
             **changes.words,
         },
         "lens": lens,
         "versions": versions(),
     }  # fmt: skip
+
+
+def _bias(job: Job) -> list[list[float | None]]:
+    """As pairs; what forbids an id, -inf, is null."""
+    return [[id, value if isfinite(value) else None] for id, value in job.sampling.bias]
 
 
 def hashes(opened: Opened) -> dict[str, Any]:
