@@ -199,7 +199,7 @@ class Reader:
                     raise ValueError(f"step {made.index} of run {made.run} comes twice")
                 else:
                     due[made.run] = made.index + 1
-            except (ValueError, RecursionError) as error:
+            except ValueError as error:
                 cut = not line.endswith(b"\n")
                 why = "cut off, as by a kill" if cut else shown(str(error), 120)
                 self.damaged.append(Damage(number, why))
@@ -351,7 +351,7 @@ def _parsed(line: bytes) -> Begun | Step:
         raw = json.loads(line)
     except UnicodeDecodeError as error:
         raise ValueError("not UTF-8") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError("not JSON") from error
     try:
         return _step(raw) if "step" in raw else _begun(raw)

@@ -168,8 +168,8 @@ def header(job: Job, model: GPT, changes: Changes, lens: bool) -> dict[str, Any]
         },
         "seed": job.seed,
         "options": {
-            **as_options(job.sampling), "bias": _bias(job), **job.options, "hidden_ids": sorted(job.hidden_ids),
-            **changes.words,
+            **as_options(job.sampling), "bias": _bias(job), **job.options,
+            "hidden_ids": sorted(job.hidden_ids), **changes.words,
         },
         "lens": lens,
         "versions": versions(),

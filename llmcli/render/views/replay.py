@@ -20,12 +20,10 @@ TOKEN = 16
 def draw(view: Replay, canvas: Canvas) -> Text:
     out = heading("replay", tail(view.file, 40), view.how, plural(view.n_compared, "step"))
     out.append("\n  ").append(view.verdict, style="bold green" if view.passed else "bold red")
-    out.append(
-        f"\n  {view.n_identical} of {plural(view.n_compared, 'step')} to the last digit; the "
-        f"others differ by {view.max_difference:.2g} at most, {view.tolerance:g} may be\n"
-        if view.n_identical < view.n_compared
-        else f"\n  {plural(view.n_compared, 'step')} compared\n"
-    )
+    out.append(f"\n  {view.n_identical} of {plural(view.n_compared, 'step')} to the last digit")
+    if view.n_identical < view.n_compared:
+        out.append(f", off by {view.max_difference:.2g} at most ({view.tolerance:g} allowed)")
+    out.append("\n")
     cells = (canvas.width - 16) // 2
     for row in view.facts:
         out.append(f"  {fit(row.what, 10)}", style="dim")
