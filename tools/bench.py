@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 
 import bench_tokenize
+import bench_trace
 
-BENCHES = {"tokenize": bench_tokenize}
+BENCHES = {"tokenize": bench_tokenize, "trace": bench_trace}
 
 
 def main() -> None:
