@@ -33,6 +33,9 @@ MAX_LINE_NBYTES = 64 << 20  # far more than the ids of any prompt
 MAX_INT = 2**53
 DIGITS = 9  # significant ones, after which every float32 is itself again
 
+# json.dumps would make a new encoder for each line.
+_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+
 # How far apart two computations of one logprob (nats) may be: what another order of summing costs
 # on logits of about 100 in float32, and one or two steps of the coarser formats' own grids.
 TOLERANCE = {"float32": 1e-3, "float16": 0.1, "bfloat16": 0.5}
@@ -151,8 +154,7 @@ class Writer:
         self.deflate = zlib.compressobj(wbits=31) if path.suffix == ".gz" else None
 
     def write(self, line: Mapping[str, Any]) -> None:
-        text = json.dumps(line, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-        data = text.encode("utf-8", "replace") + b"\n"
+        data = _encode(line).encode("utf-8", "replace") + b"\n"
         if self.deflate:
             data = self.deflate.compress(data) + self.deflate.flush(zlib.Z_SYNC_FLUSH)
         self.file.write(data)
