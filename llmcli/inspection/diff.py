@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from llmcli.inspection.trace import changes_in_words, in_words, token
+from llmcli.inspection.trace import changes_in_words, said, token
 from llmcli.inspection.values import Token, View
 from llmcli.trace import Choice, Reader, Record, Step, kl_bits, records
 
@@ -164,9 +164,9 @@ def _facts(
     """What differs of the two runs' making."""
     sides = [_about(header, mine), _about(other, theirs)]
     return tuple(
-        DiffFact(what, sides[0][what], sides[1][what])
-        for what in sides[0]
-        if sides[0][what] != sides[1][what]
+        DiffFact(what, *(side.get(what, "") for side in sides))
+        for what in sides[0] | sides[1]
+        if sides[0].get(what) != sides[1].get(what)
     )
 
 
@@ -180,7 +180,7 @@ def _about(header: dict[str, Any], record: Record) -> dict[str, str]:
         "computed in": f"{model['dtype']} on {model['device']}",
         "versions": ", ".join(f"{name} {is_}" for name, is_ in header["versions"].items()),
         "seed": str(header["seed"]),
-        "options": in_words(header["options"]),
+        **said(header["options"]),
         "changes": changes_in_words(header["options"]),
         "prompt": record.begun.prompt,
         "finish": (record.steps[-1].finish_reason if record.steps else None) or "unfinished",

@@ -288,16 +288,20 @@ def token(choice: Choice) -> Token:
 
 def in_words(options: Mapping[str, Any]) -> str:
     """The options that matter, as they would be typed: "--temperature 0.7 --top-p 0.95"."""
+    return " ".join(f"{name} {value}" for name, value in said(options).items())
+
+
+def said(options: Mapping[str, Any]) -> dict[str, str]:
+    """The options that do something, each in a few words."""
     off = {"repetition_penalty": 1.0, "top_p": 1.0, "typical_p": 1.0}
-    words = []
+    words = {}
     for name, value in options.items():
         if name in (*CHANGES, "steer_prompt", "stop_ids", "hidden_ids", "cache", "reference"):
             continue
         if name == "temperature" or value not in (off.get(name), None, False, 0, 0.0, []):
             forced = name == "force" and isinstance(value, list)
-            some = f"{len(value)} steps" if forced else f"{value}"
-            words.append(f"--{name.replace('_', '-')} {some}")
-    return " ".join(words)
+            words[f"--{name.replace('_', '-')}"] = f"{len(value)} steps" if forced else f"{value}"
+    return words
 
 
 def changes_in_words(options: Mapping[str, Any]) -> str:

@@ -22,7 +22,7 @@ from llmcli.render.text import harmless
 if TYPE_CHECKING:
     from llmcli.inspection.diff import Diff
 
-WHAT, TOKEN = 12, 16
+WHAT, TOKEN = 20, 16
 NOTHING = 1e-6  # bits: less is what another order of summing costs
 
 
