@@ -328,7 +328,7 @@ def test_pictures_keep_to_the_width(traced, llmcli, monkeypatch, width):
     monkeypatch.setenv("COLUMNS", str(width))
     monkeypatch.setenv("NO_COLOR", "1")
     path = traced("--num-samples", 2, "--trace-lens")
-    other = traced("--temperature", 2, name="other.jsonl")
+    other = traced("--ablate", "L1", name="other.jsonl")
     for arguments in (["inspect", "--trace", path], ["inspect", "--trace", path, "--diff", other],
                       ["generate", "--replay", path]):  # fmt: skip
         done = llmcli(*arguments, "--color", "always")

@@ -68,11 +68,8 @@ def _verdict(view: Diff, width: int) -> Text:
 def _kl(view: Diff, width: int) -> Text:
     if (view.max_kl_bits or 0.0) < NOTHING:
         return Text(f"  The same distributions at {plural(len(view.steps), 'step')}.\n")
-    out = Text(
-        f"  KL(this ‖ other) of {plural(len(view.steps), 'step')} after the same tokens: mean at "
-        f"least {view.mean_kl_bits:.3g} bits, most {view.max_kl_bits:.3g} at step "
-        f"{view.max_kl_step}\n"
-    )
+    out = Text(f"  KL(this ‖ other) per step: mean at least {view.mean_kl_bits:.3g} bits, ")
+    out.append(f"most {view.max_kl_bits:.3g} at step {view.max_kl_step}\n")
     line = sparkline([row.kl_bits for row in view.steps])
     room = width - 4
     for start in range(0, min(len(line), 4 * room), room):
@@ -88,7 +85,9 @@ def _candidates(view: Diff, canvas: Canvas) -> Text:
     out = Text().append(f"  step {view.first_difference}", style="bold")
     out.append("  the probability, and after the filters\n", style="dim")
     out.append_text(columns(("  token", TOKEN + 3), ("this", wide), ("other", wide)))
-    for row in view.candidates[: canvas.rows or 12]:
+    for i, row in enumerate(view.candidates):
+        if i >= (canvas.rows or 12) and not (row.chosen or row.other_chosen):
+            continue
         mark = "▶" if row.chosen or row.other_chosen else " "
         out.append(f" {mark} {fit(name(row.token.text), TOKEN)}")
         sides = (
