@@ -18,7 +18,8 @@ from test_cli import PACKAGE_SCHEMAS, assert_fails
 
 from llmcli.errors import IntegrityError
 from llmcli.inspection.trace import view
-from llmcli.trace import Begun, Choice, Reader, Step, Writer, kl_bits, records
+from llmcli.trace import Reader, Writer, records
+from llmcli.trace_lines import Begun, Choice, Step, kl_bits
 
 SCHEMA = json.loads((PACKAGE_SCHEMAS / "trace.schema.json").read_text())
 INSPECT = json.loads((PACKAGE_SCHEMAS / "inspect.schema.json").read_text())

@@ -14,7 +14,8 @@ from llmcli.commands.loading import Opened, open_model
 from llmcli.commands.traced import hashes
 from llmcli.config import Sampling
 from llmcli.errors import IntegrityError, UsageError, shown
-from llmcli.trace import Reader, Record, Step, records
+from llmcli.trace import Reader, Record, records
+from llmcli.trace_lines import Step
 
 if TYPE_CHECKING:
     from llmcli.commands.changes import Changes

@@ -13,7 +13,8 @@ from llmcli.commands.loading import Place, load
 from llmcli.commands.recorded import Past, open_past
 from llmcli.commands.traced import versions
 from llmcli.errors import IntegrityError, UsageError
-from llmcli.trace import Record, Step, difference
+from llmcli.trace import Record
+from llmcli.trace_lines import TOLERANCE, Step, difference
 
 if TYPE_CHECKING:
     from llmcli.gpt import generation
@@ -89,7 +90,7 @@ def replay(
         max_difference=max((row.max_difference for row in rows), default=0.0),
         tolerance=allowed,
         passed=all(row.first_difference is None for row in rows),
-        verdict=verdict(how, rows, dtype),
+        verdict=verdict(how, rows, max(past.dtype, dtype, key=TOLERANCE.__getitem__)),
         facts=tuple(_facts(past, loaded)),
         runs=tuple(rows),
         worst=worst(steps),

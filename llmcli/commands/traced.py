@@ -21,7 +21,8 @@ from llmcli.commands.loading import Opened, as_options
 from llmcli.commands.tokenize_out import tokenizer_sha256
 from llmcli.errors import UsageError
 from llmcli.streaming import Piece, TextStream
-from llmcli.trace import SCHEMA, SUFFIXES, Begun, Choice, LensLayer, Step, Writer
+from llmcli.trace import SCHEMA, SUFFIXES, Writer
+from llmcli.trace_lines import Begun, Choice, LensLayer, Step
 
 if TYPE_CHECKING:
     from llmcli.commands.changes import Changes

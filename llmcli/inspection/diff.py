@@ -12,7 +12,8 @@ from typing import Any, ClassVar
 
 from llmcli.inspection.trace import changes_in_words, said, token
 from llmcli.inspection.values import Token, View
-from llmcli.trace import Choice, Reader, Record, Step, kl_bits, records
+from llmcli.trace import Reader, Record, records
+from llmcli.trace_lines import Choice, Step, kl_bits
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from llmcli.inspection.run import Run
-from llmcli.trace import TOLERANCE, Step, difference
+from llmcli.trace_lines import TOLERANCE, Step, difference
 
 
 @dataclass(frozen=True, slots=True)

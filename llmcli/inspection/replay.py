@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from llmcli.inspection.trace import token
 from llmcli.inspection.values import Token, View
-from llmcli.trace import Step
+from llmcli.trace_lines import Step
 
 WORST = 5  # steps listed
 

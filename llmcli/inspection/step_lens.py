@@ -9,7 +9,7 @@ from llmcli.gpt.model import GPT
 from llmcli.gpt.tap import Probe
 from llmcli.inspection.lens import Final, kl_bits
 from llmcli.inspection.run import rank_of
-from llmcli.trace import LensLayer
+from llmcli.trace_lines import LensLayer
 
 POINTS = ("0.resid_pre", "*.resid_post")
 

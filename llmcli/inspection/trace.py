@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from llmcli.inspection.values import Token, View
-from llmcli.trace import CHANGES, Begun, Choice, LensLayer, Reader, Step, no_such_run
+from llmcli.trace import CHANGES, Reader, no_such_run
+from llmcli.trace_lines import Begun, Choice, LensLayer, Step
 
 IMPROBABLE = 8  # of the least probable tokens, unless asked for more
 
