@@ -10,6 +10,7 @@ here, the safetensors library opens. No tensor is read, and what the names mean 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import stat
@@ -94,6 +95,17 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     tensors = {name: _tensor(path, name, entry, data) for name, entry in header.items()}
     _check_coverage(path, tensors, data, size)
     return tensors
+
+
+def header_hashes(folder: Path) -> dict[str, dict[str, Any]]:
+    """Size and the hash of the header of each file of weights: which tensors, not their values."""
+    found = {}
+    for path in sorted({tensor.file for tensor in read_checkpoint(folder).values()}):
+        with _opened(path) as (file, size):
+            prefix = file.read(8)
+            header = prefix + file.read(int.from_bytes(prefix, "little"))
+        found[path.name] = {"nbytes": size, "header_sha256": hashlib.sha256(header).hexdigest()}
+    return found
 
 
 def _tensor(path: Path, name: str, entry: Any, data: int) -> TensorInfo:

@@ -7,8 +7,14 @@ import argparse
 import bench_generate
 import bench_quality
 import bench_tokenize
+import bench_trace
 
-BENCHES = {"tokenize": bench_tokenize, "generate": bench_generate, "quality": bench_quality}
+BENCHES = {
+    "tokenize": bench_tokenize,
+    "generate": bench_generate,
+    "quality": bench_quality,
+    "trace": bench_trace,
+}
 
 
 def main() -> None:

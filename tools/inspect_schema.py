@@ -12,8 +12,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from llmcli.inspection.catalogue import VIEWS
+from llmcli.inspection.catalogue import TRACES, VIEWS
 from llmcli.inspection.difference import Difference
+from llmcli.inspection.recorded import Held
 from llmcli.inspection.values import View
 from llmcli.render.forms import SCHEMA
 
@@ -24,7 +25,10 @@ PLAIN = {int: "integer", float: "number", str: "string", bytes: "string", bool: 
 def schema() -> dict[str, Any]:
     """The schema of the whole object."""
     defs: dict[str, Any] = {}
-    views = [_view(kind, defs) for name in VIEWS for kind in _kinds(name)]
+    views = [_view(kind, defs) for name in (*VIEWS, *TRACES, "replay") for kind in _kinds(name)]
+    defs["Held"] = _object(
+        {f.name: _type(get_type_hints(Held)[f.name], defs) for f in fields(Held)}
+    )
     model = _object(
         {key: {"type": ["string", "null"]} for key in ("revision", "dtype", "device")}
         | {"name": {"type": "string"}},
@@ -35,6 +39,7 @@ def schema() -> dict[str, Any]:
         "model": model,
         "prompt": {"type": "string"},
         "ids": {"type": "array", "items": {"type": "integer"}},
+        "trace": {"$ref": "#/$defs/Held"},
         "changes": {"type": "array", "items": {"type": "string"}},
         "views": {"type": "array", "items": {"anyOf": views}},
         "baseline": {"type": "array", "items": {"anyOf": views}},
@@ -42,7 +47,7 @@ def schema() -> dict[str, Any]:
     }
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "llmcli inspect --json",
+        "title": "llmcli inspect --json, llmcli generate --replay --json",
         **_object(body, required=["schema", "model", "views"]),
         "$defs": defs,
     }

@@ -57,8 +57,7 @@ class Pair:
         for run, (samples, patch) in enumerate(((self.changed, self.patch), (self.plain, {}))):
             n = len(samples)
             streams = self.job.streams(n)
-            draws = [(0, sample) for sample in range(n)]
-            tap = tap_for(patch, self.model)
+            draws, tap = self.job.draws(n), tap_for(patch, self.model)
             try:
                 for piece in self.job.run(self.model, [self.ids] * n, draws, streams, tap):
                     samples[piece.step.row].pieces.append(piece)

@@ -101,12 +101,13 @@ def patches_of(plan: Plan, model: GPT, ids: Sequence[int]) -> dict[str, Patch]:
     return patches(model, plan, ids)
 
 
-def tap_for(patch: Mapping[str, Patch], model: GPT) -> Tap:
-    """The tap with these patches; one that is fast and does nothing where there are none."""
+def tap_for(patch: Mapping[str, Patch], model: GPT, record: Sequence[str] = ()) -> Tap:
+    """The tap with these patches that records these points; a fast one where there are none."""
     from llmcli.gpt.model import NO_TAP
     from llmcli.gpt.tap import Probe
 
-    return Probe(model.config.n_layer, patch=patch) if patch else NO_TAP
+    n_layer = model.config.n_layer
+    return Probe(n_layer, record=record, patch=patch) if patch or record else NO_TAP
 
 
 def _reference(opened: Opened, path: Path) -> tuple[tuple[int, ...], ...]:

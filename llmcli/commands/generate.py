@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -15,6 +15,7 @@ CHANGES = ("ablate", "knockout", "steer", "patch")
 
 
 def generate(
+    ctx: typer.Context,
     prompt: Annotated[
         str | None, typer.Argument(help="What to continue; - or a pipe reads stdin.")
     ] = None,
@@ -77,6 +78,25 @@ def generate(
     patch: o.Patch = None,
     reference: o.Reference = None,
     baseline: o.Baseline = False,
+    trace: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Keep every step, as .jsonl or .jsonl.gz."),
+    ] = None,
+    trace_lens: Annotated[
+        bool, typer.Option("--trace-lens", help="Keep what each layer would have said, too.")
+    ] = False,
+    replay: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Compute a recorded run again: is it the same here?"),
+    ] = None,
+    resample: Annotated[
+        bool, typer.Option("--resample", help="Draw it again: is the text the same?")
+    ] = False,
+    from_step: Annotated[
+        int | None,
+        typer.Option(min=0, metavar="N", help="Go on from this step of it, with changes."),
+    ] = None,
+    run: Annotated[int | None, typer.Option(min=0, metavar="R", help="Which of its runs.")] = None,
     top_probs: Annotated[
         int, typer.Option(min=0, max=100, metavar="K", help="Show the K likeliest tokens a step.")
     ] = 0,
@@ -116,11 +136,16 @@ def generate(
 
     llmcli generate "Lily had a red ball." --ablate L3.H2 --baseline
 
+    llmcli generate "Tom had a red" --trace run.jsonl
+
+    llmcli generate --replay run.jsonl --from-step 7 --force "7= cat"
+
     The next token is drawn after these filters, in this order: bias, repetition, presence and
     frequency penalty, temperature, top-k, top-p, min-p, typical-p.
     """
     import secrets
 
+    from llmcli.commands import replay as replays
     from llmcli.commands.changes import read_changes
     from llmcli.commands.dry_run import tell_budget
     from llmcli.commands.input import read_text, typed
@@ -128,18 +153,36 @@ def generate(
     from llmcli.commands.loading import Place, open_model, sampling_from
     from llmcli.commands.many import run_many
     from llmcli.commands.single import Show, run_one
+    from llmcli.commands.traced import tracing_to
 
     _check_combinations(
         prompt=prompt, prompts=prompts, out=out, json=json, jsonl=jsonl, top_probs=top_probs,
         color_probs=color_probs, echo=echo, dry_run=dry_run, stats=stats, separator=separator,
         batch_size=batch_size, baseline=baseline, ablate=ablate, knockout=knockout, steer=steer,
-        patch=patch,
+        patch=patch, trace=trace,
     )  # fmt: skip
-    opened = open_model(model)
+    names = o.typed_names(ctx)
+    replays.check_options(names)
+    tracing, place, past = (
+        tracing_to(trace, trace_lens),
+        Place(dtype, device, threads, quantize),
+        None,
+    )
+    if replay is not None:
+        named = model if "model" in names else None
+        if from_step is None:
+            made = replays.replay(replay, run, named, place, resample, not no_cache, quiet)
+            replays.show(made, json, color)
+            return
+        past, place = replays.begin(replay, run, named, place, trace, quiet)
+        if "max_new_tokens" not in names:
+            max_new_tokens = past.job().max_new_tokens
+    opened = past.opened if past else open_model(model)
     sampling = sampling_from(
-        opened, bias, repetition_penalty=repetition_penalty, presence_penalty=presence_penalty,
-        frequency_penalty=frequency_penalty, penalty_window=penalty_window,
-        temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, typical_p=typical_p,
+        opened, bias, past.sampling if past else None, repetition_penalty=repetition_penalty,
+        presence_penalty=presence_penalty, frequency_penalty=frequency_penalty,
+        penalty_window=penalty_window, temperature=temperature, top_k=top_k, top_p=top_p,
+        min_p=min_p, typical_p=typical_p,
     )  # fmt: skip
     eos_ids = () if ignore_eos else opened.config.eos_ids
     stop_ids = _known_ids(stop_id or [], opened.config.vocab_size)
@@ -151,16 +194,24 @@ def generate(
         forced=forced_ids(opened, force or (), max_new_tokens),
         top_probs=top_probs, use_cache=not no_cache,
     )  # fmt: skip
-    changes = read_changes(opened, ablate, knockout, steer, patch, steer_prompt, reference)
-    place = Place(dtype, device, threads, quantize)
+    given: dict[str, Any] = {
+        "ablate": ablate, "knockout": knockout, "steer": steer, "patch": patch,
+        "steer_prompt": steer_prompt, "reference": reference,
+    }  # fmt: skip
+    changes = past.changes(given) if past else read_changes(opened, **given)
+    if past is not None and from_step is not None:
+        job = replays.continued(past, job, names, from_step)
     if prompts is not None:
         run_many(
             job, place, prompts, out, truncate_prompt, batch_size or 16, num_samples,
-            keep_seed=seed is not None, quiet=quiet, changes=changes,
+            keep_seed=seed is not None, quiet=quiet, changes=changes, tracing=tracing,
         )  # fmt: skip
         return
-    text = read_text(prompt, 'llmcli generate "Once upon a time"')
-    ids = prompt_ids(opened, text, truncate_prompt, quiet)
+    if past is not None:
+        ids = list(past.record.begun.ids)
+    else:
+        text = read_text(prompt, 'llmcli generate "Once upon a time"')
+        ids = prompt_ids(opened, text, truncate_prompt, quiet)
     if max(job.forced, default=0) > (last := opened.config.n_ctx - len(ids)):
         raise UsageError(f"--force: the context is full after step {last}.")
     if color_probs and not (sys.stdout.isatty() or color == o.ColorMode.always or quiet):
@@ -172,7 +223,7 @@ def generate(
         num_samples, "---" if separator is None else typed(separator), color_probs, echo, json,
         jsonl, stats, color.value, baseline,
     )  # fmt: skip
-    run_one(job, place, ids, show, changes)
+    run_one(job, place, ids, show, changes, tracing)
 
 
 def _check_combinations(**given: object) -> None:
@@ -185,7 +236,8 @@ def _check_combinations(**given: object) -> None:
         {"json", "color_probs"}, {"jsonl", "color_probs"}, {"jsonl", "dry_run"},
         {"json", "separator"}, {"jsonl", "separator"}, {"top_probs", "separator"},
         {"baseline", "prompts"}, {"baseline", "color_probs"},
-        {"baseline", "separator"}, *({"dry_run", change} for change in CHANGES),
+        {"baseline", "separator"}, {"baseline", "trace"}, {"dry_run", "trace"},
+        *({"dry_run", change} for change in CHANGES),
     ]  # fmt: skip
     if not on & {"json", "jsonl"}:
         clashes.append({"baseline", "top_probs"})

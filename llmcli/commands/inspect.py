@@ -12,6 +12,7 @@ from llmcli.commands.inspect_options import (
     Analogy,
     Clean,
     Corrupt,
+    DiffFile,
     Head,
     Layer,
     MaxNewTokens,
@@ -21,11 +22,14 @@ from llmcli.commands.inspect_options import (
     Position,
     Positive,
     Rows,
+    RunNumber,
     SaveFile,
     SaveVector,
+    StepNumber,
     Strengths,
     TensorsFile,
     TokenText,
+    TraceFile,
     Versus,
     Views,
 )
@@ -59,6 +63,8 @@ from llmcli.commands.options import (
     TopK,
     TopP,
     TypicalP,
+    stored_as,
+    typed_names,
 )
 from llmcli.errors import IntegrityError, UsageError
 
@@ -67,6 +73,7 @@ if TYPE_CHECKING:
 
 
 def inspect(
+    ctx: typer.Context,
     prompt: Annotated[
         str | None, typer.Argument(help="The text to look into; - reads stdin.")
     ] = None,
@@ -89,6 +96,10 @@ def inspect(
     rows: Rows = None,
     page: Page = None,
     all: All = False,
+    trace: TraceFile = None,
+    step: StepNumber = None,
+    run: RunNumber = None,
+    diff: DiffFile = None,
     ablate: Ablate = None,
     knockout: Knockout = None,
     steer: Steer = None,
@@ -127,6 +138,8 @@ def inspect(
 
     llmcli inspect "Lily had a red ball. She" --ablate L3.H2 --baseline
 
+    llmcli inspect --trace run.jsonl --step 7 --view sampling
+
     \b
     Views (without a prompt: model):
       next         the story of the next token on one screen (default)
@@ -151,10 +164,13 @@ def inspect(
       check        proof that the views, the cache and the fast path agree
       model        sizes, parameters, memory and FLOPs; needs no prompt
 
+    --trace alone shows a run that generate --trace recorded; with --step, any view of that step.
+
     Layers, heads and positions count from 0, negative ones from the end. On a terminal a view is a
     picture, in a pipe it is TSV. The sampling options are those of generate.
     """
     from llmcli.commands import inspect_output as output
+    from llmcli.commands import inspect_trace as traces
     from llmcli.commands.inspect_request import Request
     from llmcli.commands.inspect_steer import check_steer
     from llmcli.inspection.catalogue import entries
@@ -175,6 +191,7 @@ def inspect(
         "tensors": tensors, "threads": threads, "quantize": quantize, "positive": positive,
         "negative": negative, "method": method, "save_vector": save_vector, "sweep": sweep,
         "max_new_tokens": max_new_tokens, "page": page, "all": all or None,
+        "trace": trace, "step": step, "run": run, "diff": diff,
         "dtype": None if dtype == DType.float32 else dtype,
         "device": None if device == Device.auto else device, **sampling,
         **changes, "baseline": baseline or None,
@@ -190,7 +207,11 @@ def inspect(
                 "--clean is the prompt; there is one already.", "Leave one of them out."
             )
         prompt = clean
-    wanted = entries(view or (["model"] if prompt is None else ["next"]))
+    traces.check_options(given, prompt, view)
+    if trace is not None:
+        wanted = traces.wanted(given, view)
+    else:
+        wanted = entries(view or (["model"] if prompt is None else ["next"]))
     if versus is not None and token is None:
         raise UsageError("--versus needs --token.", 'For example: --token " he" --versus " she"')
     output.check_writable("--save", save, (".svg", ".html"))
@@ -202,8 +223,17 @@ def inspect(
         _note_unused(wanted, given, prompt)
         output.note_narrow_terminal()
     canvas = output.canvas_for(color, rows) if output.is_picture(color, json) else None
-    request = Request(model, prompt, given, sampling, changes, dtype, device, canvas, quiet)
-    made = request.views(wanted)
+    past, typed = None, typed_names(ctx)
+    if trace is not None and step is not None:
+        past = traces.step_of(trace, run, step, model if "model" in typed else None, quiet)
+        if not typed & {"dtype", "quantize"}:
+            dtype, given["quantize"] = stored_as(past.past.dtype)
+    if trace is not None and past is None:
+        made = traces.overview(given, quiet)
+    else:
+        made = Request(
+            model, prompt, given, sampling, changes, dtype, device, canvas, quiet, past
+        ).views(wanted)
     if json:
         output.print_json(made)
     elif canvas is not None:
@@ -214,11 +244,15 @@ def inspect(
         output.save_picture(made.all, save, output.canvas_for(color, rows))
     if any(getattr(shown, "passed", True) is False for shown in made.all):
         raise IntegrityError("A check failed: see the line that says FAIL.")
+    if past is not None:
+        traces.tell_held(made.held, past, quiet)
 
 
 def _note_unused(wanted: dict[str, Entry], given: dict[str, Any], prompt: str | None) -> None:
     """Options that none of the views looks at are said, not dropped in silence."""
     used = set().union(*(entry.uses for entry in wanted.values()))
+    if given["step"] is not None:
+        used |= {"trace", "step", "run"}
     unused = [
         f"--{name.replace('_', '-')}"
         for name, value in given.items()

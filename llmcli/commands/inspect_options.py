@@ -101,3 +101,16 @@ SaveFile = Annotated[
     Path | None,
     typer.Option("--save", metavar="FILE", help="Keep the picture, as .svg or .html."),
 ]
+TraceFile = Annotated[
+    Path | None, typer.Option("--trace", metavar="FILE", help="Look into a recorded run.")
+]
+StepNumber = Annotated[
+    int | None,
+    typer.Option("--step", min=0, metavar="N", help="Which step of it, computed again."),
+]
+RunNumber = Annotated[
+    int | None, typer.Option("--run", min=0, metavar="R", help="Which of its runs. [default: 0]")
+]
+DiffFile = Annotated[
+    Path | None, typer.Option("--diff", metavar="FILE", help="Set another trace beside it.")
+]

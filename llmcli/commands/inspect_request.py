@@ -13,8 +13,10 @@ from llmcli.errors import UsageError
 if TYPE_CHECKING:
     from llmcli.commands.changes import Changes
     from llmcli.commands.loading import Opened
+    from llmcli.commands.recorded import PastStep
     from llmcli.inspection.catalogue import Entry
     from llmcli.inspection.plan import Plan
+    from llmcli.inspection.recorded import Held
     from llmcli.inspection.run import Run
     from llmcli.inspection.values import View
     from llmcli.render.drawing import Canvas
@@ -33,6 +35,7 @@ class Made:
     about: dict[str, Any]
     untouched: list[View] = field(default_factory=list)
     differences: list[View] = field(default_factory=list)
+    held: Held | None = None  # of a recorded step: how it compares with what was recorded
 
     @property
     def all(self) -> list[View]:
@@ -53,6 +56,7 @@ class Request:
     device: Device
     canvas: Canvas | None
     quiet: bool
+    past: PastStep | None = None  # what is looked into, where it is a step of a trace
 
     def views(self, wanted: dict[str, Entry]) -> Made:
         """The views in their order; --baseline adds what the change did, and the untouched ones."""
@@ -67,27 +71,22 @@ class Request:
             from llmcli.commands.inspect_steer import vector_from_examples
 
             return vector_from_examples(self)
-        from llmcli.commands.input import read_text
-        from llmcli.commands.inspect_target import prompt_ids
-        from llmcli.commands.loading import open_model
-
-        text = read_text(self.prompt, 'llmcli inspect "Once upon a time"')
-        opened = open_model(self.model)
-        long = all(entry.long or not entry.prompt for entry in wanted.values())
-        ids = prompt_ids(opened.tokenizer, text, opened.config, long)
+        opened, text, ids, prompt_ids = self._subject(wanted)
         changes = self._changes(opened, ids)
-        plan = changes.plan(opened, ids)
+        plan = changes.plan(opened, prompt_ids)
         ask = {**self._ask(opened, ids), "changes": tuple(changes.lines)}
         if "steer" in wanted:
             from llmcli.commands.inspect_steer import sweep_of
 
             ask["sweep"] = sweep_of(self.given, plan, ask["sampling"])
-        run = self.run(opened, ids, plan)
+        run = self.run(opened, ids, plan, prompt_ids)
+        held = self._held(run)
         about = {
             "model": model_of(opened, run),
             "prompt": text,
             "ids": ids,
             **({"changes": changes.lines} if changes else {}),
+            **({"trace": held} if held else {}),
         }
         untouched = []
         if self.given["baseline"]:
@@ -105,12 +104,36 @@ class Request:
         ]
         if self.given["tensors"] is not None:
             self._save_tensors(wanted, run, ask, about)
-        return Made(views, about, untouched, differences)
+        return Made(views, about, untouched, differences, held)
+
+    def _subject(self, wanted: dict[str, Entry]) -> tuple[Opened, str, list[int], list[int]]:
+        """The model, the text, its ids, and those of them that are the prompt."""
+        if self.past:
+            return self.past.past.opened, self.past.text, self.past.ids, self.past.prompt_ids
+        from llmcli.commands.input import read_text
+        from llmcli.commands.inspect_target import prompt_ids
+        from llmcli.commands.loading import open_model
+
+        text = read_text(self.prompt, 'llmcli inspect "Once upon a time"')
+        opened = open_model(self.model)
+        long = all(entry.long or not entry.prompt for entry in wanted.values())
+        ids = prompt_ids(opened.tokenizer, text, opened.config, long)
+        return opened, text, ids, ids
+
+    def _held(self, run: Run) -> Held | None:
+        """The recorded step against the same step here; None where something else is asked for."""
+        if self.past is None or any(self.changes.values()):
+            return None
+        from llmcli.inspection.recorded import held
+
+        return held(run, self.past.step, self.past.past.dtype)
 
     def _changes(self, opened: Opened, ids: list[int]) -> Changes:
         """The interventions asked for, held against the model."""
         from llmcli.commands.changes import read_changes
 
+        if self.past:
+            return self.past.past.changes(self.changes)
         given = {**self.changes, "steer_prompt": bool(self.changes["steer_prompt"])}
         changes = read_changes(opened, **given)
         if changes and len(ids) > opened.config.n_ctx:
@@ -149,7 +172,6 @@ class Request:
         Without `ids` a position is one of the context.
         """
         from llmcli.commands.inspect_target import analogy_terms, index, page_asked, say_which
-        from llmcli.commands.loading import sampling_from
         from llmcli.commands.token_names import token_named
 
         g, config = self.given, opened.config
@@ -175,8 +197,22 @@ class Request:
             "page": page_asked(g["page"], g["all"]),
             "model": self.model,
             "corrupt": self._corrupt(opened),
-            "sampling": sampling_from(opened, **self.sampling),
-            "seed": g["seed"] or 0,
+            **self._drawing(opened),
+        }
+
+    def _drawing(self, opened: Opened) -> dict[str, Any]:
+        """How the next token is drawn: as was asked, and else as it was recorded."""
+        from llmcli.commands.loading import sampling_from
+
+        seed = self.given["seed"]
+        if self.past is None:
+            return {"sampling": sampling_from(opened, **self.sampling), "seed": seed or 0}
+        past = self.past.past
+        return {
+            "sampling": sampling_from(opened, **self.sampling, default=past.sampling),
+            "seed": past.header["seed"] if seed is None else seed,
+            "draw": self.past.record.begun.draw,
+            "n_drawn": self.past.step.index,
         }
 
     def _corrupt(self, opened: Opened) -> tuple[int, ...] | None:
@@ -188,8 +224,17 @@ class Request:
             return None
         return tuple(prompt_ids(opened.tokenizer, text, opened.config, long=False))
 
-    def run(self, opened: Opened, ids: list[int], plan: Plan | None) -> Run:
-        """The model with its weights, and the prompt, if any: torch is imported here."""
+    def run(
+        self,
+        opened: Opened,
+        ids: list[int],
+        plan: Plan | None,
+        prompt_ids: list[int] | None = None,
+    ) -> Run:
+        """The model with its weights, and the text, if any: torch is imported here.
+
+        The prompt is the text's beginning, and all of it where nothing else is given.
+        """
         from llmcli.commands.changes import patches_of
         from llmcli.commands.loading import Place, load
         from llmcli.inspection.run import Run
@@ -202,7 +247,7 @@ class Request:
             loaded,
             ids,
             opened.tokenizer.token_bytes,
-            patches_of(plan, loaded, ids) if plan else {},
+            patches_of(plan, loaded, prompt_ids or ids) if plan else {},
             len(opened.tokenizer.prefix_ids),
             opened.tokenizer.vocab_size,
             load_fp32=lambda: load(opened, replace(place, dtype=DType.float32, quantize=None)),

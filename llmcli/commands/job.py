@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llmcli.commands.loading import Opened
 from llmcli.commands.token_names import token_named, whole_number
@@ -37,11 +37,31 @@ class Job:
     forced: dict[int, int] = field(default_factory=dict)
     top_probs: int = 0
     use_cache: bool = True
+    draw: tuple[int, int] = (0, 0)  # of one prompt's first sample: the prompt's place, the sample
+
+    @property
+    def shown_probs(self) -> int:
+        """How many of the likeliest tokens whoever takes the pieces is given with each step."""
+        return self.top_probs
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """How it runs, but for the sampling, as JSON has it."""
+        return {
+            "max_new_tokens": self.max_new_tokens, "stop": list(self.stops),
+            "keep_stop": self.keep_stop, "stop_ids": sorted(self.stop_ids),
+            "force": [list(pair) for pair in sorted(self.forced.items())],
+            "cache": self.use_cache,
+        }  # fmt: skip
 
     def streams(self, n_rows: int) -> list[TextStream]:
         """What turns each row's ids into text."""
         tokenizer = self.opened.tokenizer
         return [TextStream(tokenizer, self.stops, self.keep_stop) for _ in range(n_rows)]
+
+    def draws(self, n: int) -> list[tuple[int, int]]:
+        """What `n` samples of one prompt draw."""
+        return [(self.draw[0], self.draw[1] + sample) for sample in range(n)]
 
     def run(
         self,

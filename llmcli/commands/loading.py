@@ -64,8 +64,10 @@ def open_model(name: str) -> Opened:
     return Opened(name, folder, hub.revision_of(folder), config, tokenizer)
 
 
-def sampling_from(opened: Opened, bias: list[str] | None, **given: Any) -> Sampling:
-    """The options given, over what the model's generation_config.json says."""
+def sampling_from(
+    opened: Opened, bias: list[str] | None, default: Sampling | None = None, **given: Any
+) -> Sampling:
+    """The options given, over `default`: by default what generation_config.json says."""
     vocab_size = opened.config.vocab_size
     for name, value in given.items():
         if isinstance(value, float) and not abs(value) < float("inf"):
@@ -78,7 +80,7 @@ def sampling_from(opened: Opened, bias: list[str] | None, **given: Any) -> Sampl
         raise UsageError(
             f"--top-k {given['top_k']} is more than the {vocab_size} tokens that there are."
         )
-    default = read_sampling(opened.folder)
+    default = default or read_sampling(opened.folder)
     default = replace(default, top_k=min(default.top_k, vocab_size))
     chosen: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     if bias:

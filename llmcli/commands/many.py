@@ -7,7 +7,6 @@ done, and the file is put in order at the end.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -15,14 +14,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmcli.commands.changes import Changes, patches_of, tap_for
+from llmcli.commands.files import writing
 from llmcli.commands.job import Job, prompt_ids
 from llmcli.commands.loading import Place, as_options, load
+from llmcli.commands.traced import Tracing, traced
 from llmcli.commands.writers import drawn_json
 from llmcli.errors import IntegrityError, NotFoundError, UsageError, shown_path
 from llmcli.render.json import strict
@@ -116,7 +116,7 @@ class Results:
         """Keep a finished batch; a kill from now on does not lose it."""
         self.done.update((item.id, records) for item, records in batch)
         if self.path is not None:
-            with _writing(self.path), self.path.open("a", encoding="utf-8") as file:
+            with writing(self.path), self.path.open("a", encoding="utf-8") as file:
                 file.writelines(strict(r) + "\n" for _, records in batch for r in records)
                 file.flush()
                 os.fsync(file.fileno())
@@ -131,7 +131,7 @@ class Results:
         """Give the file its finished records alone, in the order of the input, in one move."""
         if self.path is None:
             return
-        with _writing(self.path):
+        with writing(self.path):
             descriptor, part = tempfile.mkstemp(dir=self.path.parent, prefix=self.path.name)
             try:
                 with open(descriptor, "w", encoding="utf-8") as file:
@@ -149,7 +149,7 @@ class Results:
         """Read what an earlier run finished; what a kill cut off is taken away."""
         if path.exists() and not path.is_file():  # to read a device may never end
             raise UsageError(f"--out {shown_path(path)} is not a regular file.")
-        with _writing(path), path.open("a+b") as file:
+        with writing(path), path.open("a+b") as file:
             file.seek(0)
             lines = file.readlines()
         cut_off = bool(lines) and not lines[-1].endswith(b"\n")
@@ -205,17 +205,6 @@ def key_of(job: Job, item: Item, ids: Sequence[int], changes: Changes) -> str:
     return hashlib.sha256(strict(depends).encode()).hexdigest()[:16]
 
 
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """What the system refuses while `path` is written becomes a sentence; a full disk does too."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise  # said in one place for all commands
-        raise NotFoundError(f"{shown_path(path)} cannot be written: {error.strerror}.") from error
-
-
 def batches(
     items: Sequence[tuple[Item, list[int]]], batch_size: int
 ) -> Iterator[list[tuple[Item, list[int]]]]:
@@ -239,6 +228,7 @@ def run_many(
     keep_seed: bool,
     quiet: bool,
     changes: Changes,
+    tracing: Tracing | None = None,
 ) -> None:
     """Generate for all prompts in `path` that `out` does not hold yet, a batch after the other."""
     changes.check_for_many()
@@ -249,22 +239,32 @@ def run_many(
     keys = {item.id: key_of(job, item, encoded[item.id], changes) for item in items}
     results = Results(items, keys, out, num_samples)
     todo = [(item, encoded[item.id]) for item in items if item.id not in results.done]
-    if todo:
-        longest = max(len(ids) for _, ids in todo) + job.max_new_tokens
-        model = load(job.opened, place, min(batch_size, len(todo)) * num_samples, longest)
-        some = todo[0][1]  # the changes are the same for any of them
-        tap = tap_for(patches_of(changes.plan(job.opened, some), model, some), model)
+    if not todo:
+        if tracing and not quiet:
+            print("All results are there: no trace is written.", file=sys.stderr)
+        return
+    if tracing and results.done and tracing.path.exists():
+        raise UsageError(
+            f"{shown_path(tracing.path)} is there already, and some results are done.",
+            "Give --trace another name: the trace will hold what is still to do.",
+        )
+    longest = max(len(ids) for _, ids in todo) + job.max_new_tokens
+    model = load(job.opened, place, min(batch_size, len(todo)) * num_samples, longest)
+    some = todo[0][1]  # the changes are the same for any of them
+    patch = patches_of(changes.plan(job.opened, some), model, some)
+    tap = tap_for(patch, model, tracing.points if tracing else ())
     started, n_done, n_tokens = time.perf_counter(), 0, 0
-    for batch in batches(todo, batch_size):
-        records = run_batch(job, model, batch, keys, num_samples, tap)
-        results.add([(item, records[item.id]) for item, _ in batch])
-        n_done += len(batch)
-        n_tokens += sum(record["n_tokens"] for rows in records.values() for record in rows)
-        if not quiet:
-            rate = n_tokens / (time.perf_counter() - started)
-            print(f"{n_done} of {len(todo)} prompts, {rate:.0f} tok/s", file=sys.stderr)
-    if todo:
-        results.put_in_order()
+    names = {item.index: item.id for item in items}
+    with traced(job, tracing, model, changes, tap, names) as job:
+        for batch in batches(todo, batch_size):
+            records = run_batch(job, model, batch, keys, num_samples, tap)
+            results.add([(item, records[item.id]) for item, _ in batch])
+            n_done += len(batch)
+            n_tokens += sum(record["n_tokens"] for rows in records.values() for record in rows)
+            if not quiet:
+                rate = n_tokens / (time.perf_counter() - started)
+                print(f"{n_done} of {len(todo)} prompts, {rate:.0f} tok/s", file=sys.stderr)
+    results.put_in_order()
 
 
 def run_batch(
@@ -294,7 +294,7 @@ def run_batch(
             "seed": job.seed, "text": texts[row], "finish_reason": reasons[row],
             "n_prompt": len(ids), "n_tokens": len(tokens[row]),
         }  # fmt: skip
-        if job.top_probs:
+        if job.shown_probs:
             record["tokens"] = [drawn_json(step, job.opened) for step in tokens[row]]
         records[item.id].append(record)
     return records

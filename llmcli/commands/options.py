@@ -48,6 +48,13 @@ class Quantize(StrEnum):
     int4 = "int4"
 
 
+def stored_as(storage: str) -> tuple[DType, Quantize | None]:
+    """--dtype and --quantize that store weights as a run says it did: "float16", "int8", ..."""
+    if storage in set(Quantize):
+        return DType.auto, Quantize(storage)
+    return DType(storage), None
+
+
 class Device(StrEnum):
     """Where a model computes."""
 
@@ -55,6 +62,12 @@ class Device(StrEnum):
     cpu = "cpu"
     cuda = "cuda"
     mps = "mps"
+
+
+def typed_names(ctx: typer.Context) -> set[str]:
+    """The parameters that were typed: not left to a default or to the environment."""
+    sources = {name: ctx.get_parameter_source(name) for name in ctx.params}
+    return {name for name, source in sources.items() if source and source.name == "COMMANDLINE"}
 
 
 Color = Annotated[

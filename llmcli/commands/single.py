@@ -14,6 +14,7 @@ from llmcli.commands.beside import Pair
 from llmcli.commands.changes import Changes, patches_of, tap_for
 from llmcli.commands.job import Job
 from llmcli.commands.loading import Place, load
+from llmcli.commands.traced import Tracing, traced
 from llmcli.commands.writers import (
     InOrder,
     JsonlWriter,
@@ -67,14 +68,21 @@ class Echo:
         return self.text[: len(self.text) - rest]
 
 
-def run_one(job: Job, place: Place, ids: Sequence[int], show: Show, changes: Changes) -> None:
+def run_one(
+    job: Job,
+    place: Place,
+    ids: Sequence[int],
+    show: Show,
+    changes: Changes,
+    tracing: Tracing | None = None,
+) -> None:
     """Continue one prompt, as many times as asked for, and show it as it comes."""
     plan = changes.plan(job.opened, ids)
     started, n = time.perf_counter(), show.num_samples
     model = load(job.opened, place, n, len(ids) + job.max_new_tokens)
     load_s = time.perf_counter() - started
     patch = patches_of(plan, model, ids)
-    tap = tap_for(patch, model)
+    tap = tap_for(patch, model, tracing.points if tracing else ())
     scored: Sequence[Step] = ()
     if show.echo and (show.json or show.jsonl or show.color_probs or job.top_probs):
         from llmcli.gpt.generation import score
@@ -84,12 +92,7 @@ def run_one(job: Job, place: Place, ids: Sequence[int], show: Show, changes: Cha
     head = results.header(
         job.opened, model, job.sampling, job.seed, load_s,
         prompt=_prompt_json(job, ids, echo),
-        options={
-            "max_new_tokens": job.max_new_tokens, "stop": list(job.stops),
-            "keep_stop": job.keep_stop, "stop_ids": sorted(job.stop_ids),
-            "force": [list(pair) for pair in sorted(job.forced.items())],
-            "num_samples": n, "cache": job.use_cache, **changes.words,
-        },
+        options={**job.options, "num_samples": n, **changes.words},
     )  # fmt: skip
     if show.baseline:
         pair = Pair.of(job, model, ids, patch, n)
@@ -98,7 +101,8 @@ def run_one(job: Job, place: Place, ids: Sequence[int], show: Show, changes: Cha
             pair.generate(writers)
         pieces = [piece for sample in pair.changed for piece in sample.pieces]
     else:
-        pieces = _stream(job, model, ids, tap, n, _writer(job, show, head, echo))
+        with traced(job, tracing, model, changes, tap) as runner:
+            pieces = _stream(runner, model, ids, tap, n, _writer(job, show, head, echo))
     if show.echo and scored and not (show.json or show.jsonl):
         told = results.perplexity(scored)
         print(f"prompt perplexity {told:.4g} over {len(scored)} tokens", file=sys.stderr)
@@ -116,7 +120,7 @@ def _stream(
     streams = job.streams(n)
     taken: list[Piece] = []
     with ending(lambda: writer.end([stream.flush() for stream in streams])):
-        for piece in job.run(model, [ids] * n, [(0, sample) for sample in range(n)], streams, tap):
+        for piece in job.run(model, [ids] * n, job.draws(n), streams, tap):
             writer.take(piece)
             taken.append(piece)
     return taken

@@ -50,3 +50,8 @@ def use_threads(config: ModelConfig, threads: int | None = None) -> None:
         threads = 1
     if threads is not None:
         torch.set_num_threads(threads)
+
+
+def torch_version() -> str:
+    """Which torch computes here."""
+    return str(torch.__version__)

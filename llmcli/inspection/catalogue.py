@@ -89,6 +89,15 @@ VIEWS = {
 }  # fmt: skip
 
 
+# What inspect shows of a trace; --trace and --diff ask for them, not --view.
+TRACES = {
+    "trace": _entry("a recorded run: its tokens, the improbable ones, time and totals",
+                    "trace run rows", prompt=False),
+    "diff": _entry("where two recorded runs part, and how far apart they were before",
+                   "trace diff run rows", prompt=False),
+}  # fmt: skip
+
+
 def entries(names: Iterable[str]) -> dict[str, Entry]:
     """The entries of `names`, in their order, each once. Raises UsageError with nearest names."""
     found = {}

@@ -48,6 +48,8 @@ class Ask:
     rows: int | None = None
     sampling: Sampling = field(default_factory=Sampling)
     seed: int = 0
+    draw: tuple[int, int] = (0, 0)  # whose random numbers: the prompt's place, the sample
+    n_drawn: int = 0  # how many of them were used before
     corrupt: tuple[int, ...] | None = None  # the ids of the prompt to compare with
     page: int | None = None  # of `explain`, from 1; None is all of them
     model: str = ""  # what -m names, for commands that are shown

@@ -55,11 +55,11 @@ class SamplingView(View):
 
 
 def view(run: Run, ask: Ask) -> SamplingView:
-    """The stages at `position`; the draw is the first one of `generate` with the same seed."""
+    """The stages at `position`; the draw is `generate`'s with the same seed."""
     left = staged(run, ask)
     probs = {stage: logits.softmax(dim=-1) for stage, logits in left.items()}
     model, last = probs["model"], list(probs.values())[-1]
-    drawn = first_draw(last, ask.seed)
+    drawn = drawn_by(last, ask)
     order = left["model"].sort(descending=True, stable=True).indices.tolist()
     shown = [*order[: ask.rows or 12]]
     if drawn not in shown:
@@ -102,10 +102,11 @@ def staged(run: Run, ask: Ask) -> dict[str, Tensor]:
     return {"model": logits, **dict(stages(logits, ask.sampling, counts))}
 
 
-def first_draw(probs: Tensor, seed: int) -> int:
-    """The id that `generate` draws first from `probs` (V,) with this seed."""
-    point = torch.rand((), generator=generator_for(seed, 0, 0), dtype=torch.float64)
-    return int(draw(probs[None], point[None].to(probs.device))[0])
+def drawn_by(probs: Tensor, ask: Ask) -> int:
+    """The id that `generate` draws from `probs` (V,), by default as the first of its seed."""
+    generator = generator_for(ask.seed, *ask.draw)
+    points = torch.rand(ask.n_drawn + 1, generator=generator, dtype=torch.float64)
+    return int(draw(probs[None], points[-1:].to(probs.device))[0])
 
 
 def _stages(run: Run, left: dict[str, Tensor], probs: dict[str, Tensor]) -> list[Stage]:

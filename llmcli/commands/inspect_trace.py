@@ -1,0 +1,94 @@
+"""`inspect --trace`: a recorded run as it was, or one of its steps to be computed again."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmcli.commands.inspect_request import Made
+from llmcli.errors import IntegrityError, UsageError
+
+if TYPE_CHECKING:
+    from llmcli.commands.recorded import PastStep
+    from llmcli.inspection.catalogue import Entry
+    from llmcli.inspection.recorded import Held
+    from llmcli.inspection.values import View
+    from llmcli.trace import Reader
+
+
+def check_options(given: dict[str, Any], prompt: str | None, view: list[str] | None) -> None:
+    """Raises UsageError where options about a trace contradict each other."""
+    trace, step, diff = given["trace"], given["step"], given["diff"]
+    if trace is None:
+        for name in ("step", "run", "diff"):
+            if given[name] is not None:
+                raise UsageError(f"--{name} needs --trace.", "For example: --trace run.jsonl")
+        return
+    if prompt is not None:
+        raise UsageError("A prompt and --trace do not go together.", "Choose one of them.")
+    if step is not None and diff is not None:
+        raise UsageError("--step and --diff do not go together.", "Choose one of them.")
+    if step is None and view:
+        raise UsageError(
+            f"--view {view[0]} is about one step of the trace.", "Say which, as in --step 7."
+        )
+
+
+def wanted(given: dict[str, Any], view: list[str] | None) -> dict[str, Entry]:
+    """What to show of a trace: views of a step, or what the traces themselves say."""
+    from llmcli.inspection.catalogue import TRACES, entries
+
+    if given["step"] is not None:
+        return entries(view or ["next"])
+    name = "trace" if given["diff"] is None else "diff"
+    return {name: TRACES[name]}
+
+
+def overview(given: dict[str, Any], quiet: bool) -> Made:
+    """The trace alone, or beside another: no torch, no model."""
+    from llmcli.commands.files import tell_damage
+    from llmcli.inspection import diff, trace
+    from llmcli.trace import Reader
+
+    reader, run = Reader(given["trace"]), given["run"]
+    readers: list[Reader] = [reader]
+    made: View
+    if given["diff"] is None:
+        made = trace.view(reader, run, given["rows"])
+    else:
+        readers.append(Reader(given["diff"]))
+        made = diff.view(reader, readers[1], run or 0)
+    for each in readers:
+        tell_damage(each, quiet)
+    return Made([made], {"model": _about(reader)})
+
+
+def _about(reader: Reader) -> dict[str, Any]:
+    model = reader.header["model"]
+    return {key: model.get(key) for key in ("name", "revision", "dtype", "device")}
+
+
+def step_of(path: Path, run: int | None, step: int, model: str | None, quiet: bool) -> PastStep:
+    """The step of the trace, with the model called `model`, or else with its own."""
+    from llmcli.commands.recorded import open_past
+
+    return open_past(path, run or 0, model, quiet).step(step)
+
+
+def tell_held(held: Held | None, past: PastStep, quiet: bool) -> None:
+    """What the check of a step came to. Raises IntegrityError where it failed."""
+    where = f"step {past.step.index} of {past.past.name}"
+    if held is None:
+        if not quiet:
+            print(f"{where} is changed, so it is not checked.", file=sys.stderr)
+        return
+    fact = f"by {held.max_difference:.2g}, and {held.tolerance:g} may be"
+    if not held.passed:
+        raise IntegrityError(
+            f"{where} does not come out as it was recorded: logprobs differ {fact}.",
+            "Other weights, another dtype or another machine computed it; see --trace without "
+            "--step.",
+        )
+    if not quiet:
+        print(f"{where} comes out as recorded: logprobs differ {fact}.", file=sys.stderr)

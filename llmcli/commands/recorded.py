@@ -1,0 +1,179 @@
+"""A recorded run brought back: its model, found again and compared, its options and changes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmcli.commands.files import tell_damage
+from llmcli.commands.job import Job
+from llmcli.commands.loading import Opened, open_model
+from llmcli.commands.traced import hashes
+from llmcli.config import Sampling
+from llmcli.errors import IntegrityError, UsageError, shown
+from llmcli.trace import Reader, Record, records
+from llmcli.trace_lines import Step
+
+if TYPE_CHECKING:
+    from llmcli.commands.changes import Changes
+
+
+@dataclass(frozen=True)
+class Past:
+    """The texts of a trace, with the model that made them."""
+
+    name: str  # of the trace
+    header: Mapping[str, Any]
+    records: dict[int, Record]
+    opened: Opened
+
+    @property
+    def dtype(self) -> str:
+        return str(self.header["model"]["dtype"])
+
+    @property
+    def sampling(self) -> Sampling:
+        """How its tokens were drawn."""
+        options = self.header["options"]
+        with _header_of(self.name):
+            bias = tuple((int(id), _number(value)) for id, value in options["bias"])
+            names = [name for name in Sampling.__slots__ if name != "bias"]
+            return Sampling(bias=bias, **{name: options[name] + 0 for name in names})
+
+    @property
+    def record(self) -> Record:
+        """The text, where one was asked for."""
+        return next(iter(self.records.values()))
+
+    def job(self, record: Record | None = None) -> Job:
+        """What drew this text, by default the first."""
+        options = self.header["options"]
+        with _header_of(self.name):
+            return Job(
+                self.opened, self.sampling, self.header["seed"], options["max_new_tokens"] + 0,
+                stop_ids=frozenset(map(int, options["stop_ids"])),
+                hidden_ids=frozenset(map(int, options["hidden_ids"])),
+                stops=tuple(map(str, options["stop"])), keep_stop=bool(options["keep_stop"]),
+                forced={int(step): int(id) for step, id in options["force"]},
+                use_cache=bool(options["cache"]), draw=(record or self.record).begun.draw,
+            )  # fmt: skip
+
+    def changes(self, given: Mapping[str, Any] | None = None) -> Changes:
+        """The changes in force: those `given`, where there are any, else the recorded ones."""
+        from llmcli.commands.changes import read_changes
+        from llmcli.trace import CHANGES
+
+        if given and any(given.values()):
+            return read_changes(
+                self.opened, **{**given, "steer_prompt": bool(given["steer_prompt"])}
+            )
+        options = self.header["options"]
+        reference = options.get("reference")
+        return read_changes(
+            self.opened, **{name: options.get(name) for name in CHANGES},
+            steer_prompt=bool(options.get("steer_prompt")),
+            reference=None if reference is None else Path(str(reference)),
+        )  # fmt: skip
+
+    def step(self, index: int) -> PastStep:
+        """A step of the text. Raises UsageError where there is none, IntegrityError after a gap."""
+        record, run = self.record, self.record.begun.run
+        n = len(record.steps)
+        if record.gap is not None and index >= record.gap:
+            raise IntegrityError(
+                f"{self.name} has no readable step {record.gap} of run {run}: what came after "
+                "cannot be computed again.", f"Choose a step below {record.gap}.",
+            )  # fmt: skip
+        if not 0 <= index < n:
+            raise UsageError(
+                f"{self.name} has no step {index} in run {run}.",
+                f"Its steps go from 0 to {n - 1}." if n else "It has none.",
+            )
+        return PastStep(self, record, record.steps[index])
+
+
+@dataclass(frozen=True)
+class PastStep:
+    """One step of a trace, and what the model had read before it."""
+
+    past: Past
+    record: Record
+    step: Step
+
+    @property
+    def prompt_ids(self) -> list[int]:
+        return list(self.record.begun.ids)
+
+    @property
+    def ids(self) -> list[int]:
+        return self.prompt_ids + self.record.ids[: self.step.index]
+
+    @property
+    def text(self) -> str:
+        tokenizer = self.past.opened.tokenizer
+        return tokenizer.decode(self.ids[len(tokenizer.prefix_ids) :])
+
+
+def open_past(path: Path, run: int | None, model: str | None = None, quiet: bool = False) -> Past:
+    """The trace in `path`, or one `run` of it, with its model, or the one called `model`.
+
+    Raises IntegrityError where that is not the model of the trace, saying what differs.
+    """
+    reader = Reader(path)
+    found = records(reader, run)
+    if not found:
+        raise UsageError(f"{reader.name} has a header and no run.", "Record it again.")
+    tell_damage(reader, quiet)
+    opened = open_model(model or reader.header["model"]["name"])
+    _check_same(reader, opened)
+    for record in found.values():
+        _check_ids(reader.name, record, opened)
+    return Past(reader.name, reader.header, found, opened)
+
+
+def _check_same(reader: Reader, opened: Opened) -> None:
+    recorded, here = reader.header["model"], hashes(opened)
+    whats = {"files": "weights", "tokenizer_sha256": "tokenizer"}
+    for key, what in whats.items():
+        names = sorted(recorded[key].keys() | here[key].keys())
+        for name in names:
+            if recorded[key].get(name) != here[key].get(name):
+                raise IntegrityError(
+                    f"{reader.name} is of another model: {shown(recorded['name'])} had another "
+                    f"{what} file {shown(name)} than {shown(opened.name)} has here.",
+                    "Name the model that it was recorded with: -m FOLDER.",
+                )
+
+
+def _check_ids(name: str, record: Record, opened: Opened) -> None:
+    begun, config = record.begun, opened.config
+    if not begun.ids or len(begun.ids) + len(record.steps) > config.n_ctx + 1:
+        raise IntegrityError(
+            f"{name}, run {begun.run}: {len(begun.ids)} and {len(record.steps)} tokens do not "
+            f"fit a context of {config.n_ctx}.", "The file is damaged.",
+        )  # fmt: skip
+    top = max(*begun.ids, *record.ids, 0)
+    if top >= config.vocab_size:
+        raise IntegrityError(
+            f"{name}, run {begun.run}: the id {top} is none of the model's {config.vocab_size}.",
+            "The file is damaged.",
+        )
+
+
+@contextmanager
+def _header_of(name: str) -> Iterator[None]:
+    """Options that are missing or make no sense are a damaged header, not a bug."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError) as error:
+        raise IntegrityError(
+            f"{name} has a damaged header: its options make no sense ({error}).",
+            "Record it again.",
+        ) from error
+
+
+def _number(value: Any) -> float:
+    return float("-inf") if value is None else float(value)

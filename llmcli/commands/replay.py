@@ -1,0 +1,214 @@
+"""`generate --replay`: a recorded run computed again, drawn again, or continued another way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmcli.commands.changes import patches_of, tap_for
+from llmcli.commands.job import Job
+from llmcli.commands.loading import Place, load
+from llmcli.commands.recorded import Past, open_past
+from llmcli.commands.traced import versions
+from llmcli.errors import IntegrityError, UsageError
+from llmcli.trace import Record
+from llmcli.trace_lines import TOLERANCE, Step, difference
+
+if TYPE_CHECKING:
+    from llmcli.gpt import generation
+    from llmcli.gpt.model import GPT
+    from llmcli.inspection.replay import Replay
+    from llmcli.inspection.values import Token
+
+READ = {  # what a replay looks at; all else is as it was recorded
+    "replay", "resample", "run", "model", "dtype", "quantize", "device", "threads", "no_cache", "json", "color",
+    "quiet",
+}  # fmt: skip
+FIELDS = {  # options that --from-step takes anew, by the field of a job that they set
+    "seed": ("seed",), "max_new_tokens": ("max_new_tokens",), "stop": ("stops",),
+    "keep_stop": ("keep_stop", "hidden_ids"), "no_cache": ("use_cache",),
+    "stop_id": ("stop_ids", "hidden_ids"), "ignore_eos": ("stop_ids", "hidden_ids"),
+}  # fmt: skip
+
+
+def check_options(typed: set[str]) -> None:
+    """Raises UsageError where what was typed and --replay contradict each other."""
+    if "replay" not in typed:
+        for name in ("resample", "from_step", "run"):
+            if name in typed:
+                raise UsageError(
+                    f"{_option(name)} needs --replay.", "For example: --replay run.jsonl"
+                )
+        return
+    never = {"prompt", "prompts", "out", "batch_size", "truncate_prompt", "dry_run"}
+    if "from_step" in typed:
+        never.add("resample")
+    clash = typed & never if "from_step" in typed else typed - READ
+    if clash:
+        name = min(clash)
+        raise UsageError(
+            f"{_option(name)} and --replay do not go together: the run is as it was recorded.",
+            "" if name in never else "--from-step N goes on from a step with other options.",
+        )
+
+
+def _option(name: str) -> str:
+    return "A prompt" if name == "prompt" else f"--{name.replace('_', '-')}"
+
+
+def replay(
+    path: Path, run: int | None, model: str | None, place: Place, resample: bool, use_cache: bool,
+    quiet: bool,
+) -> Replay:  # fmt: skip
+    """The runs of a trace, or one of them, computed again and held against what was recorded."""
+    from llmcli.inspection.recorded import tolerance
+    from llmcli.inspection.replay import NOTES, Replay, compared, verdict, worst
+
+    past = open_past(path, run, model, quiet)
+    place = place_of(past, place)
+    longest = max(len(record.begun.ids) + len(record.steps) for record in past.records.values())
+    loaded = load(past.opened, place, 1, longest)
+    dtype = loaded.storage
+    allowed = tolerance(past.dtype, dtype)
+    rows, steps = [], []
+    for number, record in past.records.items():
+        made = list(_again(past, record, loaded, resample, use_cache))
+        n = len(record.steps)
+        rows.append(compared(made, n, number, allowed))
+        steps += made
+    how = "resampled" if resample else "forced"
+    return Replay(
+        file=str(path),
+        how=how,
+        model=past.opened.name,
+        dtype=dtype,
+        n_runs=len(rows),
+        n_compared=len(steps),
+        n_identical=sum(row.n_identical for row in rows),
+        max_difference=max((row.max_difference for row in rows), default=0.0),
+        tolerance=allowed,
+        passed=all(row.first_difference is None for row in rows),
+        verdict=verdict(how, rows, max(past.dtype, dtype, key=TOLERANCE.__getitem__)),
+        facts=tuple(_facts(past, loaded)),
+        runs=tuple(rows),
+        worst=worst(steps),
+        notes=NOTES,
+    )
+
+
+def place_of(past: Past, place: Place) -> Place:
+    """Where to compute: with weights stored as recorded, unless something else was asked for."""
+    from llmcli.commands.options import DType, stored_as
+
+    if place.dtype != DType.auto or place.quantize is not None:
+        return place
+    dtype, quantize = stored_as(past.dtype)
+    return replace(place, dtype=dtype, quantize=quantize)
+
+
+def _again(
+    past: Past, record: Record, model: GPT, resample: bool, use_cache: bool
+) -> Iterator[tuple[Step, float, Token | None]]:
+    """Each recorded step, how far its logprobs are off here, and the token drawn if another."""
+    from llmcli.inspection.values import Token
+
+    ids, n = record.begun.ids, len(record.steps)
+    if not n:
+        return
+    job = replace(
+        past.job(record),
+        top_probs=max(len(step.top) for step in record.steps),
+        use_cache=use_cache,
+    )
+    finished = record.steps[-1].finish_reason is not None
+    if not resample:
+        job = replace(job, max_new_tokens=n, forced=dict(enumerate(record.ids)), stops=())
+    elif not finished:
+        job = replace(job, max_new_tokens=n)
+    tap = tap_for(patches_of(past.changes().plan(past.opened, ids), model, ids), model)
+    pieces = job.run(model, [ids], [job.draw], job.streams(1), tap)
+    for recorded, piece in zip(record.steps, pieces, strict=False):
+        step = piece.step
+        other = step.id != recorded.id
+        drawn = Token(step.id, past.opened.token_bytes(step.id)) if other else None
+        yield recorded, difference(recorded, _logprobs(step)), drawn
+        if drawn:
+            return
+
+
+def _logprobs(step: generation.Step) -> dict[int, float]:
+    return {c.id: c.logprob for c in (step.chosen, *step.top, *step.drawn_top)}
+
+
+def _facts(past: Past, model: GPT) -> Iterator[Any]:
+    from llmcli.inspection.replay import ReplayFact
+
+    recorded = past.header["model"]
+    dtype = model.storage
+    pairs = [("computed", f"{recorded['dtype']} on {recorded['device']}",
+              f"{dtype} on {model.device}")]  # fmt: skip
+    here = versions()
+    then = past.header["versions"]
+    pairs += [(name, str(then.get(name, "unknown")), here[name]) for name in here]
+    for what, before, now in pairs:
+        if before != now:
+            yield ReplayFact(what, before, now)
+
+
+def show(view: Replay, json: bool, color: Any) -> None:
+    """The verdict on stdout. Raises IntegrityError where the run does not come out the same."""
+    from llmcli.commands import inspect_output as output
+    from llmcli.commands.inspect_request import Made
+
+    about = {"model": {"name": view.model, "revision": None, "dtype": view.dtype}}
+    made = Made([view], about)
+    if json:
+        output.print_json(made)
+    elif output.is_picture(color, json):
+        output.show(made, output.canvas_for(color, None), color)
+    else:
+        output.print_tsv(made)
+    if not view.passed:
+        raise IntegrityError(f"The replay of {view.file}: {view.verdict}.")
+
+
+def begin(
+    path: Path, run: int | None, model: str | None, place: Place, trace: Path | None, quiet: bool
+) -> tuple[Past, Place]:
+    """The run to go on from, and where. Raises UsageError where `trace` would write over it."""
+    if trace is not None and trace.exists() and path.exists() and trace.samefile(path):
+        raise UsageError("--trace and --replay name the same file.", "Give --trace another name.")
+    past = open_past(path, run or 0, model, quiet)
+    return past, place_of(past, place)
+
+
+def continued(past: Past, job: Job, typed: set[str], step: int) -> Job:
+    """The recorded job, its tokens before `step` forced, with what was typed in its place.
+
+    The draws are those of the recorded run: with nothing typed the text is the same.
+    """
+    record, base = past.record, past.job()
+    n = len(record.steps)
+    if step > n:
+        raise UsageError(
+            f"--from-step {step}: {past.name} has {n} steps in run {record.begun.run}.",
+            f"It goes up to {n}, which is after the last one.",
+        )
+    taken = {field: getattr(job, field) for name in typed for field in FIELDS.get(name, ())}
+    early = [index for index in job.forced if index < step]
+    if early:
+        raise UsageError(
+            f"--force {early[0]}=…: the steps before {step} are the recorded ones.",
+            f"--from-step {early[0]} changes that one.",
+        )
+    later = {index: id for index, id in base.forced.items() if index >= step}
+    forced = {**dict(enumerate(record.ids[:step])), **later, **job.forced}
+    made = replace(base, sampling=job.sampling, top_probs=job.top_probs, forced=forced, **taken)
+    if step >= made.max_new_tokens:
+        raise UsageError(
+            f"--from-step {step}: the run ends after {made.max_new_tokens} tokens.",
+            "Let it go on, for example with --max-new-tokens 400.",
+        )
+    return made

@@ -1,0 +1,212 @@
+"""`generate --trace`: a run whose every step is in a file before anyone sees it."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from datetime import UTC, datetime
+from math import isfinite
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmcli import __version__
+from llmcli.checkpoint import header_hashes
+from llmcli.commands.files import writing
+from llmcli.commands.inspect_output import check_writable
+from llmcli.commands.job import Job
+from llmcli.commands.loading import Opened, as_options
+from llmcli.commands.tokenize_out import tokenizer_sha256
+from llmcli.errors import UsageError
+from llmcli.streaming import Piece, TextStream
+from llmcli.trace import SCHEMA, SUFFIXES, Writer
+from llmcli.trace_lines import Begun, Choice, LensLayer, Step
+
+if TYPE_CHECKING:
+    from llmcli.commands.changes import Changes
+    from llmcli.gpt import generation
+    from llmcli.gpt.model import GPT
+    from llmcli.gpt.tap import Tap
+
+Lens = Callable[[int, int], tuple[LensLayer, ...]]
+TOP = 5  # of the likeliest tokens each step records at least
+
+
+@dataclass(frozen=True, slots=True)
+class Tracing:
+    """Where a run is to be kept, and whether with the lens of each layer."""
+
+    path: Path
+    lens: bool = False
+
+    @property
+    def points(self) -> Sequence[str]:
+        """What the run's tap must record."""
+        if not self.lens:
+            return ()
+        from llmcli.inspection.step_lens import POINTS
+
+        return POINTS
+
+
+def tracing_to(path: Path | None, lens: bool) -> Tracing | None:
+    """What --trace and --trace-lens ask for, the file's place looked at before any work."""
+    if path is None:
+        if lens:
+            raise UsageError("--trace-lens needs --trace.", "For example: --trace run.jsonl")
+        return None
+    check_writable("--trace", path, SUFFIXES)
+    return Tracing(path, lens)
+
+
+@contextmanager
+def traced(
+    job: Job,
+    tracing: Tracing | None,
+    model: GPT,
+    changes: Changes,
+    tap: Tap,
+    names: Mapping[int, str | int] | None = None,
+) -> Iterator[Job]:
+    """`job` as it is, or such that all it runs is written to the trace; closed at the end.
+
+    `names` says what the prompts of `--prompts` are called, by their place in the file.
+    """
+    if tracing is None:
+        yield job
+        return
+    with writing(tracing.path):
+        writer = Writer(tracing.path)
+        writer.write(header(job, model, changes, tracing.lens))
+    try:
+        own = {field.name: getattr(job, field.name) for field in fields(Job)}
+        own["top_probs"] = max(TOP, job.top_probs)
+        yield TracedJob(**own, writer=writer, path=tracing.path, names=names or {},
+                        n_shown=job.top_probs, lens=_lens(tracing, model, tap),
+                        started=time.perf_counter(), begun=[])  # fmt: skip
+    finally:
+        with writing(tracing.path):
+            writer.close()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TracedJob(Job):
+    """A job that writes each step down, then hands it on as the plain job would have made it."""
+
+    writer: Writer
+    path: Path
+    names: Mapping[int, str | int]
+    n_shown: int
+    lens: Callable[[], Lens] | None  # a new one for each batch
+    started: float
+    begun: list[Begun]  # of all texts so far
+
+    @property
+    def shown_probs(self) -> int:
+        return self.n_shown
+
+    def run(
+        self,
+        model: GPT,
+        prompts: Sequence[Sequence[int]],
+        draws: Sequence[tuple[int, int]],
+        streams: Sequence[TextStream],
+        tap: Tap | None = None,
+    ) -> Iterator[Piece]:
+        first, start_s = len(self.begun), time.perf_counter() - self.started
+        n_prefix = len(self.opened.tokenizer.prefix_ids)
+        for ids, draw in zip(prompts, draws, strict=True):
+            text = self.opened.tokenizer.decode(list(ids[n_prefix:]))
+            name = self.names.get(draw[0])
+            self._begin(Begun(len(self.begun), tuple(ids), text, name, draw, start_s))
+        k, lens = self.n_shown, self.lens() if self.lens else None
+        for piece in super().run(model, prompts, draws, streams, tap):
+            with writing(self.path):
+                self.writer.write(self._line(piece, first, start_s, lens).to_json())
+            step = piece.step
+            yield replace(piece, step=replace(step, top=step.top[:k], drawn_top=step.drawn_top[:k]))
+
+    def _begin(self, begun: Begun) -> None:
+        self.begun.append(begun)
+        with writing(self.path):
+            self.writer.write(begun.to_json())
+
+    def _line(self, piece: Piece, first: int, start_s: float, lens: Lens | None) -> Step:
+        step = piece.step
+        listed = {c.id: c for c in (*step.top, *step.drawn_top)}
+        return Step(
+            run=first + step.row,
+            index=step.index,
+            chosen=self._choice(step.chosen),
+            rank=step.rank,
+            entropy_bits=step.entropy_bits,
+            kept=step.kept,
+            top=tuple(map(self._choice, listed.values())),
+            forced=step.forced,
+            time_s=start_s + step.time_s,
+            finish_reason=piece.finish_reason,
+            lens=lens(step.index, step.id) if lens else (),
+        )
+
+    def _choice(self, c: generation.Choice) -> Choice:
+        return Choice(c.id, self.opened.token_bytes(c.id), c.logprob, c.drawn_logprob)
+
+
+def header(job: Job, model: GPT, changes: Changes, lens: bool) -> dict[str, Any]:
+    """The first line: all that is needed to compute the run again, and to see what has changed."""
+    opened = job.opened
+    return {
+        "schema": SCHEMA,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "model": {
+            "name": opened.name,
+            "revision": opened.revision,
+            "dtype": model.storage,
+            "device": str(model.device),
+            **hashes(opened),
+        },
+        "seed": job.seed,
+        "options": {
+            **as_options(job.sampling), "bias": _bias(job), **job.options,
+            "hidden_ids": sorted(job.hidden_ids), **changes.words,
+        },
+        "lens": lens,
+        "versions": versions(),
+    }  # fmt: skip
+
+
+def _bias(job: Job) -> list[list[float | None]]:
+    """As pairs; what forbids an id, -inf, is null."""
+    return [[id, value if isfinite(value) else None] for id, value in job.sampling.bias]
+
+
+def hashes(opened: Opened) -> dict[str, Any]:
+    """What tells one model from another: the weights' sizes and headers, the tokenizer."""
+    return {
+        "files": header_hashes(opened.folder),
+        "tokenizer_sha256": tokenizer_sha256(opened.folder),
+    }
+
+
+def versions() -> dict[str, str]:
+    """What computes here."""
+    from llmcli.gpt.place import torch_version
+
+    return {
+        "llmcli": __version__,
+        "torch": torch_version(),
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def _lens(tracing: Tracing, model: GPT, tap: Tap) -> Callable[[], Lens] | None:
+    if not tracing.lens:
+        return None
+    from llmcli.gpt.tap import Probe
+    from llmcli.inspection.step_lens import StepLens
+
+    assert isinstance(tap, Probe)  # it records tracing.points
+    return lambda: StepLens(model, tap).of

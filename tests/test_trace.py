@@ -1,0 +1,603 @@
+"""Traces: what a run records, what is computed again from it, and files that are none."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+import os
+import subprocess
+import sys
+import tracemalloc
+
+import jsonschema
+import pytest
+import torch
+from conftest import FABLE, edit_json
+from test_cli import PACKAGE_SCHEMAS, assert_fails
+
+from llmcli.errors import IntegrityError
+from llmcli.inspection.trace import view
+from llmcli.trace import Reader, Writer, records
+from llmcli.trace_lines import Begun, Choice, Step, kl_bits
+
+SCHEMA = json.loads((PACKAGE_SCHEMAS / "trace.schema.json").read_text())
+INSPECT = json.loads((PACKAGE_SCHEMAS / "inspect.schema.json").read_text())
+N = 12  # steps of most runs here
+
+
+@pytest.fixture
+def traced(llmcli, model_folder, tmp_path):
+    """Run `generate "Once" --trace` on the random model: the file."""
+
+    def run(*arguments, name="run.jsonl", prompt=("Once",), seed=1):
+        path = tmp_path / name
+        done = llmcli("generate", *prompt, "-m", model_folder, "--seed", seed, "--max-new-tokens",
+                      N, "--ignore-eos", "--trace", path, *arguments)  # fmt: skip
+        assert done.exit_code == 0, done.stderr
+        return path
+
+    return run
+
+
+@pytest.fixture
+def shown(llmcli):
+    """Run a command with --json: its object, checked against the schema."""
+
+    def run(*arguments, code=0):
+        done = llmcli(*arguments, "--json")
+        assert done.exit_code == code, done.stderr
+        value = json.loads(done.stdout, parse_constant=pytest.fail)
+        jsonschema.validate(value, INSPECT)
+        return value
+
+    return run
+
+
+def lines_of(path):
+    data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    return [json.loads(line, parse_constant=pytest.fail) for line in data.splitlines()]
+
+
+def steps_of(path, run=0):
+    return [line for line in lines_of(path) if "step" in line and line["run"] == run]
+
+
+def theirs(folder):
+    from transformers import GPT2LMHeadModel
+
+    return GPT2LMHeadModel.from_pretrained(folder).eval()
+
+
+# --- what is recorded ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "n_runs"),
+    [
+        ([], 1),
+        (["--num-samples", 3, "--bias", "5=-inf", "--force", "2=40", "--trace-lens"], 3),
+        (["--ablate", "L1.H2", "--steer", '"red" - "ball" @ L1 * 2', "--stop", "zzz"], 1),
+        (["--top-probs", 9, "--top-k", 20, "--no-cache"], 1),
+    ],
+)
+@pytest.mark.parametrize("name", ["run.jsonl", "run.jsonl.gz"])
+def test_every_line_is_what_the_schema_says(traced, name, arguments, n_runs):
+    lines = lines_of(traced(*arguments, name=name))
+    for line in lines:
+        jsonschema.validate(line, SCHEMA)
+    assert sum("ids" in line for line in lines) == n_runs
+    assert sum("step" in line for line in lines) == n_runs * N
+
+
+def test_recorded_numbers_are_those_of_transformers(traced, model_folder):
+    path = traced("--temperature", 0.9, "--top-k", 30, "--top-p", 1)
+    prompt, steps = lines_of(path)[1]["ids"], steps_of(path)
+    ids = [*prompt, *(step["id"] for step in steps)]
+    with torch.inference_mode():
+        logits = theirs(model_folder)(torch.tensor([ids])).logits[0, len(prompt) - 1 : -1]
+    logprobs = logits.log_softmax(dim=-1)
+    for i, step in enumerate(steps):
+        assert step["step"] == i
+        own = logprobs[i]
+        kept = logits[i].topk(30).indices
+        drawn = (logits[i] / 0.9)[kept].log_softmax(dim=-1)
+        drawn_of = dict(zip(kept.tolist(), drawn.tolist(), strict=True))
+        assert step["logprob"] == pytest.approx(float(own[step["id"]]), abs=1e-4)
+        assert step["drawn_logprob"] == pytest.approx(drawn_of[step["id"]], abs=1e-4)
+        assert step["rank"] == int((own > own[step["id"]]).sum())
+        entropy = float(-(own.exp() * own).sum() / math.log(2))
+        assert step["entropy_bits"] == pytest.approx(entropy, abs=1e-4)
+        assert step["kept"] == pytest.approx(float(own.exp()[kept].sum()), abs=1e-5)
+        best = own.topk(5)
+        assert [entry[0] for entry in step["top"]] == best.indices.tolist()
+        for id, _, logprob, drawn_logprob in step["top"]:
+            assert logprob == pytest.approx(float(own[id]), abs=1e-4)
+            assert drawn_logprob == pytest.approx(drawn_of[id], abs=1e-4)
+
+
+def test_the_lens_of_each_step_is_that_of_transformers_hidden_states(traced, model_folder):
+    """In a batch whose rows end at different steps, so that they change their places."""
+    path = traced("--trace-lens", "--num-samples", 4, "--stop", " ", "--temperature", 1.5)
+    assert len({len(steps_of(path, run)) for run in range(4)}) > 1
+    model = theirs(model_folder)
+    for run in range(4):
+        prompt, steps = lines_of(path)[1 + run]["ids"], steps_of(path, run)
+        ids = [*prompt, *(step["id"] for step in steps)]
+        with torch.inference_mode():
+            out = model(torch.tensor([ids]), output_hidden_states=True)
+            *before, last = out.hidden_states  # the last one has been through the final norm
+            each = [model.lm_head(model.transformer.ln_f(x))[0] for x in before]
+            each.append(model.lm_head(last)[0])
+        own = each[-1].log_softmax(dim=-1)
+        for i, step in enumerate(steps):
+            place = len(prompt) - 1 + i
+            for logits, (top, prob, kl, rank) in zip(each, step["lens"], strict=True):
+                here = logits[place].log_softmax(dim=-1)
+                assert top == int(here.argmax())
+                assert prob == pytest.approx(float(here.exp().max()), abs=1e-4)
+                exact = (own[place].exp() * (own[place] - here)).sum() / math.log(2)
+                assert kl == pytest.approx(float(exact), rel=1e-3, abs=1e-4)
+                assert rank == int((here > here[step["id"]]).sum())
+
+
+def test_tracing_changes_nothing_that_is_shown(llmcli, model_folder, tmp_path):
+    def told(*more):
+        done = llmcli("generate", "Once", "-m", model_folder, "--seed", 1, "--max-new-tokens", N,
+                      "--num-samples", 2, "--top-probs", 2, "--color", "never", *more)  # fmt: skip
+        assert done.exit_code == 0
+        return done.stdout
+
+    assert told() == told("--trace", tmp_path / "run.jsonl", "--trace-lens")
+
+
+def test_prompts_are_recorded_under_their_names(llmcli, traced, tmp_path):
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "Once upon", "id": "a"}\n{"prompt": "She", "id": "b"}\n')
+    path = traced("--prompts", prompts, "--num-samples", 2, prompt=())
+    begun = [line for line in lines_of(path) if "ids" in line]
+    assert [(line["prompt_id"], line["draw"]) for line in begun] == [
+        ("a", [0, 0]), ("a", [0, 1]), ("b", [1, 0]), ("b", [1, 1])
+    ]  # fmt: skip
+    assert begun[2]["prompt"] == "She"
+    assert llmcli("generate", "--replay", path, "--resample").exit_code == 0
+
+
+def test_a_kill_loses_at_most_the_line_being_written(traced, tmp_path):
+    """However much of the file has reached the disk."""
+    for name in ("run.jsonl", "run.jsonl.gz"):
+        data = traced(name=name).read_bytes()
+        whole = lines_of(tmp_path / name)
+        cut = tmp_path / f"cut-{name}"
+        n_seen = []
+        for size in range(len(data) // 2, len(data), 61):
+            cut.write_bytes(data[:size])
+            reader = Reader(cut)
+            read = list(reader)
+            assert [line.to_json() for line in read] == whole[1 : 1 + len(read)]
+            assert len(reader.damaged) <= 1
+            n_seen.append(len(read))
+        assert n_seen == sorted(n_seen)
+        assert n_seen[-1] >= N  # of N + 1 lines after the header
+
+
+@pytest.mark.parametrize("name", ["run.jsonl", "run.jsonl.gz"])
+def test_a_line_is_in_the_file_once_it_is_written(tmp_path, name):
+    path = tmp_path / name
+    writer = Writer(path)
+    writer.write(header())
+    writer.write(begun().to_json())
+    for i in range(5):
+        writer.write(step(i).to_json())
+        assert records(Reader(path))[0].steps[-1] == step(i)  # the writer is still open
+    writer.close()
+    assert len(records(Reader(path))[0].steps) == 5
+
+
+def header(**changes):
+    model = {"name": "fable", "revision": None, "dtype": "float32", "device": "cpu", "files": {},
+             "tokenizer_sha256": {}}  # fmt: skip
+    return {"schema": 1, "model": model, "options": {}, "seed": 1, "versions": {}} | changes
+
+
+def begun(run=0):
+    return Begun(run, (0, 5), "Once", None, (0, run), 0.0)
+
+
+def step(index, logprob=-1.25, top=(), run=0):
+    chosen = Choice(7, b"\xe2\x80", logprob, -math.inf)
+    return Step(run, index, chosen, 3, 2.5, 0.5, tuple(top), False, 0.25, None)
+
+
+def test_every_float32_survives_the_file():
+    torch.manual_seed(0)
+    for value in (-torch.rand(1000) * 10 ** torch.empty(1000).uniform_(-20, 2)).tolist():
+        line = json.loads(json.dumps(step(0, value).to_json()))
+        assert torch.tensor(line["logprob"]) == torch.tensor(value)
+
+
+# --- a step, computed again ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--num-samples", 2, "--temperature", 1.3, "--repetition-penalty", 1.4, "--top-k", 40],
+        ["--num-samples", 2, "--ablate", "L1.H2", "--knockout", "* -> 1"],
+        ["--num-samples", 2, "--steer", '"red" - "ball" @ L1 * 3', "--bias", "9=2", "--no-cache"],
+    ],
+)
+def test_each_step_comes_out_as_recorded_and_draws_the_same_token(traced, shown, arguments):
+    path = traced(*arguments)
+    for run, index in ((0, 0), (0, N - 1), (1, 5)):
+        value = shown("inspect", "--trace", path, "--run", run, "--step", index, "--view",
+                      "sampling")  # fmt: skip
+        assert value["trace"]["passed"]
+        assert value["trace"]["max_difference"] < 1e-4
+        recorded = steps_of(path, run)
+        before = [*lines_of(path)[1]["ids"], *(each["id"] for each in recorded[:index])]
+        assert value["ids"] == before
+        assert value["views"][0]["drawn"]["id"] == recorded[index]["id"]
+
+
+def test_other_weights_are_reported_after_the_view(traced, llmcli, model_folder, tmp_path, copied):
+    path = traced()
+    weights = copied / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    start = 8 + int.from_bytes(data[:8], "little")
+    values = torch.frombuffer(data, dtype=torch.float32, offset=start)
+    values *= 1.01  # the header, and so its hash, stays
+    weights.write_bytes(data)
+    done = llmcli("inspect", "--trace", path, "--step", 3, "-m", copied, "--json")
+    value = json.loads(done.stdout)
+    assert not value["trace"]["passed"]
+    assert value["trace"]["max_difference"] > value["trace"]["tolerance"]
+    assert done.exit_code == 5
+    assert "does not come out as it was recorded" in done.stderr
+    done = llmcli("generate", "--replay", path, "-m", copied)
+    assert done.exit_code == 5
+    assert "not the same in 1 of 1 runs" in done.stderr
+    # The difference that is told is the one that transformers gives.
+    prompt, recorded = lines_of(path)[1]["ids"], steps_of(path)
+    ids = [*prompt, *(each["id"] for each in recorded[:3])]
+    with torch.inference_mode():
+        own = theirs(copied)(torch.tensor([ids])).logits[0, -1].log_softmax(dim=-1)
+    pairs = [(recorded[3]["id"], recorded[3]["logprob"])]
+    pairs += [(id, logprob) for id, _, logprob, _ in recorded[3]["top"]]
+    apart = max(abs(float(own[id]) - logprob) for id, logprob in pairs)
+    assert value["trace"]["max_difference"] == pytest.approx(apart, abs=1e-4)
+
+
+def test_a_step_that_is_changed_is_not_called_checked(traced, llmcli):
+    done = llmcli("inspect", "--trace", traced(), "--step", 3, "--ablate", "L0", "--json")
+    assert done.exit_code == 0
+    assert "not checked" in done.stderr
+    assert "trace" not in json.loads(done.stdout)
+
+
+# --- the overview --------------------------------------------------------------------------------
+
+
+def test_the_overview_sums_what_the_lines_say(traced, shown):
+    path = traced("--num-samples", 3, "--trace-lens", "--temperature", 1.5)
+    view = shown("inspect", "--trace", path, "--run", 1)["views"][0]
+    steps = [line for line in lines_of(path) if "step" in line]
+    assert view["n_tokens"] == len(steps) == 3 * N
+    mean = -sum(each["logprob"] for each in steps) / len(steps)
+    assert view["perplexity"] == pytest.approx(math.exp(mean), rel=1e-5)
+    assert [row["token"]["id"] for row in view["tokens"]] == [s["id"] for s in steps_of(path, 1)]
+    least = sorted(steps, key=lambda s: s["logprob"])[:8]
+    assert [row["prob"] for row in view["improbable"]] == pytest.approx(
+        [math.exp(each["logprob"]) for each in least], rel=1e-5
+    )
+    agrees = [sum(s["lens"][i][0] == s["id"] for s in steps) / len(steps) for i in range(4)]
+    assert [row["agrees"] for row in view["layers"]] == pytest.approx(agrees, rel=1e-5)
+    assert view["total_s"] == pytest.approx(max(each["time_s"] for each in steps))
+
+
+def test_ten_thousand_steps_open_at_once_in_little_memory_without_torch(tmp_path):
+    path = tmp_path / "long.jsonl"
+    top = [Choice(i, b" there", -2.5 - i, -2.0 - i) for i in range(5)]
+    writer = Writer(path)
+    writer.write(header())
+    writer.write(begun().to_json())
+    for i in range(10_000):
+        writer.write(step(i, -1.0 - i % 7, top).to_json())
+    writer.close()
+    code = (
+        "import sys, time\nfrom llmcli.cli import main\n"
+        "try:\n    main()\n"
+        "finally:\n    print(time.process_time(), *sorted({m.split('.')[0] for m in sys.modules}),"
+        " file=sys.stderr)"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code, "inspect", "--trace", path, "--color", "always"],
+        capture_output=True, text=True, check=True, env={**os.environ, "COLUMNS": "100"},
+    )  # fmt: skip
+    used_s, *modules = run.stderr.split()
+    assert float(used_s) < 1
+    assert not {"torch", "numpy", "tiktoken"} & set(modules)
+    assert "10000 tokens" in run.stdout
+    tracemalloc.start()
+    view(Reader(path))
+    assert tracemalloc.get_traced_memory()[1] < 10 << 20
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_pictures_keep_to_the_width(traced, llmcli, monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("NO_COLOR", "1")
+    path = traced("--num-samples", 2, "--trace-lens")
+    other = traced("--ablate", "L1", name="other.jsonl")
+    for arguments in (["inspect", "--trace", path], ["inspect", "--trace", path, "--diff", other],
+                      ["generate", "--replay", path]):  # fmt: skip
+        done = llmcli(*arguments, "--color", "always")
+        assert done.exit_code == 0, done.stderr
+        assert max(map(len, done.stdout.splitlines())) <= width
+
+
+# --- two traces ----------------------------------------------------------------------------------
+
+
+def test_two_runs_part_where_their_tokens_do(traced, shown):
+    path, other = traced(), traced(name="other.jsonl", seed=2)
+    ids = [[each["id"] for each in steps_of(each)] for each in (path, other)]
+    parted = next(i for i in range(N) if ids[0][i] != ids[1][i])
+    view = shown("inspect", "--trace", path, "--diff", other)["views"][0]
+    assert view["first_difference"] == parted
+    assert [row["what"] for row in view["facts"]] == ["seed"]
+    assert len(view["steps"]) == parted + 1
+    assert view["max_kl_bits"] < 1e-6  # the same model after the same tokens
+    chosen = [row["token"]["id"] for row in view["candidates"] if row["chosen"]]
+    assert chosen == [ids[0][parted]]
+    same = shown("inspect", "--trace", path, "--diff", path)["views"][0]
+    assert same["first_difference"] is None
+    assert same["n_common"] == N
+    assert same["facts"] == []
+
+
+def test_the_kl_of_two_runs_is_a_lower_bound_of_the_exact_one(traced, shown, model_folder):
+    path = traced("--temperature", 0, "--top-probs", 100)
+    forced = [f"{each['step']}={each['id']}" for each in steps_of(path)]
+    other = traced(
+        *(a for entry in forced for a in ("--force", entry)),
+        "--ablate", "L1", "--temperature", 0, "--top-probs", 100, name="other.jsonl",
+    )  # fmt: skip
+    view = shown("inspect", "--trace", path, "--diff", other)["views"][0]
+    from llmcli.config import read_config
+    from llmcli.gpt.weights import load_model
+    from llmcli.inspection.run import Run
+
+    model = load_model(model_folder, read_config(model_folder), torch.float32, "cpu")
+    ids = [*lines_of(path)[1]["ids"], *(each["id"] for each in steps_of(path))]
+    zero = {f"1.{name}": (lambda x, start: torch.zeros_like(x)) for name in ("attn_out", "mlp_out")}
+    places = range(len(ids) - 1 - N, len(ids) - 1)
+    p, q = (
+        Run(model, ids, lambda id: b"", patch).logits(places).log_softmax(dim=-1)
+        for patch in ({}, zero)
+    )
+    exact = ((p.exp() * (p - q)).sum(dim=-1) / math.log(2)).tolist()
+    told = [row["kl_bits"] for row in view["steps"]]
+    assert max(told) > 0.1
+    for mine, bound in zip(told, exact, strict=True):
+        assert mine <= bound + 1e-5
+    # Written once more, from the whole distributions: the tokens in both lists, and the rest.
+    for i in range(N):
+        lists = [{*x[i].topk(100).indices.tolist(), ids[places[i] + 1]} for x in (p, q)]
+        both = list(lists[0] & lists[1])
+        a, b = p[i].exp()[both].double(), q[i].exp()[both].double()
+        a, b = torch.cat([a, 1 - a.sum()[None]]), torch.cat([b, 1 - b.sum()[None]])
+        assert told[i] == pytest.approx(float((a * (a / b).log2()).sum()), rel=1e-3, abs=1e-5)
+
+
+def test_a_kl_of_tokens_that_only_one_recorded_is_that_of_all_others():
+    one = step(0, -0.5, [Choice(1, b"a", -2.0, -2.0)])
+    two = step(0, -0.9, [Choice(2, b"b", -2.0, -2.0)])
+    p, q = math.exp(-0.5), math.exp(-0.9)
+    exact = p * math.log2(p / q) + (1 - p) * math.log2((1 - p) / (1 - q))
+    assert kl_bits(one, two) == pytest.approx(exact)
+
+
+# --- a run, computed, drawn and continued again --------------------------------------------------
+
+
+@pytest.mark.parametrize("arguments", [[], ["--resample"], ["--no-cache"], ["--dtype", "bfloat16"]])
+def test_a_replay_says_that_it_is_the_same(traced, shown, arguments):
+    path = traced("--ablate", "L1.H2", "--temperature", 0.9)
+    view = shown("generate", "--replay", path, *arguments)["views"][0]
+    assert view["passed"]
+    assert view["n_compared"] == N
+    if not arguments:
+        assert view["verdict"] == "the same, to the last digit"
+        assert view["n_identical"] == N
+    if "bfloat16" in arguments:
+        assert 1e-4 < view["max_difference"] < view["tolerance"]
+        assert [row["what"] for row in view["facts"]] == ["computed"]
+
+
+def test_a_resampled_run_that_is_not_the_same_says_where(traced, shown):
+    path = traced()
+    lines = path.read_text().splitlines(keepends=True)
+    head = json.loads(lines[0])
+    head["seed"] += 1
+    path.write_text(json.dumps(head) + "\n" + "".join(lines[1:]))
+    view = shown("generate", "--replay", path, "--resample", code=5)["views"][0]
+    assert view["verdict"] == "another text in 1 of 1 runs"
+    first = view["runs"][0]["first_difference"]
+    assert view["worst"][0]["step"] == first
+    assert view["worst"][0]["drawn"]["id"] != steps_of(path)[first]["id"]
+    assert shown("generate", "--replay", path)["views"][0]["passed"]  # the numbers are the same
+
+
+def test_a_run_goes_on_from_any_step_as_it_did(traced, llmcli):
+    path = traced("--num-samples", 2, "--temperature", 1.1, "--force", "9=50")
+    for start in (0, 5, 9):
+        again = path.with_name("again.jsonl")
+        done = llmcli("generate", "--replay", path, "--run", 1, "--from-step", start, "--trace",
+                      again)  # fmt: skip
+        assert done.exit_code == 0, done.stderr
+        assert [s["id"] for s in steps_of(again)] == [s["id"] for s in steps_of(path, 1)]
+        assert llmcli("generate", "--replay", again, "--resample").exit_code == 0
+
+
+def test_a_run_goes_on_with_a_change_after_the_recorded_tokens(traced, llmcli):
+    path, again = traced(), traced(name="again.jsonl")
+    recorded = [each["id"] for each in steps_of(path)]
+    done = llmcli("generate", "--replay", path, "--from-step", 4, "--force", "4=77", "--trace",
+                  again, "--max-new-tokens", 20, "--temperature", 0)  # fmt: skip
+    assert done.exit_code == 0, done.stderr
+    ids = [each["id"] for each in steps_of(again)]
+    assert ids[:5] == [*recorded[:4], 77]
+    assert len(ids) == 20
+    assert all(each["rank"] == 0 for each in steps_of(again)[5:])  # greedy from there on
+
+
+# --- bad input -----------------------------------------------------------------------------------
+
+
+def test_damaged_lines_are_said_and_the_rest_is_read(traced, llmcli):
+    path = traced()
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines[6] = b'{"run": 0, "step": 4, "id": "no"}\n'
+    lines[8] = b"\xff\xfe nonsense\n"
+    lines[9] = b"[" * 100_000 + b"\n"
+    path.write_bytes(b"".join(lines) + b'{"run":0,"st')
+    done = llmcli("inspect", "--trace", path, "--json")
+    assert done.exit_code == 0
+    view = json.loads(done.stdout)["views"][0]
+    assert view["n_tokens"] == N - 3
+    assert [row["line"] for row in view["damaged"]] == [7, 9, 10, len(lines) + 1]
+    assert "cut off" in view["damaged"][-1]["why"]
+    assert f"{path}, line 7: " in done.stderr
+    assert "1 damaged lines more" in done.stderr
+    assert llmcli("inspect", "--trace", path, "--step", 3).exit_code == 0
+    done = llmcli("inspect", "--trace", path, "--step", 5, "--quiet")
+    assert_fails(done, 5, "no readable step 4 of run 0")
+    done = llmcli("generate", "--replay", path, "--json")
+    assert json.loads(done.stdout)["views"][0]["n_compared"] == 4
+
+
+def test_gzip_that_ends_in_nonsense_is_read_as_far_as_it_goes(traced, llmcli):
+    path = traced(name="run.jsonl.gz")
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) * 2 // 3] + b"\xff" * 400)
+    done = llmcli("inspect", "--trace", path, "--json")
+    assert done.exit_code == 0
+    view = json.loads(done.stdout)["views"][0]
+    assert 0 < view["n_tokens"] < N
+    assert view["damaged"]
+
+
+@pytest.mark.parametrize(
+    ("content", "code", "said"),
+    [
+        (b"", 5, "is empty"),
+        (b"\x00\x01\x02binary\xff" * 1000, 5, "is no trace"),
+        (b"Once upon a time\n", 5, "is no trace"),
+        (b'{"schema": true}\n', 5, "is no trace"),
+        (b"[" * 100_000, 5, "is no trace"),
+        (gzip.compress(b""), 5, "is empty"),
+        (json.dumps(header(schema=99)).encode(), 6, "has schema 99; this llmcli reads up to 1"),
+        (json.dumps(header(model=[])).encode(), 5, "damaged header"),
+        (json.dumps(header(seed="1")).encode(), 5, "damaged header"),
+        (json.dumps(header(options={"ablate": 5})).encode(), 5, "damaged header"),
+        (json.dumps(header()).encode() + b"\n", 2, "has a header and no run"),
+    ],
+)
+def test_what_is_no_trace_is_refused_in_a_sentence(llmcli, tmp_path, content, code, said):
+    path = tmp_path / "bad.jsonl"
+    path.write_bytes(content)
+    assert_fails(llmcli("inspect", "--trace", path), code, said)
+    assert_fails(llmcli("inspect", "--trace", path, "--step", 0), code, said)
+    assert_fails(llmcli("generate", "--replay", path), code, said)
+
+
+def test_options_that_make_no_sense_are_a_damaged_header(traced, llmcli):
+    path = traced()
+    lines = path.read_text().splitlines(keepends=True)
+    for changes in ({"temperature": "hot"}, {"bias": [1]}, {"stop_ids": None}, {"force": [[1]]}):
+        head = json.loads(lines[0])
+        head["options"].update(changes)
+        path.write_text(json.dumps(head) + "\n" + "".join(lines[1:]))
+        assert_fails(llmcli("generate", "--replay", path), 5, "damaged header")
+
+
+def test_another_model_is_named_by_what_differs(traced, llmcli, copied, model_folder):
+    path = traced()
+    done = llmcli("inspect", "--trace", path, "--step", 1, "-m", FABLE)
+    assert_fails(done, 5, "another weights file model.safetensors")
+    edit_json(copied / "tokenizer.json", version="2.0")
+    done = llmcli("generate", "--replay", path, "-m", copied)
+    assert_fails(done, 5, "another tokenizer file tokenizer.json")
+
+
+def test_ids_that_the_model_has_not_are_damage(traced, llmcli):
+    path = traced()
+    path.write_text(path.read_text().replace('"step":3,"id":', '"step":3,"id":9'))
+    assert_fails(llmcli("generate", "--replay", path), 5, "is none of the model's")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["inspect", "--step", 3], 2, "--step needs --trace"),
+        (["inspect", "--trace", "RUN", "--step", N], 2, "has no step 12 in run 0"),
+        (["inspect", "--trace", "RUN", "--run", 1], 2, "has no run 1"),
+        (["inspect", "--trace", "RUN", "--step", 1, "--run", 1], 2, "has no run 1"),
+        (["inspect", "--trace", "RUN", "--view", "lens"], 2, "is about one step"),
+        (["inspect", "Once", "--trace", "RUN"], 2, "do not go together"),
+        (["inspect", "--trace", "RUN", "--step", 1, "--diff", "RUN"], 2, "do not go together"),
+        (["inspect", "--trace", "missing.jsonl"], 3, "cannot be read"),
+        (["inspect", "--trace", "/"], 3, "cannot be read"),
+        (["generate", "--from-step", 3], 2, "--from-step needs --replay"),
+        (["generate", "Once", "--replay", "RUN"], 2, "A prompt and --replay"),
+        (["generate", "--replay", "RUN", "--top-k", 3], 2, "--top-k and --replay"),
+        (["generate", "--replay", "RUN", "--from-step", 13], 2, "has 12 steps in run 0"),
+        (["generate", "--replay", "RUN", "--from-step", 12], 2, "the run ends after 12 tokens"),
+        (["generate", "--replay", "RUN", "--from-step", 5, "--force", "3=1"], 2, "before 5"),
+        (["generate", "--replay", "RUN", "--from-step", 5, "--trace", "RUN"], 2, "the same file"),
+        (["generate", "Once", "--trace-lens"], 2, "--trace-lens needs --trace"),
+        (["generate", "Once", "--trace", "run.txt"], 2, "must end in"),
+        (["generate", "Once", "--trace", "/nowhere/run.jsonl"], 3, "cannot be written"),
+        (["generate", "Once", "--trace", "x.jsonl", "--dry-run"], 2, "do not go together"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_a_sentence(traced, llmcli, arguments, code, said):
+    path = traced()
+    assert_fails(llmcli(*(path if a == "RUN" else a for a in arguments)), code, said)
+
+
+def test_a_trace_is_not_written_over_while_results_are_resumed(
+    traced, llmcli, tmp_path, model_folder
+):
+    prompts, out = tmp_path / "prompts.txt", tmp_path / "out.jsonl"
+    prompts.write_text("Once\nShe\n")
+    path = traced("--prompts", prompts, "--out", out, prompt=())
+    out.write_text(out.read_text().splitlines(keepends=True)[0])
+    before = path.read_bytes()
+    done = llmcli("generate", "-m", model_folder, "--seed", 1, "--max-new-tokens", N,
+                  "--ignore-eos", "--prompts", prompts, "--out", out, "--trace", path)  # fmt: skip
+    assert_fails(done, 2, "is there already")
+    assert path.read_bytes() == before
+
+
+def test_a_reader_passes_over_steps_that_come_twice_or_before_their_text(tmp_path):
+    path = tmp_path / "run.jsonl"
+    writer = Writer(path)
+    for line in (header(), step(0).to_json(), begun().to_json(), step(0).to_json(),
+                 step(0).to_json(), begun().to_json(), step(1).to_json()):  # fmt: skip
+        writer.write(line)
+    writer.close()
+    reader = Reader(path)
+    assert [each.index for each in records(reader)[0].steps] == [0, 1]
+    assert [damage.line for damage in reader.damaged] == [2, 5, 6]
+
+
+def test_a_file_without_line_ends_is_given_up_before_it_fills_the_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr("llmcli.trace.MAX_LINE_NBYTES", 1 << 20)
+    path = tmp_path / "zeros.jsonl"
+    with path.open("wb") as file:
+        file.truncate(1 << 33)
+    with pytest.raises(IntegrityError, match="is no trace"):
+        Reader(path)
