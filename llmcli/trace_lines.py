@@ -17,7 +17,7 @@ DIGITS = 9  # significant ones, after which every float32 is itself again
 
 # How far apart two computations of one logprob (nats) may be: what another order of summing costs
 # on logits of about 100 in float32, and one or two steps of the coarser formats' own grids.
-TOLERANCE = {"float32": 1e-3, "float16": 0.1, "bfloat16": 0.5, "int8": 0.5, "int4": 0.5}
+TOLERANCE = {"float32": 1e-3, "float16": 0.02, "bfloat16": 0.5, "int8": 0.5, "int4": 0.5}
 
 
 @dataclass(frozen=True, slots=True)

@@ -130,7 +130,7 @@ def test_stats_go_to_stderr(llmcli, model_folder):
                     "--max-new-tokens", 5)  # fmt: skip
     assert re.fullmatch(
         r"load [\d.]+ s \| first token \d+ ms \| prefill \d+ tokens, \d+ tok/s \| "
-        r"decode \d tokens, \d+ tok/s \| finish (stop|length) \| float32 on cpu \| seed 4\n",
+        r"decode \d tokens, \d+ tok/s \| finish (stop|length) \| float16 on cpu \| seed 4\n",
         result.stderr,
     )
 

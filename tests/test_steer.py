@@ -196,7 +196,8 @@ def test_a_sweeps_texts_and_figures_are_those_of_generate(draw, views, llmcli, m
         how = draw or ("--temperature", 0)
         how = how if "--seed" in how else (*how, "--seed", 0)
         done = llmcli("generate", PROMPT, "-m", model_folder, "--json", "--baseline", *more[:4],
-                      *how, "--steer", f"{spec} {trial['strength']}")  # fmt: skip
+                      "--dtype", "float32", *how,
+                      "--steer", f"{spec} {trial['strength']}")  # fmt: skip
         value = json.loads(done.stdout)
         told = value["comparisons"][0]
         assert trial["text"] == value["samples"][0]["text"]

@@ -91,7 +91,7 @@ def test_every_line_is_what_the_schema_says(traced, name, arguments, n_runs):
 
 
 def test_recorded_numbers_are_those_of_transformers(traced, model_folder):
-    path = traced("--temperature", 0.9, "--top-k", 30, "--top-p", 1)
+    path = traced("--temperature", 0.9, "--top-k", 30, "--top-p", 1, "--dtype", "float32")
     prompt, steps = lines_of(path)[1]["ids"], steps_of(path)
     ids = [*prompt, *(step["id"] for step in steps)]
     with torch.inference_mode():
@@ -118,7 +118,8 @@ def test_recorded_numbers_are_those_of_transformers(traced, model_folder):
 
 def test_the_lens_of_each_step_is_that_of_transformers_hidden_states(traced, model_folder):
     """In a batch whose rows end at different steps, so that they change their places."""
-    path = traced("--trace-lens", "--num-samples", 4, "--stop", " ", "--temperature", 1.5)
+    path = traced("--trace-lens", "--num-samples", 4, "--stop", " ", "--temperature", 1.5,
+                  "--dtype", "float32")  # fmt: skip
     assert len({len(steps_of(path, run)) for run in range(4)}) > 1
     model = theirs(model_folder)
     for run in range(4):
@@ -369,7 +370,7 @@ def test_the_kl_of_two_runs_is_a_lower_bound_of_the_exact_one(traced, shown, mod
     from llmcli.gpt.weights import load_model
     from llmcli.inspection.run import Run
 
-    model = load_model(model_folder, read_config(model_folder), torch.float32, "cpu")
+    model = load_model(model_folder, read_config(model_folder), "float16")
     ids = [*lines_of(path)[1]["ids"], *(each["id"] for each in steps_of(path))]
     zero = {f"1.{name}": (lambda x, start: torch.zeros_like(x)) for name in ("attn_out", "mlp_out")}
     places = range(len(ids) - 1 - N, len(ids) - 1)

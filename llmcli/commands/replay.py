@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from llmcli.inspection.values import Token
 
 READ = {  # what a replay looks at; all else is as it was recorded
-    "replay", "resample", "run", "model", "dtype", "quantize", "device", "threads", "no_cache", "json", "color",
-    "quiet",
+    "replay", "resample", "run", "model", "dtype", "quantize", "device", "threads", "no_cache",
+    "json", "color", "quiet",
 }  # fmt: skip
 FIELDS = {  # options that --from-step takes anew, by the field of a job that they set
     "seed": ("seed",), "max_new_tokens": ("max_new_tokens",), "stop": ("stops",),
