@@ -167,8 +167,12 @@ class PlainInt4Linear(nn.Module):
 
 def to_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Integers (out, in) from -127 to 127 and a scale (out,) with weight = integers * scale."""
-    scale = weight.float().abs().amax(dim=1).clamp(min=1e-12) / 127
-    return (weight / scale[:, None]).round_().to(torch.int8), scale
+    low, high = weight.aminmax(dim=1)
+    scale = torch.maximum(-low, high).float().clamp(min=1e-12) / 127
+    values = torch.empty(weight.shape, dtype=torch.int8)
+    for part in chunks(weight, 4):
+        values[part] = (weight[part] / scale[part, None]).round_()
+    return values, scale
 
 
 def to_int4(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -182,15 +186,17 @@ def to_int4(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def by_chunks(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x W^T + b with W (out, in) converted to x's dtype a chunk of rows at a time."""
-    n = max(1, CHUNK_NBYTES // (weight.shape[1] * x.element_size()))
-    if n >= len(weight):
-        return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
     y = x.new_empty(*x.shape[:-1], len(weight))
-    for start in range(0, len(weight), n):
-        part = slice(start, start + n)
+    for part in chunks(weight, x.element_size()):
         b = None if bias is None else bias[part].to(x.dtype)
         y[..., part] = F.linear(x, weight[part].to(x.dtype), b)
     return y
+
+
+def chunks(weight: Tensor, itemsize: int) -> Iterator[slice]:
+    """Rows of `weight` (out, in), as many at once as make CHUNK_NBYTES at `itemsize` bytes each."""
+    n = max(1, CHUNK_NBYTES // (weight.shape[1] * itemsize))
+    return (slice(start, start + n) for start in range(0, len(weight), n))
 
 
 def frozen(values: Tensor) -> nn.Parameter:

@@ -113,5 +113,5 @@ def _candidates(view: Next, cells: int) -> Text:
 
 def _deeper() -> Text:
     out = Text().append("  deeper: ", style="dim")
-    out.append("--view tokens, lens, attention, attribution, sampling, check, model\n")
+    out.append("--view explain, lens, attention, attribution, why, sampling, residual\n")
     return out
