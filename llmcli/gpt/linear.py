@@ -36,8 +36,7 @@ class HalfLinear(nn.Module):
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
         self.bias = None if bias is None else frozen(bias.float())
-        with _engine():
-            self.packed = torch.ops.quantized.linear_prepack_fp16(weight.float(), self.bias)
+        self.packed = torch.ops.quantized.linear_prepack_fp16(weight.float(), self.bias)
 
     @property
     def weight(self) -> Tensor:
@@ -81,9 +80,8 @@ class Int8Linear(nn.Module):
         self.bias = None if bias is None else frozen(bias.float())
         values, scale = to_int8(weight)
         zero = torch.zeros(len(scale), dtype=torch.long)
-        with _engine(), _without_deprecation():
-            stored = torch._make_per_channel_quantized_tensor(values, scale.double(), zero, 0)
-            self.packed = torch.ops.quantized.linear_prepack(stored, self.bias)
+        stored = torch._make_per_channel_quantized_tensor(values, scale.double(), zero, 0)
+        self.packed = torch.ops.quantized.linear_prepack(stored, self.bias)
         self.saturates = not _has_vnni()
 
     @property
@@ -253,19 +251,17 @@ def _has_vnni() -> bool:
 
 
 @contextmanager
-def _engine() -> Iterator[None]:
-    """The kernels that `linear_prepack` packs for; each packed weight remembers its own."""
+def packing() -> Iterator[None]:
+    """While layers are made: packed for fbgemm, of which each packed weight remembers that it is.
+
+    Quantised tensors are announced to leave torch one day; the range in pyproject has them.
+    """
     before = torch.backends.quantized.engine
-    torch.backends.quantized.engine = "fbgemm"
+    if has_fbgemm():
+        torch.backends.quantized.engine = "fbgemm"
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.quantize_per_tensor", UserWarning)
+            yield
     finally:
         torch.backends.quantized.engine = before
-
-
-@contextmanager
-def _without_deprecation() -> Iterator[None]:
-    """Quantised tensors are announced to leave torch one day; the range in pyproject has them."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.quantize_per_tensor", UserWarning)
-        yield

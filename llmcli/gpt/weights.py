@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from llmcli.checkpoint import TensorInfo, read_checkpoint
 from llmcli.config import ModelConfig
 from llmcli.errors import IntegrityError, UnsupportedModelError, shown, shown_path
-from llmcli.gpt.linear import maker
+from llmcli.gpt.linear import maker, packing
 from llmcli.gpt.model import GPT
 
 
@@ -102,21 +103,28 @@ def load_model(
 def _store_linears(model: GPT, sources: Mapping[str, Stored], storage: str) -> None:
     """Make every linear layer one that stores its weights so.
 
-    The largest first: while it is converted there is little else in memory.
+    As many at once as torch has threads, the largest first: while it is converted there is little
+    else in memory.
     """
     names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     tied = model.config.tie_embeddings
     of = {name: sources["token_embedding.weight" if tied and name == "head" else f"{name}.weight"]
           for name in names}  # fmt: skip
-    for name in sorted(names, key=lambda name: -of[name].info.nbytes):
+
+    def made(name: str) -> nn.Module:
         info, transposed = of[name]
         weight = _read(info, torch.float32, mapped=False)
+        weight = weight.t() if transposed else weight
         bias = sources.get(f"{name}.bias")
         # An error of the head goes straight into the logits: it keeps 8 bits.
         kind = "int8" if storage == "int4" and name == "head" else storage
-        weight = weight.t() if transposed else weight
         make = maker(kind, weight.shape)
-        model.set_submodule(name, make(weight, _read(bias.info, torch.float32) if bias else None))
+        return make(weight, _read(bias.info, torch.float32) if bias else None)
+
+    names.sort(key=lambda name: -of[name].info.nbytes)
+    with packing(), ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        for name, layer in zip(names, pool.map(made, names), strict=True):
+            model.set_submodule(name, layer)
 
 
 def _read(info: TensorInfo, dtype: torch.dtype, mapped: bool = True) -> Tensor:
