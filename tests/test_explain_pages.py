@@ -154,3 +154,174 @@ def test_vectors_have_the_lengths_dots_and_cosines_of_the_embedding(ref, facts):
     for other in f.others:
         b = table[other.token.id]
         near([other.length, other.dot, other.cosine], [b.norm(), own @ b, cos(own, b)])
+
+
+def test_lookup_reads_the_row_that_one_hot_times_table_gives(ref, facts):
+    f, table = facts["lookup"], ref.w["wte.weight"]
+    near(f.row, torch.tensor(f.one_hot) @ torch.tensor(f.matrix))
+    row = torch.nn.functional.one_hot(torch.tensor(ref.ids[-1]), V).float() @ table
+    near(f.product, row[:4], atol=1e-6)
+    near(f.looked_up, table[ref.ids[-1], :4], atol=1e-6)
+    assert f.max_difference < 1e-6
+    assert (f.vocab_size, f.n_embd, f.n_products) == (*table.shape, table.numel())
+
+
+def test_projection_keeps_the_share_that_lies_in_the_rows_of_the_query_matrix(ref, facts):
+    f = facts["projection"]
+    assert f.images == tuple(sum(a * b for a, b in zip(p, f.onto, strict=True)) for p in f.points)
+    made = block(ref.w, f.layer, ref.out.hidden_states[f.layer][0])
+    columns = slice(f.head * D, (f.head + 1) * D)  # queries come first in c_attn
+    to_query = ref.w[f"h.{f.layer}.attn.c_attn.weight"][:, columns].double()  # (C, D)
+    x = made.normed[-1].double()
+    kept = x @ to_query @ torch.linalg.pinv(to_query)
+    near(f.kept, (kept @ kept) / (x @ x))
+    assert (f.n_embd, f.head_dim, f.vocab_size) == (C, D, V)
+    ids, table = sorted(set(ref.ids)), ref.w["wte.weight"]
+    back = [int((table @ table[id]).argmax()) == id for id in ids]
+    assert (f.n_tried, f.n_back) == (len(ids), sum(back))
+
+
+# --- pages 9 to 15: into the first block, and through one head -----------------------------------
+
+
+def test_embedding_is_the_tokens_row_plus_the_places_row(ref, facts):
+    f = facts["embedding"]
+    token, place = ref.w["wte.weight"][ref.ids[-1]], ref.w["wpe.weight"][ref.last]
+    assert (f.position, f.vocab_size, f.n_ctx, f.n_embd) == (ref.last, V, 512, C)
+    expected = {"token": token, "position": place, "sum": ref.out.hidden_states[0][0, -1]}
+    assert [v.name for v in f.vectors] == list(expected)
+    for vector in f.vectors:
+        near(vector.length, expected[vector.name].norm())
+        near(vector.first, expected[vector.name][:4])
+    assert f.max_difference < 1e-6
+
+
+def test_norm_has_the_three_stages_of_a_layer_norm(ref, facts):
+    f, x = facts["norm"], ref.out.hidden_states[0][0, -1]
+    expected = {
+        "before": x,
+        "normalised": torch.nn.functional.layer_norm(x, (C,), eps=1e-5),
+        "gain and bias": normed(ref.w, "h.0.ln_1", x),
+    }
+    assert [stage.name for stage in f.stages] == list(expected)
+    for stage in f.stages:
+        v = expected[stage.name]
+        found = [stage.mean, stage.variance, stage.length, *stage.first]
+        near(found, [v.mean(), v.var(correction=0), v.norm(), *v[:4]], atol=1e-3)
+    assert f.n_norms == len([n for n in ref.w if "ln_" in n and n.endswith("weight")])
+    assert (f.position, f.eps, f.n_embd, f.n_layer) == (ref.last, 1e-5, C, LAYERS)
+    assert f.max_difference < 1e-4
+
+
+def keenest(ref):
+    """(layer, head, position): the largest weight between the first position and the last."""
+    rows = torch.stack([layer[0, :, -1, 1:-1] for layer in ref.out.attentions])
+    layer, head, place = (int(i) for i in torch.unravel_index(rows.argmax(), rows.shape))
+    return layer, head, place + 1
+
+
+def test_qkv_are_the_query_key_and_value_of_the_keenest_head(ref, facts):
+    f = facts["qkv"]
+    assert (f.layer, f.head, f.read_position) == keenest(ref)
+    assert f.read_token.id == ref.ids[f.read_position]
+    near(f.read_weight, ref.out.attentions[f.layer][0, f.head, -1, f.read_position])
+    made = block(ref.w, f.layer, ref.out.hidden_states[f.layer][0])
+    assert [v.name for v in f.vectors] == ["query", "key", "value"]
+    for vector, value in zip(f.vectors, (made.q, made.k, made.v), strict=True):
+        near([vector.length, *vector.first], [value[f.head, -1].norm(), *value[f.head, -1, :4]],
+             atol=1e-3)  # fmt: skip
+    assert f.chosen
+    assert (f.position, f.n_tokens) == (ref.last, len(ref.ids))
+    assert (f.n_embd, f.n_head, f.head_dim) == (C, H, D)
+
+
+def test_context_is_the_sum_of_values_times_weights(ref, facts):
+    f = facts["context"]
+    assert (f.layer, f.head) == keenest(ref)[:2]
+    made = block(ref.w, f.layer, ref.out.hidden_states[f.layer][0])
+    weights, v = ref.out.attentions[f.layer][0, f.head, -1], made.v[f.head]
+    shown = sorted(weights.topk(6).indices.tolist())
+    assert [row.position for row in f.rows] == shown
+    for row in f.rows:
+        i = row.position
+        assert row.token.id == ref.ids[i]
+        near([row.weight, row.value_length], [weights[i], v[i].norm()])
+        near(row.first, weights[i] * v[i, :4])
+    hidden = [i for i in range(len(ref.ids)) if i not in shown]
+    assert (f.n_others, f.n_seen, f.head_dim) == (len(hidden), len(ref.ids), D)
+    near(f.others_weight, weights[hidden].sum())
+    near(f.others, (weights[hidden] @ v[hidden])[:4])
+    near(f.total, (weights @ v)[:4])
+    assert f.max_difference < 1e-4
+
+
+def test_heads_add_up_to_what_attention_writes(ref, facts):
+    f = facts["heads"]
+    made = block(ref.w, f.layer, ref.out.hidden_states[f.layer][0])
+    out = ref.w[f"h.{f.layer}.attn.c_proj.weight"].view(H, D, C)
+    bias = ref.w[f"h.{f.layer}.attn.c_proj.bias"]
+    written = [made.z[h, -1] @ out[h] for h in range(H)]
+    near(sum(written) + bias, made.attn[-1], atol=1e-3)
+    assert [row.head for row in f.rows] == list(range(H))
+    for row in f.rows:
+        weights = ref.out.attentions[f.layer][0, row.head, -1]
+        assert row.position == int(weights.argmax())
+        assert row.token.id == ref.ids[row.position]
+        near([row.weight, row.length], [weights.max(), written[row.head].norm()], atol=1e-3)
+    near([f.bias_length, f.sum_length], [bias.norm(), made.attn[-1].norm()], atol=1e-3)
+    assert (f.n_head, f.head_dim, f.n_embd, f.width) == (H, D, C, H * D)
+    assert f.max_difference < 1e-4
+
+
+# --- pages 16 to 19: the stream, and back to vocab space -----------------------------------------
+
+
+def test_shortcut_adds_what_attention_and_feed_forward_write(ref, facts):
+    f = facts["shortcut"]
+    s = block(ref.w, f.layer, ref.out.hidden_states[f.layer][0])
+    expected = {"before": s.before, "attention": s.attn, "between": s.between,
+                "feed-forward": s.mlp, "after": s.after}  # fmt: skip
+    assert [step.name for step in f.steps] == list(expected)
+    for step in f.steps:
+        x = expected[step.name][-1]
+        near([step.length, step.cosine], [x.norm(), cos(x, s.before[-1])], atol=1e-3)
+    assert (f.layer, f.position, f.n_terms) == (keenest(ref)[0], ref.last, 2 + 2 * LAYERS)
+
+
+def test_feed_forward_shows_the_strongest_neurons_before_and_after_the_bend(ref, facts):
+    f = facts["feed_forward"]
+    s = block(ref.w, f.layer, ref.out.hidden_states[f.layer][0])
+    near([p.y for p in f.curve], gelu(torch.tensor([p.x for p in f.curve])))
+    assert [n.neuron for n in f.neurons] == s.post[-1].abs().topk(5).indices.tolist()
+    for n in f.neurons:
+        near([n.before, n.after], [s.pre[-1, n.neuron], s.post[-1, n.neuron]], atol=1e-3)
+    assert f.n_below == int((s.pre[-1] < 0).sum())
+    near(f.out_length, s.mlp[-1].norm(), atol=1e-3)
+    assert (f.layer, f.activation) == (keenest(ref)[0], "gelu_tanh")
+    assert (f.n_embd, f.mlp_dim, f.times_as_wide) == (C, s.pre.shape[-1], 4)
+
+
+def test_blocks_say_what_the_hidden_states_say_through_norm_and_output(ref, facts):
+    f, hidden = facts["blocks"], [x[0] for x in ref.out.hidden_states[:-1]]
+    hidden.append(block(ref.w, LAYERS - 1, hidden[-1]).after)  # theirs has passed the final norm
+    assert [row.after for row in f.rows] == ["embed", *map(str, range(LAYERS))]
+    for row, x in zip(f.rows, hidden, strict=True):
+        probs = unembedded(ref.w, x[-1]).softmax(-1)
+        near([row.length, row.prob], [x[-1].norm(), probs.max()], atol=1e-3)
+        assert row.best.id == int(probs.argmax())
+    near(f.rows[-1].prob, ref.probs.max())
+    assert (f.n_layer, f.position) == (LAYERS, ref.last)
+
+
+def test_unembed_multiplies_lengths_and_cosine_to_the_logit(ref, facts):
+    f, table = facts["unembed"], ref.w["wte.weight"]
+    x = ref.out.hidden_states[-1][0, -1]  # after the final norm
+    near(f.length, x.norm(), atol=1e-3)
+    assert [row.token.id for row in f.rows] == [*ref.best[:4], ref.best[-1]]
+    for row in f.rows:
+        own = table[row.token.id]
+        near([row.length, row.cosine], [own.norm(), cos(own, x)])
+        near([row.dot, row.logit], [own @ x, ref.logits[row.token.id]], atol=1e-3)
+        near(f.length * row.length * row.cosine, row.logit, atol=1e-3)
+    assert f.tied
+    assert (f.position, f.n_embd, f.vocab_size) == (ref.last, C, V)
