@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -16,7 +17,7 @@ from llmcli.inspection import explain
 from llmcli.inspection.run import Ask, Run
 from llmcli.tokenizer import Tokenizer
 
-TEXT = "Once upon a time, there was a little girl named Lily. Lily had a red ball. One day"
+TEXT = "Once upon a time, there was a little girl named Lily. One day, she saw a"
 C, H, D, LAYERS, V = 256, 4, 64, 8, 4096  # width, heads, width of a head, blocks, vocabulary
 
 
@@ -111,9 +112,6 @@ def test_the_blocks_written_out_here_are_those_of_transformers(ref):
         near(made.weights, ref.out.attentions[layer][0])
 
 
-# --- pages 2 to 8: tokens, vocab space, vectors and matrices -------------------------------------
-
-
 def test_tokens_are_those_that_the_tokenizers_library_cuts(ref, facts):
     f = facts["tokens"]
     assert (f.vocab_size, f.n_tokens, f.n_prefix) == (V, len(ref.ids), 1)
@@ -181,9 +179,6 @@ def test_projection_keeps_the_share_that_lies_in_the_rows_of_the_query_matrix(re
     assert (f.n_tried, f.n_back) == (len(ids), sum(back))
 
 
-# --- pages 9 to 15: into the first block, and through one head -----------------------------------
-
-
 def test_embedding_is_the_tokens_row_plus_the_places_row(ref, facts):
     f = facts["embedding"]
     token, place = ref.w["wte.weight"][ref.ids[-1]], ref.w["wpe.weight"][ref.last]
@@ -230,8 +225,7 @@ def test_qkv_are_the_query_key_and_value_of_the_keenest_head(ref, facts):
     for vector, value in zip(f.vectors, (made.q, made.k, made.v), strict=True):
         near([vector.length, *vector.first], [value[f.head, -1].norm(), *value[f.head, -1, :4]],
              atol=1e-3)  # fmt: skip
-    assert f.chosen
-    assert (f.position, f.n_tokens) == (ref.last, len(ref.ids))
+    assert (f.chosen, f.position, f.n_tokens) == (True, ref.last, len(ref.ids))
     assert (f.n_embd, f.n_head, f.head_dim) == (C, H, D)
 
 
@@ -271,9 +265,6 @@ def test_heads_add_up_to_what_attention_writes(ref, facts):
     near([f.bias_length, f.sum_length], [bias.norm(), made.attn[-1].norm()], atol=1e-3)
     assert (f.n_head, f.head_dim, f.n_embd, f.width) == (H, D, C, H * D)
     assert f.max_difference < 1e-4
-
-
-# --- pages 16 to 19: the stream, and back to vocab space -----------------------------------------
 
 
 def test_shortcut_adds_what_attention_and_feed_forward_write(ref, facts):
@@ -325,3 +316,84 @@ def test_unembed_multiplies_lengths_and_cosine_to_the_logit(ref, facts):
         near(f.length * row.length * row.cosine, row.logit, atol=1e-3)
     assert f.tied
     assert (f.position, f.n_embd, f.vocab_size) == (ref.last, C, V)
+
+
+def test_choosing_divides_by_temperature_and_cuts_by_top_k_and_top_p(ref, facts):
+    f, logits = facts["choosing"], ref.logits.double()
+    probs, ranks = logits.softmax(-1), {id: i for i, id in enumerate(ref.best)}
+    sums = probs[ref.best].cumsum(0)
+    kept = int((sums < f.top_p).sum()) + 1  # the first at which p is reached is the last that stays
+    assert (f.greedy.id, f.n_kept, f.vocab_size) == (ref.best[0], kept, V)
+    assert (f.cold_temperature, f.hot_temperature, f.top_k, f.top_p) == (0.5, 1.5, 3, 0.9)
+    assert [row.token.id for row in f.rows] == ref.best[:6]
+    for row in f.rows:
+        id, p = row.token.id, float(probs[row.token.id])
+        cold, hot = ((logits / t).softmax(-1)[id] for t in (f.cold_temperature, f.hot_temperature))
+        top_k = p / float(sums[f.top_k - 1]) if ranks[id] < f.top_k else 0
+        top_p = p / float(sums[kept - 1]) if ranks[id] < kept else 0
+        near([row.prob, row.cold, row.hot, row.top_k, row.top_p], [p, cold, hot, top_k, top_p])
+
+
+@torch.inference_mode()
+def test_repeating_appends_what_transformers_appends_greedily(ref, facts):
+    f, ids = facts["repeating"], list(ref.ids)
+    assert (f.n_tokens, f.n_ctx, f.eos.id) == (len(ids), 512, 0)
+    assert [step.step for step in f.steps] == list(range(6))
+    for step in f.steps:
+        probs = ref.model(torch.tensor([ids])).logits[0, -1].softmax(-1)  # all of it, without cache
+        assert (step.n_tokens, step.token.id) == (len(ids), int(probs.argmax()))
+        near(step.prob, probs.max())
+        ids.append(step.token.id)
+    assert f.text.decode() == Tokenizer.from_folder(FABLE).decode(ids[len(ref.ids) :])
+
+
+@torch.inference_mode()
+def test_cache_keeps_as_many_numbers_as_that_of_transformers(ref, facts):
+    f, T = facts["cache"], len(ref.ids)
+    kept = ref.model(torch.tensor([ref.ids]), use_cache=True).past_key_values
+    n = sum(layer.keys.numel() + layer.values.numel() for layer in kept.layers)
+    assert f.n_kept * T == n
+    assert (f.prompt_nbytes, f.token_nbytes, f.full_nbytes) == (4 * n, 4 * n // T, 4 * n // T * 512)
+    assert (f.n_layer, f.n_head, f.head_dim, f.n_ctx) == (LAYERS, H, D, 512)
+    assert (f.n_tokens, f.n_computed, f.token.id) == (T, T + 1, ref.best[0])
+    assert f.max_difference < 1e-3
+
+
+def test_chat_has_the_share_of_the_context_and_the_probability_of_the_end(ref, facts):
+    f = facts["chat"]
+    assert (f.n_tokens, f.n_ctx, f.eos.id) == (len(ref.ids), 512, ref.model.config.eos_token_id)
+    assert f.context_used == len(ref.ids) / 512
+    assert f.eos_prob == pytest.approx(float(ref.probs[0]), rel=1e-3)
+
+
+def stream(w, ids, without=(None, None), add=(None, None)):
+    """The stream after each layer, a head set to zero, a vector added at the last position."""
+    x, found = w["wte.weight"][ids] + w["wpe.weight"][: len(ids)], []
+    for layer in range(LAYERS):
+        x = block(w, layer, x, without[1] if layer == without[0] else None).after
+        if layer == add[0]:
+            x = torch.cat([x[:-1], x[-1:] + add[1]])
+        found.append(x)
+    return found
+
+
+def test_changing_is_the_run_without_the_head_and_with_the_direction_added(ref, facts):
+    f, (layer, head, _), at = facts["changing"], keenest(ref), LAYERS // 2
+    tokenizer = Tokenizer.from_folder(FABLE)
+    words = [i for i in ref.best[1:] if re.fullmatch(rb" ?[A-Za-z]+", tokenizer.token_bytes(i))]
+    towards = words[0]
+    assert (f.best.id, f.towards.id, f.ablate) == (ref.best[0], towards, f"L{layer}.H{head}")
+    assert f.steer == f'"{tokenizer.decode([towards])}" @ L{at} * 1'
+    plus, mean = (stream(ref.w, x)[at][1:].mean(0) for x in ([0, towards], ref.ids))
+    finals = {
+        "untouched": stream(ref.w, ref.ids),
+        "without": stream(ref.w, ref.ids, without=(layer, head)),
+        "steered": stream(ref.w, ref.ids, add=(at, plus - mean)),
+    }
+    assert [outcome.name for outcome in f.outcomes] == list(finals)
+    for o in f.outcomes:
+        probs = unembedded(ref.w, finals[o.name][-1][-1]).softmax(-1)
+        assert o.top.id == int(probs.argmax())
+        found = [o.top_prob, o.best_prob, o.steered_prob]
+        near(found, [probs.max(), probs[ref.best[0]], probs[towards]], atol=1e-3)
+    assert len({round(o.best_prob, 3) for o in f.outcomes}) == 3  # each change did something
