@@ -207,3 +207,10 @@ def test_any_text_is_read_or_refused_with_a_caret_inside_it(text):
         except UsageError as error:
             entry, caret = error.remedy.split("\n")
             assert caret.index("^") <= max(len(entry), 2)
+
+
+def test_a_vector_file_without_a_layer_is_told_what_comes_next():
+    with pytest.raises(UsageError) as caught:
+        grammar.steer("v.safetensors * 2", CONFIG)
+    assert caught.value.remedy.splitlines()[1].index("^") == 2 + len("v.safetensors ")
+    assert "@ and a layer" in caught.value.remedy

@@ -161,7 +161,7 @@ def steer(text: str, config: ModelConfig) -> Steer:
     """What `--steer TEXT` asks for."""
     scan = Scanner(Entry("--steer", text), config)
     path, plus, minus = None, "", None
-    if file := scan.take(r"[^\"@]+?\.safetensors(?=\s*@)"):
+    if file := scan.take(r"[^\"@]+?\.safetensors(?![\w.])"):
         path = file[0]
     else:
         plus = scan.text('a text in quotes, "one" - "other", or a .safetensors file')

@@ -69,7 +69,7 @@ def _places(view: Change, canvas: Canvas) -> Text:
     shown = window(len(view.places), view.position, canvas.rows or LINES)
     rows = view.places[shown.start : shown.stop]
     cells = max(4, min(30, canvas.width - 3 * TOKEN - 35))
-    most = max([1e-9, *(row.kl_bits for row in rows)])
+    most = max([1e-3, *(row.kl_bits for row in rows)])  # less is rounding, and prints as 0
     out = columns(("pos", -5), ("token", TOKEN), ("KL bits", -8), ("", cells),
                   ("untouched says", TOKEN + 8), ("changed says", TOKEN + 8))  # fmt: skip
     for row in rows:

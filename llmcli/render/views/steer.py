@@ -138,13 +138,14 @@ def _sweep(view: SteerSweep, canvas: Canvas) -> RenderableType:
 
 
 def _trial(trial: Trial) -> list[tuple[Text, Text]]:
-    facts = []
-    for title, kl, perplexity in (
-        (f"strength {trial.strength:g}", trial.kl_bits, trial.perplexity),
-        (f"random, {trial.strength:g}", trial.control_kl_bits, trial.control_perplexity),
-    ):
-        line = Text().append(title, style="bold cyan")
-        line.append(f"  KL {number(kl, 3)} bits  perplexity {perplexity:.4g}", style="dim")
-        facts.append(line)
+    titles = [Text(f"{title} {trial.strength:g}", style="bold cyan")
+              for title in ("strength", "random,")]  # fmt: skip
+    facts = [
+        Text(f"KL {number(kl, 3)} bits, perplexity {perplexity:.4g}", style="dim")
+        for kl, perplexity in (
+            (trial.kl_bits, trial.perplexity),
+            (trial.control_kl_bits, trial.control_perplexity),
+        )
+    ]
     texts = [Text(harmless(text)) for text in (trial.text, trial.control_text)]
-    return [(facts[0], facts[1]), (texts[0], texts[1])]
+    return [(titles[0], titles[1]), (facts[0], facts[1]), (texts[0], texts[1])]

@@ -27,15 +27,16 @@ def tokens(f: Any) -> Words:
     rows = [f"{'position':>8} {'token':<20} {'id':>6} {'bytes':>6}"]
     rows += [f"{p.position:8} {tok(p.token, 20)} {p.token.id:6} {p.n_bytes:6}" for p in f.pieces]
     more = f.n_tokens - len(f.pieces)
-    prefix = " The tokenizer puts position 0 before every text." if f.n_prefix else ""
+    before = " The token at position 0 is put before every text." if f.n_prefix == 1 else ""
     return Words("Text becomes tokens, tokens become ids", [
         f"The model never sees letters. A tokenizer cuts the text into tokens, pieces from a fixed "
         f"vocabulary of {f.vocab_size}, and puts a number in place of each: its id. The "
-        f"{f.n_bytes} bytes of your text make {f.n_tokens} ids"
+        f"{f.n_bytes} bytes of your text make {f.n_tokens - f.n_prefix} ids"
+        f"{f', {f.n_tokens} with what is put before it' if f.n_prefix else ''}"
         f"{f', of which {more} in the middle are not shown' if more else ''}:",
         rows,
         "Common words tend to be one token, rare ones several. In this kind of tokenizer a space "
-        "usually belongs to the token after it." + prefix,
+        "usually belongs to the token after it." + before,
         "An id is a label, not a quantity: the model never computes with it, it only says which "
         "row of a table to take (page 7).",
     ], ("inspect {} --view tokens",))  # fmt: skip
@@ -51,8 +52,8 @@ def logits(f: Any) -> Words:
     return Words("A vector of logits for every position", [
         f"At every position the model gives {f.vocab_size} numbers, one for each token of the "
         "vocabulary: the higher, the better this token would fit next. They are called logits. "
-        f"Your {f.n_tokens} tokens give a matrix of {f.n_tokens} × {f.vocab_size} = {f.n_logits} "
-        "logits. Some of its rows:",
+        f"The {f.n_tokens} tokens give a matrix of {f.n_tokens} × {f.vocab_size} = {f.n_logits} "
+        f"logits. {'Some of its' if len(f.rows) < f.n_tokens else 'Its'} rows:",
         rows,
         "All rows come out of the same pass, and each has seen only its own token and those before "
         "it. In training each row but the last can be compared with the token that really came. "
@@ -124,7 +125,7 @@ def vectors(f: Any) -> Words:
 def lookup(f: Any) -> Words:
     matrix = ["  ".join(f"{value:g}" for value in row) for row in f.matrix]
     return Words("One-hot times matrix: looking up a row", [
-        "A vector times a matrix is a sum of the matrix' rows, each multiplied by one number of "
+        "A vector times a matrix is a sum of the matrix's rows, each multiplied by one number of "
         "the vector. If the vector is one-hot, a single row is left:",
         [f"{'':14}{matrix[0]}", f"{small(f.one_hot)}  ×  {matrix[1]}  =  {small(f.row)}",
          f"{'':14}{matrix[2]}"],
@@ -150,7 +151,7 @@ def projection(f: Any) -> Words:
     return Words("A matrix as a projection between spaces", [
         "Any other vector gives a mixture of rows. The matrix leads from a space with as many "
         "dimensions as it has rows to one with as many as it has columns. In this field that is "
-        "called a projection (geometry calls so only what changes nothing when done twice).",
+        "called a projection (in geometry only what would change nothing more if done again).",
         "Into a space of fewer dimensions something is always lost: different points arrive at the "
         "same place.",
         rows,

@@ -31,7 +31,8 @@ def scores(f: Any) -> Words:
         f"score is their dot product times {f.scale:.4g}"
         + (f", which is 1/√{f.head_dim}" if f.by_head_dim and not f.by_layer else "")
         + ". Without scaling, sums of many products would tend to be large, and softmax would "
-        "give nearly all to one. The keys with the largest weights:",
+        "give nearly all to one. "
+        + ("The keys with the largest weights:" if len(f.rows) < f.n_seen else "All of them:"),
         rows,
     ], (f"inspect {{}} --view head --layer {f.layer} --head {f.head}",))  # fmt: skip
 
@@ -40,7 +41,7 @@ def mask(f: Any) -> Words:
     rows = []
     for r in f.rows:
         left = " ".join("  -inf" if s is None else f"{s:6.2f}" for s in r.scores)
-        rows.append(f"{tok(r.token, 10)} {left}  │{nums(r.weights, 2, 5)}")
+        rows.append(f"{tok(r.token, 8)} {left}  │{nums(r.weights, 2, 5)}")
     return Words("The causal mask, and softmax", [
         f"A position must not see what comes after it: {f.n_hidden} of this head's scores become "
         "minus infinity. Softmax makes each row positive weights that add up to 1, and 0 where the "
@@ -51,8 +52,10 @@ def mask(f: Any) -> Words:
 
 def context(f: Any) -> Words:
     rows = [f"{r.position:8} {tok(r.token)} {pct(r.weight)} {nums(r.first)}" for r in f.rows]
-    rows += [f"{'':8} {f'{f.n_others} others':<14} {pct(f.others_weight)} {nums(f.others)}",
-             f"{'':8} {'sum':<14} {'':8} {nums(f.total)}"]  # fmt: skip
+    if f.n_others:
+        others = f"{f.n_others} others"
+        rows.append(f"{'':8} {others:<14} {pct(f.others_weight)} {nums(f.others)}")
+    rows.append(f"{'':8} {'sum':<14} {'':8} {nums(f.total)}")
     return Words("Weighted values: the context vector", [
         "Each value is multiplied by its weight, and the results are added. The sum is this "
         "position's context vector, a mixture of what it has read. Its first numbers:",
@@ -133,8 +136,9 @@ def choosing(f: Any) -> Words:
         r.prob, r.cold, r.hot, r.top_k, r.top_p)) for r in f.rows]  # fmt: skip
     return Words("Choosing a token", [
         f"Greedy takes the most probable, {said(f.greedy)}. Otherwise a token is drawn. A "
-        "temperature T divides the logits first: below 1 the likely gain. Top-k keeps the k most "
-        f"probable. Top-p keeps the fewest that together reach p, here {f.n_kept}:",
+        "temperature T divides the logits first: below 1 the likely tokens gain, above 1 the "
+        "unlikely ones. Top-k keeps the k most probable, top-p the fewest that together reach p, "
+        f"here {f.n_kept}; what is left is scaled up to 100 % again:",
         rows,
     ], (f"inspect {{}} --view sampling --top-k {f.top_k}",))  # fmt: skip
 
@@ -146,7 +150,7 @@ def repeating(f: Any) -> Words:
         rows or ["The context is full: nothing can be appended."],
         f"It ends at an end-of-text token, a limit, or a context of {f.n_ctx} tokens. What was "
         "chosen is not taken back.",
-    ], ("generate {} --top-probs 5",))  # fmt: skip
+    ], ("generate {} --temperature 0 --top-probs 5",))  # fmt: skip
 
 
 def cache(f: Any) -> Words:
