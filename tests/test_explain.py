@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 
 import pytest
 import torch
+from conftest import FABLE
 from test_inspection_views import IDS, pair, run_of  # noqa: F401
 
+from llmcli.config import read_config
+from llmcli.gpt.weights import load_model
 from llmcli.inspection import explain
-from llmcli.inspection.run import Ask
+from llmcli.inspection.run import Ask, Run
 from llmcli.inspection.walk.topics import TOPICS
 
 
@@ -63,3 +67,21 @@ def test_a_page_that_does_not_exist_is_named(llmcli):
         result = llmcli("inspect", "x", "--view", "explain", "--page", page)
         assert result.exit_code == 2
         assert "It goes from 1 to 25" in result.stderr
+
+
+@pytest.mark.parametrize("storage", ["float32", "float16", "int8"])
+def test_parameters_are_counted_by_what_they_are_for_however_they_are_stored(storage):
+    from safetensors.torch import load_file
+
+    counts = Counter()
+    for name, values in load_file(FABLE / "model.safetensors").items():
+        kinds = {"attn": "attention", "mlp": "feed-forward", "ln_": "layer norms",
+                 "wte": "token embedding", "wpe": "position embedding"}  # fmt: skip
+        counts[next(kind for part, kind in kinds.items() if f".{part}" in name)] += values.numel()
+    ids = [0, 423, 438]
+    run = Run(load_model(FABLE, read_config(FABLE), storage), ids, lambda id: b"", n_prefix=1)
+    pages = {page.topic: page.facts for page in explain.view(run, Ask(position=2)).pages}
+    found = pages["parameters"]
+    assert {group.name: group.count for group in found.groups} == counts
+    assert found.total == sum(counts.values())
+    assert sum(group.share for group in found.groups) == pytest.approx(1)

@@ -57,7 +57,7 @@ def test_stored_weights_are_near_the_true_ones(kind):
 @pytest.mark.parametrize("kind", LAYERS)
 def test_a_layer_multiplies_by_the_weights_that_it_stores(kind, bias, shape):
     layer, _ = made(kind, bias=bias)
-    x = torch.randn(shape) if len(shape) > 1 else torch.randn(1, *shape)
+    x = torch.randn(shape)
     expected = F.linear(x, layer.weight.float(), None if layer.bias is None else layer.bias.float())
     got = layer(x)
     assert got.dtype == torch.float32

@@ -44,7 +44,7 @@ class HalfLinear(nn.Module):
         return torch.ops.quantized.linear_unpack_fp16(self.packed)[0]
 
     def forward(self, x: Tensor) -> Tensor:
-        return HALF_PRODUCT(x, self.packed)
+        return HALF_PRODUCT(x, self.packed) if x.dim() > 1 else self(x[None])[0]
 
 
 class PlainHalfLinear(nn.Module):
@@ -90,7 +90,7 @@ class Int8Linear(nn.Module):
         return torch.ops.quantized.linear_unpack(self.packed)[0].dequantize()
 
     def forward(self, x: Tensor) -> Tensor:
-        return INT8_PRODUCT(x, self.packed, self.saturates)
+        return INT8_PRODUCT(x, self.packed, self.saturates) if x.dim() > 1 else self(x[None])[0]
 
 
 class PlainInt8Linear(nn.Module):

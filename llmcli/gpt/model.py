@@ -186,7 +186,7 @@ class GPT(nn.Module):
         positions = torch.arange(start, start + ids.shape[1], device=ids.device)[None]  # (1, T)
         if pad is not None:
             positions = (positions - pad[:, None]).clamp(min=0)  # (B, T)
-        tokens = tap("embed", self.token_embedding(ids).to(self.dtype))
+        tokens = tap("embed", self.token_embedding(ids))
         return tokens + tap("pos_embed", self.position_embedding(positions).expand_as(tokens))
 
     def unembed(self, x: Tensor, start: int, tap: Tap) -> Tensor:

@@ -84,12 +84,10 @@ def load_model(
     with torch.device("meta"):
         model = GPT(config)
     sources = _match(folder, read_checkpoint(folder), model)
-    weights = {}
+    weights: dict[str, Tensor] = {}
     if not computes_so:
         _store_linears(model, sources, storage)
-        info = sources["token_embedding.weight"].info
-        weights["token_embedding.weight"] = _read(info, DTYPES[info.dtype])
-    left = {name for name, weight in model.named_parameters() if weight.is_meta} - weights.keys()
+    left = {name for name, weight in model.named_parameters() if weight.is_meta}
     for name in sources.keys() & left:
         info, transposed = sources[name]
         weight = _read(info, dtype).to(device)

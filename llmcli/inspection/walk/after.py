@@ -237,9 +237,12 @@ def _eos(walk: Walk) -> Token | None:
 
 def parameters(walk: Walk) -> Parameters:
     counts: dict[str, int] = {}
-    for name, values in walk.model.named_parameters():  # a tied head comes once
-        group = _group(name)
-        counts[group] = counts.get(group, 0) + values.numel()
+    for name, layer in walk.model.named_modules():
+        if name == "head" and walk.config.tie_embeddings:
+            continue  # counted as the token embedding
+        for part in ("weight", "bias"):  # which a layer has however it stores them
+            if (values := getattr(layer, part, None)) is not None:
+                counts[_group(name)] = counts.get(_group(name), 0) + values.numel()
     total = sum(counts.values())
     return Parameters(
         total=total,
@@ -251,9 +254,9 @@ def parameters(walk: Walk) -> Parameters:
     )
 
 
-def _group(parameter: str) -> str:
-    """What a parameter is for, by its name."""
-    parts = parameter.split(".")
+def _group(layer: str) -> str:
+    """What a layer's parameters are for, by its name."""
+    parts = layer.split(".")
     if "attn" in parts or "mlp" in parts:
         return "attention" if "attn" in parts else "feed-forward"
     if any(part.startswith("norm") for part in parts):
