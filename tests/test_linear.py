@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,6 +20,7 @@ from llmcli.gpt.linear import (
     PlainHalfLinear,
     PlainInt4Linear,
     PlainInt8Linear,
+    SerialHalfLinear,
     maker,
 )
 from llmcli.gpt.place import choose
@@ -24,6 +29,7 @@ from llmcli.gpt.weights import load_model
 # The layer; the largest error of a weight, and of a product, relative to the largest of them.
 LAYERS = {
     HalfLinear: (5e-4, 1e-5),
+    SerialHalfLinear: (5e-4, 1e-5),
     PlainHalfLinear: (5e-4, 1e-3),
     Int8Linear: (5e-3, 3e-2),
     PlainInt8Linear: (5e-3, 1e-5),
@@ -32,6 +38,7 @@ LAYERS = {
 }
 NEEDS = {
     HalfLinear: linear.has_fbgemm,
+    SerialHalfLinear: linear.has_fbgemm,
     Int8Linear: linear.has_fbgemm,
     Int4Linear: linear.has_int4_kernel,
 }
@@ -42,7 +49,8 @@ def made(kind, n_out=64, n_in=96, bias=True):
         pytest.skip(f"{kind.__name__}: this processor has no kernel")
     torch.manual_seed(1)
     weight = torch.randn(n_out, n_in) * torch.rand(n_out, 1)  # rows of different sizes
-    return kind(weight, torch.randn(n_out) if bias else None), weight
+    with linear.packing():
+        return kind(weight, torch.randn(n_out) if bias else None), weight
 
 
 @pytest.mark.parametrize("kind", LAYERS)
@@ -76,10 +84,53 @@ def test_8_bit_weights_are_those_of_torch():
 def test_the_slow_layers_store_what_the_fast_ones_do():
     fast, slow = made(Int8Linear)[0], made(PlainInt8Linear)[0]
     torch.testing.assert_close(fast.weight, slow.weight)
-    fast, slow = made(HalfLinear)[0], made(PlainHalfLinear)[0]
-    torch.testing.assert_close(fast.weight, slow.weight.float(), atol=0, rtol=0)
+    slow = made(PlainHalfLinear)[0].weight.float()
+    for kind in (HalfLinear, SerialHalfLinear):
+        torch.testing.assert_close(made(kind)[0].weight, slow, atol=0, rtol=0)
     fast, slow = made(Int4Linear)[0], made(PlainInt4Linear)[0]
     torch.testing.assert_close(fast.weight, slow.weight, atol=2e-2, rtol=0)
+
+
+def test_without_scripts_the_product_is_the_same(monkeypatch):
+    x = torch.randn(1, 1, 96)
+    expected = made(HalfLinear)[0](x)
+
+    def dropped(_module):
+        raise RuntimeError("torch.jit is gone")
+
+    monkeypatch.setattr(torch.jit, "script", dropped)
+    torch.testing.assert_close(made(HalfLinear)[0](x), expected, atol=0, rtol=0)
+
+
+def test_without_vnni_sums_of_8_bit_products_do_not_saturate():
+    """All weights and activations at their largest, by the instructions of an older processor."""
+    if not linear.has_fbgemm():
+        pytest.skip("this processor has no kernel")
+    code = """if True:
+        import torch
+        from llmcli.gpt import linear
+        linear._has_vnni = lambda: False
+        x = torch.ones(1, 64)
+        x[0, 0] = 0  # the range of 8 bits begins here
+        print(linear.Int8Linear(torch.ones(64, 64), None)(x).sum().item())
+    """
+    env = {**os.environ, "FBGEMM_ENABLE_INSTRUCTIONS": "AVX2"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+    assert float(done.stdout) == pytest.approx(64 * 63, rel=1e-4)
+
+
+def test_one_thread_has_a_kernel_of_its_own():
+    if not linear.has_fbgemm():
+        pytest.skip("this processor has no kernel")
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        assert maker("float16", (64, 96)) is SerialHalfLinear
+        torch.set_num_threads(2)
+        assert maker("float16", (64, 96)) is HalfLinear
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_a_large_matrix_is_converted_in_chunks_and_all_of_it_is(monkeypatch):

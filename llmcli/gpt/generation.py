@@ -94,12 +94,16 @@ def generate(
         logits = model(fed, cache, tap, last_only=True)[:, -1].float()  # (B, V)
         real = logits if n_tokens is None else logits.index_fill(1, padding, -math.inf)
         drawn = filtered(real, sampling, _counts(history, running, sampling, logits))
-        ids = _draw(drawn, [generators[row] for row in running])
+        drawn_logprobs = drawn.log_softmax(dim=-1)
+        if sampling.temperature:
+            ids = _draw(drawn_logprobs, [generators[row] for row in running])
+        else:
+            ids = drawn.argmax(dim=-1)  # the only one left
         if index in forced:  # after the draw, so that later steps draw what they would have drawn
             ids = torch.full_like(ids, forced[index])
         limit = index == n_steps - 1
         time_s = time.perf_counter() - started
-        for place, facts in enumerate(_facts(logits, drawn, ids, top_probs)):
+        for place, facts in enumerate(_facts(logits, drawn_logprobs, ids, top_probs)):
             row, id = running[place], facts["chosen"].id
             history[row].append(id)
             yield Step(
@@ -137,7 +141,8 @@ def score(model: GPT, ids: Sequence[int], top_probs: int = 0, tap: Tap = NO_TAP)
     facts: list[dict[str, Any]] = []
     for start in range(0, len(ids) - 1, 64):  # all logits at once would take V / C times the room
         logits = model.unembed(x[:, start : start + 64], start, tap)[0].float()
-        facts += _facts(logits, logits, tensor[0, 1 + start :][:64], top_probs)
+        logprobs = logits.log_softmax(dim=-1)
+        facts += _facts(logits, logprobs, tensor[0, 1 + start :][:64], top_probs)
     return [
         Step(row=0, index=position, forced=True, time_s=0.0, finish_reason=None, **values)
         for position, values in enumerate(facts, start=1)
@@ -180,25 +185,22 @@ def _counts(
     return seen(rows, sampling.penalty_window, logits.shape[-1]).to(logits.device)
 
 
-def _draw(drawn: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-    """An id for each row of `drawn` (B, V), from its own generator: (B,)."""
-    probs = drawn.softmax(dim=-1)
-    if not torch.isfinite(probs.sum()):
-        raise IntegrityError(
-            "The model's logits are not numbers (NaN or infinite).",
-            "Its weights are damaged, or too large for this dtype; try --dtype float32.",
-        )
+def _draw(drawn_logprobs: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+    """An id for each row of `drawn_logprobs` (B, V), from its own generator: (B,)."""
     points = [torch.rand((), generator=generator, dtype=torch.float64) for generator in generators]
-    return draw(probs.cpu(), torch.stack(points)).to(drawn.device)
+    return draw(drawn_logprobs.exp().cpu(), torch.stack(points)).to(drawn_logprobs.device)
 
 
-def _facts(logits: Tensor, drawn: Tensor, ids: Tensor, top_probs: int) -> list[dict[str, Any]]:
-    """What there is to know of the choice of `ids` (B,) from `logits`, filtered to `drawn` (B, V).
+def _facts(
+    logits: Tensor, drawn_logprobs: Tensor, ids: Tensor, top_probs: int
+) -> list[dict[str, Any]]:
+    """What there is to know of `ids` (B,): of `logits` (B, V), drawn as `drawn_logprobs` (B, V) say.
 
     All rows at once, and one list for each of Step's fields: a tensor that is asked for its
-    numbers one by one takes longer than the model.
+    numbers one by one takes longer than the model. Raises IntegrityError for logits that are no
+    numbers: a single one in a row makes all its logprobs NaN.
     """
-    logprobs, drawn_logprobs = logits.log_softmax(dim=-1), drawn.log_softmax(dim=-1)
+    logprobs = logits.log_softmax(dim=-1)
     probs = logprobs.exp()
     k = min(top_probs, logits.shape[-1])
     choices = ids[:, None]
@@ -207,7 +209,7 @@ def _facts(logits: Tensor, drawn: Tensor, ids: Tensor, top_probs: int) -> list[d
         choices = torch.cat([choices, top, drawn_top], dim=1)  # (B, 1 + 2 k)
     rank = _rank(logits, ids).tolist()
     entropy_bits = (-(probs * logprobs).sum(dim=1) / math.log(2)).tolist()
-    kept = (probs * (drawn > -math.inf)).sum(dim=1).clamp(max=1).tolist()
+    kept = probs.where(drawn_logprobs > -math.inf, 0).sum(dim=1).clamp(max=1).tolist()
     listed = [
         [Choice(*values) for values in zip(*row, strict=True)]
         for row in zip(
@@ -217,6 +219,11 @@ def _facts(logits: Tensor, drawn: Tensor, ids: Tensor, top_probs: int) -> list[d
             strict=True,
         )
     ]
+    if any(math.isnan(row[0].logprob) for row in listed):
+        raise IntegrityError(
+            "The model's logits are not numbers (NaN or infinite).",
+            "Its weights are damaged, or too large for this dtype; try --dtype float32.",
+        )
     return [
         {
             "chosen": row[0],
@@ -238,9 +245,9 @@ def _facts(logits: Tensor, drawn: Tensor, ids: Tensor, top_probs: int) -> list[d
 def _rank(logits: Tensor, ids: Tensor) -> Tensor:
     """How many of `logits` (B, V) come before those of `ids` (B,), equal ones by id: (B,)."""
     chosen = logits.gather(1, ids[:, None])  # (B, 1)
-    above = (logits > chosen).sum(dim=1)
+    above = (logits > chosen).count_nonzero(dim=1)
     equal = logits == chosen
-    if equal.sum() > len(ids):
+    if equal.count_nonzero() > len(ids):
         lower = torch.arange(logits.shape[-1], device=ids.device) < ids[:, None]
         above += (equal & lower).sum(dim=1)
     return above

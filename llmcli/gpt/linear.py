@@ -13,6 +13,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from threading import Lock
 from typing import Any, ClassVar
 
 import torch
@@ -20,11 +21,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 # Bound once: to find an operator by its name takes as long as a small one does.
-HALF_PRODUCT = torch.ops.quantized.linear_dynamic_fp16.default
-INT8_PRODUCT = torch.ops.quantized.linear_dynamic.default
+SERIAL_HALF_PRODUCT = torch.fbgemm_linear_fp16_weight_fp32_activation
+INT8_PRODUCT = torch.fbgemm_linear_int8_weight_fp32_activation
 INT4_PRODUCT: Any = getattr(torch.ops.aten, "_weight_int4pack_mm_for_cpu", None)
 
 CHUNK_NBYTES = 8 << 20  # of weights converted at once: what the processor's caches hold
+SCRIPTING = Lock()  # layers are made side by side
 GROUP = 32  # weights that share a scale and a minimum in 4 bits
 
 
@@ -37,6 +39,7 @@ class HalfLinear(nn.Module):
         super().__init__()
         self.bias = None if bias is None else frozen(bias.float())
         self.packed = torch.ops.quantized.linear_prepack_fp16(weight.float(), self.bias)
+        self.times = half_product(self.packed)
 
     @property
     def weight(self) -> Tensor:
@@ -44,7 +47,56 @@ class HalfLinear(nn.Module):
         return torch.ops.quantized.linear_unpack_fp16(self.packed)[0]
 
     def forward(self, x: Tensor) -> Tensor:
-        return HALF_PRODUCT(x, self.packed) if x.dim() > 1 else self(x[None])[0]
+        return self.times(x) if x.dim() > 1 else self(x[None])[0]
+
+
+class HalfProduct(nn.Module):
+    def __init__(self, packed: Any) -> None:
+        super().__init__()
+        self.packed = packed
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.ops.quantized.linear_dynamic_fp16(x, self.packed)
+
+
+def half_product(packed: Any) -> Callable[[Tensor], Tensor]:
+    """x -> x W^T + b with packed weights, called as fast as can be.
+
+    Torch takes 10 microseconds to find in a Python object the weights that it wraps, which is a
+    tenth of a decode step; as part of a script they are found once. Torch will drop scripts one
+    day: without them it only takes longer.
+    """
+    try:
+        with SCRIPTING:
+            return torch.jit.script(HalfProduct(packed)).forward
+    except (OSError, RuntimeError):
+        return HalfProduct(packed).forward
+
+
+class SerialHalfLinear(nn.Module):
+    """`HalfLinear` for one thread: of a small layer, handing over the other's packed weights
+    takes most of the time, which this kernel spares; it knows no threads."""
+
+    storage: ClassVar[str] = "float16"
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.n_out, self.n_in = weight.shape
+        self.bias = None if bias is None else frozen(bias.float())
+        self.added = torch.zeros(self.n_out) if self.bias is None else self.bias
+        self.packed = torch.fbgemm_pack_gemm_matrix_fp16(weight.float())
+        self(torch.zeros(1, self.n_in))  # the kernel's one warning comes here, in `packing`
+
+    @property
+    def weight(self) -> Tensor:
+        """The stored weights: (out, in), fp32."""
+        nothing = torch.zeros(self.n_out)
+        return SERIAL_HALF_PRODUCT(torch.eye(self.n_in), self.packed, nothing).t()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dim() == 1:
+            return self(x[None])[0]
+        return SERIAL_HALF_PRODUCT(x, self.packed, self.added)
 
 
 class PlainHalfLinear(nn.Module):
@@ -70,27 +122,36 @@ class PlainHalfLinear(nn.Module):
 class Int8Linear(nn.Module):
     """Weights in 8 bits, one scale per output; each call quantises its x to 8 bits too.
 
-    Where the kernel is missing, `PlainInt8Linear` computes with the same weights.
+    The kernel knows one scale for all weights: it is told 1, and what it returns is scaled after.
+    Without VNNI a processor sums pairs of products in 16 bits, in which those of 7-bit weights fit.
     """
 
     storage: ClassVar[str] = "int8"
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
+        values, scale = to_int8(weight, 127 if _has_vnni() else 63)
+        self.scale = frozen(scale)
         self.bias = None if bias is None else frozen(bias.float())
-        values, scale = to_int8(weight)
-        zero = torch.zeros(len(scale), dtype=torch.long)
-        stored = torch._make_per_channel_quantized_tensor(values, scale.double(), zero, 0)
-        self.packed = torch.ops.quantized.linear_prepack(stored, self.bias)
-        self.saturates = not _has_vnni()
+        self.added = torch.zeros_like(scale) if self.bias is None else self.bias / scale
+        self.sums = values.sum(dim=1, dtype=torch.int32)
+        self.packed = torch.fbgemm_pack_quantized_matrix(values)
+        self.shape = torch.empty(1, 1, dtype=torch.int8).expand(weight.shape)  # all it needs now
+        self(torch.zeros(1, weight.shape[1]))  # the kernel's one warning comes here, in `packing`
 
     @property
     def weight(self) -> Tensor:
         """The weights that the stored integers stand for: (out, in), fp32."""
-        return torch.ops.quantized.linear_unpack(self.packed)[0].dequantize()
+        one_by_one = self._times(torch.eye(self.shape.shape[1]), torch.zeros_like(self.scale))
+        return one_by_one.mul_(self.scale).t()
+
+    def _times(self, x: Tensor, bias: Tensor) -> Tensor:
+        return INT8_PRODUCT(x, self.shape, self.packed, self.sums, 1.0, 0, bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return INT8_PRODUCT(x, self.packed, self.saturates) if x.dim() > 1 else self(x[None])[0]
+        if x.dim() == 1:
+            return self(x[None])[0]
+        return self._times(x, self.added).mul_(self.scale)
 
 
 class PlainInt8Linear(nn.Module):
@@ -136,9 +197,8 @@ class Int4Linear(nn.Module):
         return INT4_PRODUCT(rows, self.packed, GROUP, self.scales)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self._times(x.reshape(-1, x.shape[-1]).bfloat16()).to(x.dtype)
-        y = y.view(*x.shape[:-1], -1)
-        return y if self.bias is None else y + self.bias.to(x.dtype)
+        y = self._times(x.reshape(-1, x.shape[-1]).bfloat16()).view(*x.shape[:-1], -1)
+        return (y if self.bias is None else y + self.bias).to(x.dtype)
 
 
 class PlainInt4Linear(nn.Module):
@@ -163,10 +223,10 @@ class PlainInt4Linear(nn.Module):
         return F.linear(x.float(), self.weight, self.bias).to(x.dtype)
 
 
-def to_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Integers (out, in) from -127 to 127 and a scale (out,) with weight = integers * scale."""
+def to_int8(weight: Tensor, most: int = 127) -> tuple[Tensor, Tensor]:
+    """Integers (out, in) from -most to most and a scale (out,) with weight = integers * scale."""
     low, high = weight.aminmax(dim=1)
-    scale = torch.maximum(-low, high).float().clamp(min=1e-12) / 127
+    scale = torch.maximum(-low, high).float().clamp(min=1e-12) / most
     values = torch.empty(weight.shape, dtype=torch.int8)
     for part in chunks(weight, 4):
         values[part] = (weight[part] / scale[part, None]).round_()
@@ -213,8 +273,9 @@ def maker(storage: str, shape: Sequence[int]) -> Make:
     """
     if storage == "int4" and (shape[0] % 16 or shape[1] % GROUP):
         storage = "int8"
+    half = SerialHalfLinear if torch.get_num_threads() == 1 else HalfLinear
     return {
-        "float16": HalfLinear if has_fbgemm() else PlainHalfLinear,
+        "float16": half if has_fbgemm() else PlainHalfLinear,
         "int8": Int8Linear if has_fbgemm() else PlainInt8Linear,
         "int4": Int4Linear if has_int4_kernel() else PlainInt4Linear,
     }[storage]
@@ -246,7 +307,7 @@ def storage_of(layer: nn.Module) -> str:
 
 
 def _has_vnni() -> bool:
-    """Whether 8-bit products are summed without saturation; else activations get 7 bits."""
+    """Whether 8-bit products are summed without saturation; else weights get 7 bits."""
     return bool(getattr(torch.cpu, "_is_vnni_supported", lambda: False)())
 
 
@@ -261,7 +322,8 @@ def packing() -> Iterator[None]:
         torch.backends.quantized.engine = "fbgemm"
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "torch.quantize_per_tensor", UserWarning)
+            warnings.filterwarnings("ignore", "fbgemm_", UserWarning)
+            warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
             yield
     finally:
         torch.backends.quantized.engine = before

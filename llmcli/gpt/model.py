@@ -175,8 +175,8 @@ class GPT(nn.Module):
         pad = cache.pad if cache is not None else None
         mask = visible(T, start + T, pad, ids.device)
         x = self.embed(ids, start, pad, tap)
-        for layer, block in enumerate(self.blocks):
-            past = cache.layers[layer] if cache is not None else None
+        pasts = cache.extend(T) if cache is not None else [None] * len(self.blocks)
+        for layer, (block, past) in enumerate(zip(self.blocks, pasts, strict=True)):
             x = block(x, mask, past, tap.at(start, layer))
         return x
 

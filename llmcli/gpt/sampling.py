@@ -49,8 +49,10 @@ def with_top_k(logits: Tensor, k: int) -> Tensor:
     """The `k` largest logits, exactly; among equals the lowest ids stay (arXiv:1805.04833)."""
     if k >= logits.shape[-1]:
         return logits
-    largest = logits.amax(dim=-1, keepdim=True) if k == 1 else logits.topk(k, dim=-1).values
-    smallest = largest[..., -1:]  # the k-th largest
+    if k == 1:  # every step of a greedy text
+        largest, id = logits.max(dim=-1, keepdim=True)
+        return torch.full_like(logits, -math.inf).scatter_(-1, id, largest)
+    smallest = logits.topk(k, dim=-1).values[..., -1:]  # the k-th largest
     keep = logits >= smallest
     if (keep.sum(dim=-1) > k).any():  # several are equal to it
         above, equal = logits > smallest, logits == smallest
