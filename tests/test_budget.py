@@ -17,7 +17,7 @@ def test_parameters_and_cache_are_counted_exactly(name, save_gpt2):
     config = model.config
     assert config.n_parameters == sum(weight.numel() for weight in model.parameters())
     cache = KVCache(config, batch=3, capacity=20, dtype=torch.float16)
-    real = sum(t.nbytes for layer in cache.layers for t in (layer.keys, layer.values))
+    real = cache.keys.nbytes + cache.values.nbytes
     plan = budget(config, "bfloat16", batch=3, n_tokens=20)
     assert plan.cache == real
     assert plan.weights == 2 * config.n_parameters
