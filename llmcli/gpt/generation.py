@@ -194,7 +194,7 @@ def _draw(drawn_logprobs: Tensor, generators: Sequence[torch.Generator]) -> Tens
 def _facts(
     logits: Tensor, drawn_logprobs: Tensor, ids: Tensor, top_probs: int
 ) -> list[dict[str, Any]]:
-    """What there is to know of the choice of `ids` (B,) from `drawn_logprobs` (B, V).
+    """What there is to know of `ids` (B,), drawn from `logits` (B, V) that the filters changed.
 
     All rows at once, and one list for each of Step's fields: a tensor that is asked for its
     numbers one by one takes longer than the model. Raises IntegrityError for logits that are no
