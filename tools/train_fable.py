@@ -1,11 +1,15 @@
 """How fable came to be: a tokenizer and a small GPT-2, trained from scratch on simple stories.
 
     python tools/train_fable.py --corpus CORPUS_FOLDER --run runs/fable --steps 5000
-    python tools/train_fable.py --run runs/fable --export llmcli/models/fable
+    python tools/train_fable.py --corpus CORPUS_FOLDER --run runs/second --steps 2500 --seed 2 \
+        --start llmcli/models/fable --dropout 0.15
+    python tools/train_fable.py --run runs/second --export llmcli/models/fable
 
 The first command trains, and when it is run again it goes on from its last checkpoint; another
-`--steps` moves the end of the schedule. The second writes a Hugging Face folder. Needs the `dev`
-extra. Seeded: the same steps give the same data in the same order.
+`--steps` moves the end of the schedule. The second trains a finished model further: the learning
+rate goes up once more, half as high, and down again (warm restarts, arXiv:1608.03983). The third
+writes a Hugging Face folder. Needs the `dev` extra. Seeded: the same steps give the same data in
+the same order.
 
 What is here, in order: the tokenizer, the data, the loss, the optimizers, the loop, the export.
 """
@@ -17,6 +21,7 @@ import json
 import math
 import random
 import re
+import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -32,7 +37,7 @@ from torch import Tensor
 from llmcli.config import ModelConfig
 from llmcli.gpt.model import GPT
 from llmcli.gpt.tap import Tap
-from llmcli.gpt.weights import to_checkpoint
+from llmcli.gpt.weights import load_model, to_checkpoint
 
 CONFIG = {
     "model_type": "gpt2",
@@ -58,13 +63,14 @@ GENERATION = {
     "top_k": 0,
 }
 EOT_ID = 0
+SWAP_SHARE = 0.9  # of the stories, whose children are named anew in each epoch
 PD_SHARE = 0.05  # of the public-domain books seen in an epoch: harder English, for its words
 TOKENS_PER_BATCH = 4096  # padded; what fits the processor's caches
 BATCHES_PER_STEP = 2
-DROPOUT = 0.05
 WARMUP_STEPS = 100
 DECAY_SHARE = 0.5  # of the steps, at the end, in which the learning rate falls to zero
 MATRIX_LR, OTHER_LR = 0.01, 2e-3
+RESTART_LR = 0.5  # of these, for a model that has been trained before
 AVERAGE = 0.995  # what the running average of the weights keeps at each step
 
 
@@ -128,7 +134,7 @@ class Corpus:
         """Batches of windows of ids; windows of one batch are of similar length."""
         rng = random.Random(f"{self.seed}/{number}")
         stories = [
-            swap_names(text, self.frequency, rng) if rng.random() < 0.5 else text
+            swap_names(text, self.frequency, rng) if rng.random() < SWAP_SHARE else text
             for text in self.stories
         ]
         n_books = int(PD_SHARE * len(self.books))
@@ -279,18 +285,35 @@ def lr_factor(step: int, steps: int) -> float:
 # --- the loop ------------------------------------------------------------------------------------
 
 
-def train(run: Path, corpus_folder: Path, steps: int, seed: int, device: str) -> None:
-    """Train until `steps`; a checkpoint every 100 steps, written beside and then moved."""
+def train(
+    run: Path,
+    corpus_folder: Path,
+    steps: int,
+    seed: int,
+    device: str,
+    dropout: float,
+    start: Path | None,
+) -> None:
+    """Train until `steps`; a checkpoint every 100 steps, written beside and then moved.
+
+    The weights and the tokenizer are new, or those of the model in the folder `start`.
+    """
     run.mkdir(parents=True, exist_ok=True)
     corpus = Corpus(corpus_folder, seed)
     path = run / "tokenizer.json"
     if not path.exists():
-        train_tokenizer(corpus.stories + corpus.ccby).save(str(path))
+        if start:
+            shutil.copyfile(start / "tokenizer.json", path)
+        else:
+            train_tokenizer(corpus.stories + corpus.ccby).save(str(path))
     tokenizer = Tokenizer.from_file(str(path))
 
     torch.manual_seed(seed)
     model = GPT(ModelConfig.from_hf(CONFIG)).to(device)
-    initialise(model)
+    if start:
+        model.load_state_dict(load_model(start, model.config).state_dict())
+    else:
+        initialise(model)
     average = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     optims = optimizers(model)
     base_lrs = [group["lr"] for optim in optims for group in optim.param_groups]
@@ -305,7 +328,7 @@ def train(run: Path, corpus_folder: Path, steps: int, seed: int, device: str) ->
         state = saved["state"]
     log(run, event="start", steps=steps, seed=seed, parameters=n_parameters(model), **state)
 
-    tap = Dropout(DROPOUT, explicit=device == "cpu")
+    tap = Dropout(dropout, explicit=device == "cpu")
     epoch = corpus.epoch(state["epoch"], tokenizer)
     losses: list[float] = []
     while state["step"] < steps:
@@ -315,7 +338,7 @@ def train(run: Path, corpus_folder: Path, steps: int, seed: int, device: str) ->
             epoch = corpus.epoch(state["epoch"], tokenizer)
         group = epoch[state["batch"] : state["batch"] + BATCHES_PER_STEP]
         n_targets = sum(len(window) - 1 for batch in group for window in batch)
-        factor = lr_factor(state["step"], steps)
+        factor = lr_factor(state["step"], steps) * (RESTART_LR if start else 1.0)
         groups = [group for optim in optims for group in optim.param_groups]
         for param_group, lr in zip(groups, base_lrs, strict=True):
             param_group["lr"] = lr * factor
@@ -399,12 +422,15 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dropout", type=float, default=0.05)
+    parser.add_argument("--start", type=Path, metavar="FOLDER", help="a model to train further")
     parser.add_argument("--export", type=Path, metavar="FOLDER", help="write the model and stop")
     options = parser.parse_args()
     if options.export:
         export(options.run, options.export)
     else:
-        train(options.run, options.corpus, options.steps, options.seed, options.device)
+        o = options
+        train(o.run, o.corpus, o.steps, o.seed, o.device, o.dropout, o.start)
 
 
 if __name__ == "__main__":
