@@ -12,7 +12,6 @@ import json
 import os
 import re
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmcli.commands.changes import Changes, patches_of, tap_for
-from llmcli.commands.files import writing
+from llmcli.commands.files import replacing, writing
 from llmcli.commands.job import Job, prompt_ids
 from llmcli.commands.loading import Place, as_options, load
 from llmcli.commands.traced import Tracing, traced
@@ -136,19 +135,10 @@ class Results:
         """Give the file its finished records alone, in the order of the input, in one move."""
         if self.path is None:
             return
-        with writing(self.path):
-            descriptor, part = tempfile.mkstemp(dir=self.path.parent, prefix=self.path.name)
-            try:
-                with open(descriptor, "w", encoding="utf-8") as file:
-                    for item in self.items:
-                        file.writelines(strict(r) + "\n" for r in self.done.get(item.id, []))
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.chmod(part, self.path.stat().st_mode)
-                os.replace(part, self.path)
-            except BaseException:
-                Path(part).unlink(missing_ok=True)
-                raise
+        with replacing(self.path) as file:
+            for item in self.items:
+                for record in self.done.get(item.id, []):
+                    file.write(f"{strict(record)}\n".encode())
 
     def _resume(self, path: Path) -> None:
         """Read what an earlier run finished; what a kill cut off is taken away."""
