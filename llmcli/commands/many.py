@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 from llmcli.commands.changes import Changes, patches_of, tap_for
 from llmcli.commands.files import replacing, writing
 from llmcli.commands.job import Job, prompt_ids
-from llmcli.commands.loading import Place, as_options, load
+from llmcli.commands.loading import as_options, load
+from llmcli.commands.options import Place
 from llmcli.commands.traced import Tracing, traced
 from llmcli.commands.writers import drawn_json
 from llmcli.errors import IntegrityError, NotFoundError, UsageError, shown_path
