@@ -72,10 +72,17 @@ def available_nbytes() -> int | None:
         limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
         if limit != "max":
             used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-            found.append(max(0, int(limit) - used))
-    except (OSError, ValueError, IndexError):
+            found.append(max(0, int(limit) - used + _file_cache_nbytes()))
+    except (OSError, ValueError, LookupError):
         pass  # not Linux, or no such limit: what was found counts
     return min(found, default=None)
+
+
+def _file_cache_nbytes() -> int:
+    """What the container holds of files: it counts as used, and is given back when it is needed."""
+    lines = Path("/sys/fs/cgroup/memory.stat").read_text().splitlines()
+    stat = dict(line.split() for line in lines)
+    return int(stat["active_file"]) + int(stat["inactive_file"])
 
 
 def mib(nbytes: int) -> str:

@@ -39,7 +39,22 @@ def main() -> None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="replace")
+            if name == "stderr":
+                sys.stderr = Conversation(stream.detach(), "utf-8", "replace", line_buffering=True)
     app(prog_name="llmcli")
+
+
+class Conversation(io.TextIOWrapper):
+    """stderr, to which nobody has to listen: the answer on stdout does not depend on it."""
+
+    def write(self, text: str) -> int:
+        with suppress(BrokenPipeError):
+            super().write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(BrokenPipeError):
+            super().flush()
 
 
 def reported(command: Callable[..., None]) -> Callable[..., None]:

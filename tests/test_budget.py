@@ -37,3 +37,18 @@ def test_a_run_that_fits_passes_and_one_that_does_not_tells_both_numbers(save_gp
 
 def test_bytes_are_written_for_people():
     assert [mib(n) for n in (0, 5 << 20, 3 << 29)] == ["0 MiB", "5 MiB", "1.5 GiB"]
+
+
+def test_files_that_a_container_has_read_count_as_memory_to_be_had(tmp_path, monkeypatch):
+    files = {
+        "/proc/meminfo": "MemTotal: 9000000 kB\nMemAvailable: 8000000 kB\n",
+        "/sys/fs/cgroup/memory.max": "1000\n",
+        "/sys/fs/cgroup/memory.current": "900\n",
+        "/sys/fs/cgroup/memory.stat": "anon 200\ninactive_file 450\nactive_file 250\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name[1:].replace("/", "-")).write_text(text)
+    monkeypatch.setattr("llmcli.budget.Path", lambda name: tmp_path / name[1:].replace("/", "-"))
+    assert available_nbytes() == 1000 - 200
+    (tmp_path / "sys-fs-cgroup-memory.max").write_text("max\n")
+    assert available_nbytes() == 8_000_000 << 10

@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -380,3 +381,39 @@ def test_tokenize_prints_ids_on_one_line(llmcli, model_folder):
     expected = " ".join(map(str, theirs.encode(text, add_special_tokens=False).ids)) + "\n"
     assert llmcli("tokenize", "-m", model_folder, input=text.encode()).stdout == expected
     assert llmcli("tokenize", text, "-m", model_folder).stdout == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["inspect", "--view", "model", "--seed", "3"], 0, b"model"),
+        (["generate", "Once", "--max-new-tokens", "2", "--stats"], 0, b" "),
+        (["generate", "Once", "-m", "nothing"], 3, b""),
+    ],
+)
+def test_the_answer_does_not_depend_on_who_listens_to_stderr(arguments, code, said):
+    read, write = os.pipe()
+    os.close(read)
+    run = subprocess.run([*LLMCLI, *arguments], stdout=subprocess.PIPE, stderr=write, check=False)
+    os.close(write)
+    assert run.returncode == code
+    assert said in run.stdout
+
+
+def test_a_closed_stdin_that_is_asked_for_is_told(tmp_path):
+    for option in (), ("--files",):
+        command = shlex.join([*LLMCLI, "tokenize", "-", *option]) + " <&-"
+        run = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+        assert (run.returncode, run.stdout) == (2, "")
+        assert "There is no text to work on." in run.stderr
+
+
+def test_a_name_as_long_as_names_can_be_is_written_to(llmcli, tmp_path):
+    for command, name in (
+        (["inspect", "Once", "--view", "tokens", "--save"], "é" * 125 + ".svg"),
+        (["tokenize", "Once", "--out"], "o" * 250),
+    ):
+        done = llmcli(*command, tmp_path / name)
+        assert done.exit_code == 0, done.stderr
+        assert (tmp_path / name).stat().st_size > 0
+        assert not list(tmp_path.glob(".*"))

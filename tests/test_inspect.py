@@ -364,3 +364,10 @@ def test_a_saved_picture_holds_the_text_and_needs_no_network(name, llmcli, model
     assert "lens" in kept
     assert "surprisal" in kept
     assert not re.search(r"https?://(?!www\.w3\.org/|www\.textualize\.io)|src=|@import", kept)
+
+
+def test_a_checkpoint_without_a_tensor_is_damaged(llmcli, copied):
+    (copied / "model.safetensors").write_bytes(b"\2\0\0\0\0\0\0\0{}")
+    done = llmcli("inspect", "-m", copied)
+    assert done.exit_code == 5
+    assert "hold no parameter" in done.stderr

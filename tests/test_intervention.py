@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 
 import pytest
 import torch
@@ -369,3 +370,14 @@ def test_nothing_stays_on_the_model(model):
         before = model(torch.tensor([IDS]))
         logits(model, ablate=["L0"], steer=['"love" @ L1 * 5'])
         assert torch.equal(model(torch.tensor([IDS])), before)
+
+
+def test_a_text_that_stands_everywhere_is_knocked_out_in_a_moment(model):
+    """All pairs of 400 places: what is asked of each must not be asked of each pair of them."""
+    ids = [1] + [5] * 400
+    start = time.perf_counter()
+    made_plan = planned(model, ids, knockout=['"<5>" -> "<5>"'])
+    hidden = patches(model, made_plan, ids)["0.scores"](torch.zeros(1, 4, 401, 401), 0).isinf()
+    assert time.perf_counter() - start < 5
+    assert torch.equal(hidden[0, 0, 1:, 1:], torch.ones(400, 400, dtype=torch.bool).tril())
+    assert not hidden[..., 0].any()

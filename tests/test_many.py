@@ -131,6 +131,7 @@ def test_each_batch_is_on_disk_before_the_next_begins(many, tmp_path, monkeypatc
         (b'{"prompt": 3}\n', "line 1 has no text"),
         (b'{"prompt": "a", "id": 1}\n{"prompt": "b", "id": 1}\n', "line 2: the id 1 comes twice"),
         (b'{"prompt": "a", "id": [1]}\n', "neither text nor"),
+        (b'{"prompt": "a", "id": "\\ud800"}\n', "half a character"),
         (b'{"prompt": "a"}\n' + b"[" * 100_000, "line 2 is not JSON"),
         (b"ok\n" + b"xyz " * 99, "Prompt 1: The prompt has"),
     ],
@@ -233,3 +234,30 @@ def test_a_link_as_out_stays_a_link(many, tmp_path):
     many(LINES, "--out", out)
     assert out.is_symlink()
     assert len(real.read_bytes().splitlines()) == 6
+
+
+def test_a_long_prompt_beside_it_does_not_shorten_a_text(many):
+    long = "red " * 58  # which leaves room for six tokens in a context of 64
+    for size in 1, 2:
+        records = many(f"{long[:-1]}\nOnce upon a time\n", "--batch-size", size, "--ignore-eos")
+        assert [record["n_prompt"] > 50 for record in records] == [True, False]
+        assert records[1]["n_tokens"] == 8
+        assert records[0]["n_tokens"] == 65 - records[0]["n_prompt"]
+
+
+def test_a_sample_that_comes_twice_in_a_result_file_does_not_stand_for_another(many, tmp_path):
+    out = tmp_path / "out.jsonl"
+    many(LINES, "--out", out, "--num-samples", 2)
+    whole = out.read_bytes()
+    first, _, *rest = whole.splitlines(keepends=True)
+    out.write_bytes(b"".join([first, first, *rest]))
+    many(LINES, "--out", out, "--num-samples", 2)
+    assert out.read_bytes() == whole
+
+
+def test_a_pipe_as_out_is_refused_at_once_without_a_seed_too(llmcli, model_folder, tmp_path):
+    path, out = tmp_path / "prompts", tmp_path / "pipe"
+    path.write_text("Once\n")
+    os.mkfifo(out)
+    result = llmcli("generate", "--prompts", path, "--out", out, "-m", model_folder)
+    assert_fails(result, 2, "not a regular file")

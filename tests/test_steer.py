@@ -225,6 +225,7 @@ def test_the_control_is_as_long_as_the_vector_and_points_elsewhere():
     assert float(control.norm()) == pytest.approx(float(vector.norm()), rel=1e-5)
     assert abs(float(torch.cosine_similarity(vector, control, dim=0))) < 0.2
     assert torch.equal(control, random_like(vector, 3))
+    assert len(random_like(vector, 10**30)) == 500  # a seed may be any number
     assert not torch.equal(control, random_like(vector, 4))
 
 

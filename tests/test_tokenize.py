@@ -19,11 +19,11 @@ from rich.cells import cell_len
 from rich.color import ColorSystem
 from test_cli import LLMCLI, assert_fails, in_terminal
 
+from llmcli.commands.files import regular
 from llmcli.commands.tokenize_request import lines_of
 from llmcli.errors import UsageError
 from llmcli.render.tokenized import DIFFERENT, SPECIAL, TINTS
 from llmcli.tokenizer import Tokenizer
-from llmcli.tokenizing.output import regular
 
 HOSTILE = "The end.<|endoftext|>\r\n  日本語 😀\0 \x1b[31m caf\u0065\u0301\n\n"
 SCHEMA = json.loads((FABLE.parents[1] / "schemas" / "tokenize.schema.json").read_text())

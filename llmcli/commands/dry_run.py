@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from llmcli.budget import TORCH_NBYTES, budget, mib
 from llmcli.commands.job import Job
-from llmcli.commands.loading import Place, load
+from llmcli.commands.loading import load
+from llmcli.commands.options import Place
 from llmcli.render.json import strict
 
 MEASURED_TOKENS = 16

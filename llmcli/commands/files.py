@@ -1,17 +1,74 @@
-"""Files that a run writes as it goes, and what of them cannot be read again."""
+"""Files that a command writes: at once and whole, or as it goes; and what cannot be read again."""
 
 from __future__ import annotations
 
 import errno
+import os
+import secrets
+import shutil
+import stat
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO, TYPE_CHECKING
 
-from llmcli.errors import NotFoundError, shown_path
-from llmcli.trace import Damage, Reader
+from llmcli.errors import NotFoundError, ResourceError, UsageError, shown_path
 
+if TYPE_CHECKING:
+    from llmcli.trace import Damage, Reader
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a disk without room, or a quota, says
 N_DAMAGED = 3  # lines that are named one by one
+
+
+def regular(path: Path) -> Path:
+    """Where `path` leads, links followed. Raises UsageError where no regular file is or can be."""
+    real = Path(os.path.realpath(path))
+    with suppress(OSError):  # nothing is there yet
+        if not stat.S_ISREG(real.lstat().st_mode):  # a link here is one that leads round in a loop
+            raise UsageError(
+                f"{shown_path(path)} is no regular file, and would be replaced by one.",
+                "Name a new file.",
+            )
+    return real
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write to that gets the name `path` at the end, or is gone if there is no good end.
+
+    A link stays, and what it leads to is replaced, its mode kept. Raises UsageError for what is no
+    regular file, NotFoundError where it cannot be made, ResourceError where the disk is full.
+    """
+    target = regular(path)
+    unfinished = target.with_name(f".llmcli-{secrets.token_hex(8)}.part")  # the name may be long
+    try:
+        with unfinished.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        if target.exists():
+            shutil.copymode(target, unfinished)
+        unfinished.replace(target)
+    except OSError as error:
+        if error.errno in FULL:
+            raise ResourceError(
+                f"{shown_path(path)} was not written ({error.strerror}).",
+                "Free some space, or write elsewhere.",
+            ) from error
+        if str(error.filename) not in map(str, (unfinished, target)):
+            raise  # of what was read meanwhile
+        raise unwritable(path, error.strerror or type(error).__name__) from error
+    finally:
+        with suppress(OSError):
+            unfinished.unlink()
+
+
+def unwritable(path: Path, why: str) -> NotFoundError:
+    return NotFoundError(
+        f"{shown_path(path)} cannot be written: {why}.", "Name a file in a folder of yours."
+    )
 
 
 @contextmanager
@@ -22,7 +79,7 @@ def writing(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise  # said in one place for all commands
-        raise NotFoundError(f"{shown_path(path)} cannot be written: {error.strerror}.") from error
+        raise unwritable(path, error.strerror or type(error).__name__) from error
 
 
 def tell_damage(reader: Reader, quiet: bool = False) -> None:

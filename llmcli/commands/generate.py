@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from llmcli.commands import options as o
 from llmcli.errors import UsageError
+from llmcli.trace import CHANGES
 
-CHANGES = ("ablate", "knockout", "steer", "patch")
 
-
+@o.grouped
 def generate(
     ctx: typer.Context,
     prompt: Annotated[
@@ -23,16 +24,7 @@ def generate(
     max_new_tokens: Annotated[
         int, typer.Option(min=1, metavar="N", help="Stop after so many tokens.")
     ] = 400,
-    bias: o.Bias = None,
-    repetition_penalty: o.RepetitionPenalty = None,
-    presence_penalty: o.PresencePenalty = None,
-    frequency_penalty: o.FrequencyPenalty = None,
-    penalty_window: o.PenaltyWindow = None,
-    temperature: o.Temperature = None,
-    top_k: o.TopK = None,
-    top_p: o.TopP = None,
-    min_p: o.MinP = None,
-    typical_p: o.TypicalP = None,
+    drawing: o.Drawing = o.Drawing(),
     seed: o.Seed = None,
     stop: Annotated[
         list[str] | None, typer.Option(metavar="TEXT", help="End before this text. Repeatable.")
@@ -71,12 +63,7 @@ def generate(
         Path | None,
         typer.Option(metavar="FILE", help="Where their results go; finished ones are skipped."),
     ] = None,
-    ablate: o.Ablate = None,
-    knockout: o.Knockout = None,
-    steer: o.Steer = None,
-    steer_prompt: o.SteerPrompt = False,
-    patch: o.Patch = None,
-    reference: o.Reference = None,
+    interventions: o.Interventions = o.Interventions(),
     baseline: o.Baseline = False,
     trace: Annotated[
         Path | None,
@@ -115,10 +102,7 @@ def generate(
     no_cache: Annotated[
         bool, typer.Option("--no-cache", help="Compute all tokens anew at each step: slower.")
     ] = False,
-    dtype: o.DTypeOption = o.DType.auto,
-    quantize: o.QuantizeOption = None,
-    device: o.DeviceOption = o.Device.auto,
-    threads: o.Threads = None,
+    place: o.Place = o.Place(),
     color: o.Color = o.ColorMode.auto,
     quiet: o.Quiet = False,
 ) -> None:
@@ -150,7 +134,7 @@ def generate(
     from llmcli.commands.dry_run import tell_budget
     from llmcli.commands.input import read_text, typed
     from llmcli.commands.job import Job, forced_ids, prompt_ids
-    from llmcli.commands.loading import Place, open_model, sampling_from
+    from llmcli.commands.loading import open_model, sampling_from
     from llmcli.commands.many import run_many
     from llmcli.commands.single import Show, run_one
     from llmcli.commands.traced import tracing_to
@@ -158,16 +142,12 @@ def generate(
     _check_combinations(
         prompt=prompt, prompts=prompts, out=out, json=json, jsonl=jsonl, top_probs=top_probs,
         color_probs=color_probs, echo=echo, dry_run=dry_run, stats=stats, separator=separator,
-        batch_size=batch_size, baseline=baseline, ablate=ablate, knockout=knockout, steer=steer,
-        patch=patch, trace=trace,
+        batch_size=batch_size, baseline=baseline, trace=trace, **asdict(interventions),
     )  # fmt: skip
+    interventions.check_baseline(baseline)
     names = o.typed_names(ctx)
     replays.check_options(names)
-    tracing, place, past = (
-        tracing_to(trace, trace_lens),
-        Place(dtype, device, threads, quantize),
-        None,
-    )
+    tracing, past = tracing_to(trace, trace_lens), None
     if replay is not None:
         named = model if "model" in names else None
         if from_step is None:
@@ -178,12 +158,7 @@ def generate(
         if "max_new_tokens" not in names:
             max_new_tokens = past.job().max_new_tokens
     opened = past.opened if past else open_model(model)
-    sampling = sampling_from(
-        opened, bias, past.sampling if past else None, repetition_penalty=repetition_penalty,
-        presence_penalty=presence_penalty, frequency_penalty=frequency_penalty,
-        penalty_window=penalty_window, temperature=temperature, top_k=top_k, top_p=top_p,
-        min_p=min_p, typical_p=typical_p,
-    )  # fmt: skip
+    sampling = sampling_from(opened, default=past.sampling if past else None, **asdict(drawing))
     eos_ids = () if ignore_eos else opened.config.eos_ids
     stop_ids = _known_ids(stop_id or [], opened.config.vocab_size)
     job = Job(
@@ -194,10 +169,7 @@ def generate(
         forced=forced_ids(opened, force or (), max_new_tokens),
         top_probs=top_probs, use_cache=not no_cache,
     )  # fmt: skip
-    given: dict[str, Any] = {
-        "ablate": ablate, "knockout": knockout, "steer": steer, "patch": patch,
-        "steer_prompt": steer_prompt, "reference": reference,
-    }  # fmt: skip
+    given = asdict(interventions)
     changes = past.changes(given) if past else read_changes(opened, **given)
     if past is not None and from_step is not None:
         job = replays.continued(past, job, names, from_step)
@@ -247,11 +219,6 @@ def _check_combinations(**given: object) -> None:
             raise UsageError(f"{first} and {second} do not go together.", "Choose one of them.")
     if "prompts" not in on and (idle := on & {"out", "batch_size"}):
         raise UsageError(f"{_option(idle.pop())} is for --prompts.", "One prompt's text: > FILE.")
-    if "baseline" in on and not on.intersection(CHANGES):
-        raise UsageError(
-            "--baseline sets a changed run beside the untouched one, and nothing is changed.",
-            "Change something, for example with --ablate L3.H2.",
-        )
 
 
 def _option(name: str) -> str:

@@ -3,130 +3,58 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llmcli.commands.inspect_options import (
-    All,
-    Analogy,
-    Clean,
-    Corrupt,
-    DiffFile,
-    Head,
-    Layer,
-    MaxNewTokens,
-    Method,
-    Negative,
-    Page,
-    Position,
-    Positive,
-    Rows,
-    RunNumber,
-    SaveFile,
-    SaveVector,
-    StepNumber,
-    Strengths,
-    TensorsFile,
-    TokenText,
-    TraceFile,
-    Versus,
-    Views,
-)
-from llmcli.commands.options import (
-    Ablate,
-    Baseline,
-    Bias,
-    Color,
-    ColorMode,
-    Device,
-    DeviceOption,
-    DType,
-    DTypeOption,
-    FrequencyPenalty,
-    Json,
-    Knockout,
-    MinP,
-    Model,
-    Patch,
-    PenaltyWindow,
-    PresencePenalty,
-    QuantizeOption,
-    Quiet,
-    Reference,
-    RepetitionPenalty,
-    Seed,
-    Steer,
-    SteerPrompt,
-    Temperature,
-    Threads,
-    TopK,
-    TopP,
-    TypicalP,
-    stored_as,
-    typed_names,
-)
+from llmcli.commands import inspect_options as i
+from llmcli.commands import options as o
 from llmcli.errors import IntegrityError, UsageError
 
 if TYPE_CHECKING:
     from llmcli.inspection.catalogue import Entry
 
 
+@o.grouped
 def inspect(
     ctx: typer.Context,
     prompt: Annotated[
         str | None, typer.Argument(help="The text to look into; - reads stdin.")
     ] = None,
-    view: Views = None,
-    model: Model = "fable",
-    layer: Layer = None,
-    head: Head = None,
-    position: Position = None,
-    token: TokenText = None,
-    versus: Versus = None,
-    analogy: Analogy = None,
-    clean: Clean = None,
-    corrupt: Corrupt = None,
-    positive: Positive = None,
-    negative: Negative = None,
-    method: Method = None,
-    save_vector: SaveVector = None,
-    sweep: Strengths = None,
-    max_new_tokens: MaxNewTokens = None,
-    rows: Rows = None,
-    page: Page = None,
-    all: All = False,
-    trace: TraceFile = None,
-    step: StepNumber = None,
-    run: RunNumber = None,
-    diff: DiffFile = None,
-    ablate: Ablate = None,
-    knockout: Knockout = None,
-    steer: Steer = None,
-    steer_prompt: SteerPrompt = False,
-    patch: Patch = None,
-    reference: Reference = None,
-    baseline: Baseline = False,
-    bias: Bias = None,
-    repetition_penalty: RepetitionPenalty = None,
-    presence_penalty: PresencePenalty = None,
-    frequency_penalty: FrequencyPenalty = None,
-    penalty_window: PenaltyWindow = None,
-    temperature: Temperature = None,
-    top_k: TopK = None,
-    top_p: TopP = None,
-    min_p: MinP = None,
-    typical_p: TypicalP = None,
-    seed: Seed = None,
-    dtype: DTypeOption = DType.float32,
-    quantize: QuantizeOption = None,
-    device: DeviceOption = Device.auto,
-    threads: Threads = None,
-    json: Json = False,
-    tensors: TensorsFile = None,
-    save: SaveFile = None,
-    color: Color = ColorMode.auto,
-    quiet: Quiet = False,
+    view: i.Views = None,
+    model: o.Model = "fable",
+    layer: i.Layer = None,
+    head: i.Head = None,
+    position: i.Position = None,
+    token: i.TokenText = None,
+    versus: i.Versus = None,
+    analogy: i.Analogy = None,
+    clean: i.Clean = None,
+    corrupt: i.Corrupt = None,
+    positive: i.Positive = None,
+    negative: i.Negative = None,
+    method: i.Method = None,
+    save_vector: i.SaveVector = None,
+    sweep: i.Strengths = None,
+    max_new_tokens: i.MaxNewTokens = None,
+    rows: i.Rows = None,
+    page: i.Page = None,
+    all: i.All = False,
+    trace: i.TraceFile = None,
+    step: i.StepNumber = None,
+    run: i.RunNumber = None,
+    diff: i.DiffFile = None,
+    interventions: o.Interventions = o.Interventions(),
+    baseline: o.Baseline = False,
+    drawing: o.Drawing = o.Drawing(),
+    seed: o.Seed = None,
+    place: o.Place = o.Place(dtype=o.DType.float32),
+    json: o.Json = False,
+    tensors: i.TensorsFile = None,
+    save: i.SaveFile = None,
+    color: o.Color = o.ColorMode.auto,
+    quiet: o.Quiet = False,
 ) -> None:
     """See how a prompt leads to the next token.
 
@@ -175,32 +103,20 @@ def inspect(
     from llmcli.commands.inspect_steer import check_steer
     from llmcli.inspection.catalogue import entries
 
-    sampling = {
-        "bias": bias, "repetition_penalty": repetition_penalty,
-        "presence_penalty": presence_penalty, "frequency_penalty": frequency_penalty,
-        "penalty_window": penalty_window, "temperature": temperature, "top_k": top_k,
-        "top_p": top_p, "min_p": min_p, "typical_p": typical_p,
-    }  # fmt: skip
-    changes = {
-        "ablate": ablate, "knockout": knockout, "steer": steer, "patch": patch,
-        "steer_prompt": steer_prompt or None, "reference": reference,
-    }  # fmt: skip
+    sampling = asdict(drawing)
+    changes = {**asdict(interventions), "steer_prompt": interventions.steer_prompt or None}
     given = {
         "layer": layer, "head": head, "position": position, "token": token, "versus": versus,
         "analogy": analogy, "clean": clean, "corrupt": corrupt, "rows": rows, "seed": seed,
-        "tensors": tensors, "threads": threads, "quantize": quantize, "positive": positive,
-        "negative": negative, "method": method, "save_vector": save_vector, "sweep": sweep,
-        "max_new_tokens": max_new_tokens, "page": page, "all": all or None,
+        "tensors": tensors, "threads": place.threads, "quantize": place.quantize,
+        "positive": positive, "negative": negative, "method": method, "save_vector": save_vector,
+        "sweep": sweep, "max_new_tokens": max_new_tokens, "page": page, "all": all or None,
         "trace": trace, "step": step, "run": run, "diff": diff,
-        "dtype": None if dtype == DType.float32 else dtype,
-        "device": None if device == Device.auto else device, **sampling,
+        "dtype": None if place.dtype == o.DType.float32 else place.dtype,
+        "device": None if place.device == o.Device.auto else place.device, **sampling,
         **changes, "baseline": baseline or None,
     }  # fmt: skip
-    if baseline and not (ablate or knockout or steer or patch):
-        raise UsageError(
-            "--baseline sets a changed run beside the untouched one, and nothing is changed.",
-            "Change something, for example with --ablate L3.H2.",
-        )
+    interventions.check_baseline(baseline)
     if clean is not None:
         if prompt is not None:
             raise UsageError(
@@ -223,17 +139,18 @@ def inspect(
         _note_unused(wanted, given, prompt)
         output.note_narrow_terminal()
     canvas = output.canvas_for(color, rows) if output.is_picture(color, json) else None
-    past, typed = None, typed_names(ctx)
+    past, typed = None, o.typed_names(ctx)
     if trace is not None and step is not None:
         past = traces.step_of(trace, run, step, model if "model" in typed else None, quiet)
         if not typed & {"dtype", "quantize"}:
-            dtype, given["quantize"] = stored_as(past.past.dtype)
+            dtype, quantize = o.stored_as(past.past.dtype)
+            place = replace(place, dtype=dtype, quantize=quantize)
     if trace is not None and past is None:
         made = traces.overview(given, quiet)
     else:
-        made = Request(
-            model, prompt, given, sampling, changes, dtype, device, canvas, quiet, past
-        ).views(wanted)
+        made = Request(model, prompt, given, sampling, changes, place, canvas, quiet, past).views(
+            wanted
+        )
     if json:
         output.print_json(made)
     elif canvas is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 import sys
@@ -11,8 +10,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmcli.commands.files import replacing, unwritable
 from llmcli.commands.options import ColorMode
-from llmcli.errors import NotFoundError, UsageError, shown_path
+from llmcli.errors import UsageError, shown_path
 
 if TYPE_CHECKING:
     from llmcli.commands.inspect_request import Made
@@ -109,30 +109,15 @@ def check_writable(option: str, path: Path | None, suffixes: tuple[str, ...]) ->
         )
     folder = path.parent
     if not folder.is_dir():
-        raise _unwritable(path, "there is no such folder")
+        raise unwritable(path, "there is no such folder")
     if path.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
-        raise _unwritable(path, "it is a folder" if path.is_dir() else "permission denied")
+        raise unwritable(path, "it is a folder" if path.is_dir() else "permission denied")
 
 
 def write(path: Path, data: bytes) -> None:
-    """The whole of `data`, or what was there before: it is written beside, then takes the name.
-
-    Raises NotFoundError; OSError where the disk is full.
-    """
-    target = Path(os.path.realpath(path))  # a link stays one
-    beside = target.with_name(f".{target.name[:200]}.{os.getpid()}")
-    try:
-        try:
-            beside.write_bytes(data)
-            if target.exists():
-                shutil.copymode(target, beside)
-            beside.replace(target)
-        finally:
-            beside.unlink(missing_ok=True)
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise
-        raise _unwritable(path, error.strerror or type(error).__name__) from error
+    """The whole of `data`, or what was there before."""
+    with replacing(path) as file:
+        file.write(data)
 
 
 def note_narrow_terminal() -> None:
@@ -146,9 +131,3 @@ def note_narrow_terminal() -> None:
             "A pipe or --json needs none.",
             file=sys.stderr,
         )
-
-
-def _unwritable(path: Path, why: str) -> NotFoundError:
-    return NotFoundError(
-        f"{shown_path(path)} cannot be written: {why}.", "Name a file in a folder of yours."
-    )

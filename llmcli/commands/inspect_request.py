@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from llmcli.commands.options import Device, DType
+from llmcli.commands.options import DType, Place
 from llmcli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -52,8 +52,7 @@ class Request:
     given: dict[str, Any]
     sampling: dict[str, Any]
     changes: dict[str, Any]
-    dtype: DType
-    device: Device
+    place: Place
     canvas: Canvas | None
     quiet: bool
     past: PastStep | None = None  # what is looked into, where it is a step of a trace
@@ -236,12 +235,12 @@ class Request:
         The prompt is the text's beginning, and all of it where nothing else is given.
         """
         from llmcli.commands.changes import patches_of
-        from llmcli.commands.loading import Place, load
+        from llmcli.commands.loading import load
         from llmcli.inspection.run import Run
 
         n_tokens = len(ids) + (self.given["max_new_tokens"] or 0)
         n_tokens = max(1, min(n_tokens, opened.config.n_ctx))
-        place = Place(self.dtype, self.device, self.given["threads"], self.given["quantize"])
+        place = self.place
         loaded = load(opened, place, n_tokens=n_tokens)
         return Run(
             loaded,

@@ -54,6 +54,10 @@ class Job:
             "cache": self.use_cache,
         }  # fmt: skip
 
+    def room(self, ids: Sequence[int]) -> int:
+        """How many tokens may come after `ids`; the last of them needs no place in the context."""
+        return min(self.max_new_tokens, self.opened.config.n_ctx + 1 - len(ids))
+
     def streams(self, n_rows: int) -> list[TextStream]:
         """What turns each row's ids into text."""
         tokenizer = self.opened.tokenizer

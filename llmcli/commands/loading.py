@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmcli.commands.options import Device, DType, Quantize
+from llmcli.commands.options import Place
 from llmcli.commands.token_names import token_named
 from llmcli.config import (
     GREEDY,
@@ -105,16 +105,6 @@ def _bias(tokenizer: Tokenizer, entry: str) -> tuple[int, float]:
             'For example --bias " king=+2".',
         )
     return token_named("--bias", token, tokenizer, digits=True), value
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a model shall compute, in what and with how much help, as the user said it."""
-
-    dtype: DType = DType.auto
-    device: Device = Device.auto
-    threads: int | None = None
-    quantize: Quantize | None = None
 
 
 def load(opened: Opened, place: Place, batch: int = 1, n_tokens: int | None = None) -> GPT:

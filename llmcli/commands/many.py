@@ -10,18 +10,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmcli.commands.changes import Changes, patches_of, tap_for
-from llmcli.commands.files import writing
+from llmcli.commands.files import replacing, writing
 from llmcli.commands.job import Job, prompt_ids
-from llmcli.commands.loading import Place, as_options, load
+from llmcli.commands.loading import as_options, load
+from llmcli.commands.options import Place
 from llmcli.commands.traced import Tracing, traced
 from llmcli.commands.writers import drawn_json
 from llmcli.errors import IntegrityError, NotFoundError, UsageError, shown_path
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 MAX_PROMPTS_NBYTES = 256 << 20
+SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +96,8 @@ def _item(path: Path, index: int, line: str) -> Item:
     id = raw.get("id", index)
     if type(id) not in (str, int):
         raise UsageError(f"{where}: the id is neither text nor a whole number.")
+    if isinstance(id, str) and not id.isascii() and SURROGATE.search(id):
+        raise UsageError(f"{where}: the id holds half a character, which no output can repeat.")
     return Item(index, id, raw["prompt"])
 
 
@@ -107,7 +112,7 @@ class Results:
     ) -> None:
         self.items, self.keys, self.num_samples = items, keys, num_samples
         self.path = path.resolve() if path is not None else None
-        self.done: dict[str | int, list[dict[str, Any]]] = {}
+        self.done: dict[str | int, list[dict[str, Any]]] = {}  # every sample of each
         self.shown = 0
         if self.path is not None:
             self._resume(self.path)  # and be sure, before it is computed, that it can be written
@@ -131,19 +136,10 @@ class Results:
         """Give the file its finished records alone, in the order of the input, in one move."""
         if self.path is None:
             return
-        with writing(self.path):
-            descriptor, part = tempfile.mkstemp(dir=self.path.parent, prefix=self.path.name)
-            try:
-                with open(descriptor, "w", encoding="utf-8") as file:
-                    for item in self.items:
-                        file.writelines(strict(r) + "\n" for r in self.done.get(item.id, []))
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.chmod(part, self.path.stat().st_mode)
-                os.replace(part, self.path)
-            except BaseException:
-                Path(part).unlink(missing_ok=True)
-                raise
+        with replacing(self.path) as file:
+            for item in self.items:
+                for record in self.done.get(item.id, []):
+                    file.write(f"{strict(record)}\n".encode())
 
     def _resume(self, path: Path) -> None:
         """Read what an earlier run finished; what a kill cut off is taken away."""
@@ -153,18 +149,21 @@ class Results:
             file.seek(0)
             lines = file.readlines()
         cut_off = bool(lines) and not lines[-1].endswith(b"\n")
+        found: dict[str | int, dict[int, dict[str, Any]]] = {}  # id -> sample -> record
         for number, line in enumerate(lines[: len(lines) - cut_off], 1):
-            self._take(path, number, line)
-        whole = {id: rows for id, rows in self.done.items() if len(rows) == self.num_samples}
-        if cut_off or len(whole) < len(self.done):
-            self.done = whole
+            record = self._record(path, number, line)
+            found.setdefault(record["id"], {})[record["sample"]] = record  # of two the last counts
+        for id, samples in found.items():
+            if len(samples) == self.num_samples:
+                self.done[id] = [samples[sample] for sample in sorted(samples)]
+        if len(lines) > sum(map(len, self.done.values())):
             self.put_in_order()
 
-    def _take(self, path: Path, number: int, line: bytes) -> None:
-        """One record; of a sample that comes twice the last counts."""
+    def _record(self, path: Path, number: int, line: bytes) -> dict[str, Any]:
+        """One result of an earlier run. Raises IntegrityError where it is none of these prompts."""
         where = f"{shown_path(path)}, line {number}"
         try:
-            record = json.loads(line)
+            record: dict[str, Any] = json.loads(line)
             id, sample, key = record["id"], record["sample"], record["key"]
             known = type(id) in (str, int) and type(sample) is int and id in self.keys
         except (ValueError, KeyError, TypeError, RecursionError):
@@ -174,18 +173,20 @@ class Results:
                 f"{where}, is no result of these prompts.",
                 "Give --out another file, or remove this one.",
             )
-        if key != self.keys[id] or sample >= self.num_samples:
+        if key != self.keys[id] or not 0 <= sample < self.num_samples:
             raise IntegrityError(
                 f"{where}, is the result of another prompt, model, seed or option.",
                 "Give --out another file, or the same prompts and options as before.",
             )
-        self.done.setdefault(id, []).append(record)
+        return record
 
 
 def first_seed(path: Path | None) -> int | None:
     """The seed of the first record in the file, if there is one: what an earlier run drew."""
+    if path is None or not path.is_file():  # to read a pipe or a device may never end
+        return None
     try:
-        with open(path or os.devnull, "rb") as file:
+        with path.open("rb") as file:
             seed = json.loads(file.readline(1 << 20))["seed"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
@@ -206,15 +207,19 @@ def key_of(job: Job, item: Item, ids: Sequence[int], changes: Changes) -> str:
 
 
 def batches(
-    items: Sequence[tuple[Item, list[int]]], batch_size: int
+    items: Sequence[tuple[Item, list[int]]], batch_size: int, room: Callable[[Sequence[int]], int]
 ) -> Iterator[list[tuple[Item, list[int]]]]:
     """`items`, each with its ids, in batches of prompts of like length, the longest first.
 
-    The longest first: if memory is short, that shows at once and not at the end.
+    The longest first: if memory is short, that shows at once and not at the end. Prompts share a
+    batch only if they have the same `room` for new tokens, as a batch ends for all of it at once:
+    no text depends on what else is in the file.
     """
     ordered = sorted(items, key=lambda pair: -len(pair[1]))
-    for start in range(0, len(ordered), batch_size):
-        yield ordered[start : start + batch_size]
+    for _, alike in groupby(ordered, key=lambda pair: room(pair[1])):
+        some = list(alike)
+        for start in range(0, len(some), batch_size):
+            yield some[start : start + batch_size]
 
 
 def run_many(
@@ -256,7 +261,7 @@ def run_many(
     started, n_done, n_tokens = time.perf_counter(), 0, 0
     names = {item.index: item.id for item in items}
     with traced(job, tracing, model, changes, tap, names) as job:
-        for batch in batches(todo, batch_size):
+        for batch in batches(todo, batch_size, job.room):
             records = run_batch(job, model, batch, keys, num_samples, tap)
             results.add([(item, records[item.id]) for item, _ in batch])
             n_done += len(batch)

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
 from enum import StrEnum
+from functools import wraps
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_type_hints
 
 import typer
+
+from llmcli.errors import UsageError
 
 
 def _model_names(incomplete: str) -> list[str]:
@@ -205,3 +211,79 @@ TypicalP = Annotated[
         help="Draw from the least unexpected that reach this. [default: 1]",
     ),
 ]  # fmt: skip
+
+
+# --- several options as one parameter ------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a model shall compute, in what and with how much help."""
+
+    dtype: DTypeOption = DType.auto
+    quantize: QuantizeOption = None
+    device: DeviceOption = Device.auto
+    threads: Threads = None
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """How the next token is chosen, where it is said; the fields are those of config.Sampling."""
+
+    bias: Bias = None
+    repetition_penalty: RepetitionPenalty = None
+    presence_penalty: PresencePenalty = None
+    frequency_penalty: FrequencyPenalty = None
+    penalty_window: PenaltyWindow = None
+    temperature: Temperature = None
+    top_k: TopK = None
+    top_p: TopP = None
+    min_p: MinP = None
+    typical_p: TypicalP = None
+
+
+@dataclass(frozen=True, slots=True)
+class Interventions:
+    """What to change in the forward pass."""
+
+    ablate: Ablate = None
+    knockout: Knockout = None
+    steer: Steer = None
+    steer_prompt: SteerPrompt = False
+    patch: Patch = None
+    reference: Reference = None
+
+    def check_baseline(self, baseline: bool) -> None:
+        """Raises UsageError where there is nothing that --baseline could be set beside."""
+        if baseline and not (self.ablate or self.knockout or self.steer or self.patch):
+            raise UsageError(
+                "--baseline sets a changed run beside the untouched one, and nothing is changed.",
+                "Change something, for example with --ablate L3.H2.",
+            )
+
+
+def grouped(command: Callable[..., None]) -> Callable[..., None]:
+    """`command` as Typer takes it: a parameter that is a dataclass is an option for each field.
+
+    The fields' defaults are those of the parameter's own default.
+    """
+    parameters: list[inspect.Parameter] = []
+    groups: dict[str, Any] = {}
+    for parameter in inspect.signature(command, eval_str=True).parameters.values():
+        if not is_dataclass(parameter.annotation):
+            parameters.append(parameter)
+            continue
+        groups[parameter.name] = parameter.annotation
+        for name, hint in get_type_hints(parameter.annotation, include_extras=True).items():
+            default = getattr(parameter.default, name)
+            parameters.append(parameter.replace(name=name, annotation=hint, default=default))
+
+    @wraps(command)
+    def run(**given: Any) -> None:
+        for name, group in groups.items():
+            given[name] = group(**{field.name: given.pop(field.name) for field in fields(group)})
+        command(**given)
+
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from llmcli.commands.changes import patches_of, tap_for
 from llmcli.commands.job import Job
-from llmcli.commands.loading import Place, load
+from llmcli.commands.loading import load
+from llmcli.commands.options import Place
 from llmcli.commands.recorded import Past, open_past
 from llmcli.commands.traced import versions
 from llmcli.errors import IntegrityError, UsageError

@@ -13,7 +13,8 @@ from llmcli.commands import beside, results
 from llmcli.commands.beside import Pair
 from llmcli.commands.changes import Changes, patches_of, tap_for
 from llmcli.commands.job import Job
-from llmcli.commands.loading import Place, load
+from llmcli.commands.loading import load
+from llmcli.commands.options import Place
 from llmcli.commands.traced import Tracing, traced
 from llmcli.commands.writers import (
     InOrder,

@@ -12,6 +12,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmcli.commands.files import regular
 from llmcli.commands.tokenize_request import Input, Request, each, inputs, text_of
 from llmcli.errors import UsageError, shown_path
 
@@ -185,8 +186,6 @@ def file_sha256(path: Path) -> str:
 
 def refuse_overwriting(given: list[Input], out: Path) -> None:
     """Raises UsageError where what would be replaced is an input too, or no regular file."""
-    from llmcli.tokenizing.output import regular
-
     for path in (out, sidecar_of(out)):
         regular(path)
     for input in given:

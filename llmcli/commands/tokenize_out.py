@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llmcli import __version__
+from llmcli.commands.files import replacing
 from llmcli.commands.tokenize_bulk import (
     SCHEMA,
     Bulk,
@@ -28,7 +29,7 @@ def write(bulk: Bulk, given: list[Input], folder: Path, out: Path) -> None:
     import typer
 
     from llmcli.render.json import strict
-    from llmcli.tokenizing.output import TokenFile, dtype_for, replacing
+    from llmcli.tokenizing.output import TokenFile, dtype_for
 
     tokenizer = bulk.tokenizer
     dtype = dtype_for(tokenizer.vocab_size)

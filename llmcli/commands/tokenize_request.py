@@ -164,9 +164,11 @@ def _has_fd() -> bool:
 
 def inputs(request: Request) -> list[Input]:
     """What the texts name; stdin where there are none and it is no terminal."""
-    if not request.texts:
-        if sys.stdin is None or sys.stdin.isatty():
-            raise UsageError("There is no text to work on.", EXAMPLE)
+    nothing = not request.texts
+    closed = sys.stdin is None and (nothing or "-" in request.texts)
+    if closed or (nothing and sys.stdin.isatty()):
+        raise UsageError("There is no text to work on.", EXAMPLE)
+    if nothing:
         return [Input("-")]
     if request.texts.count("-") > 1:
         raise UsageError("stdin can be read only once.", "Give - once.")

@@ -20,7 +20,7 @@ from llmcli.errors import IntegrityError, shown
 from llmcli.gpt.model import GPT, causal_mask
 from llmcli.gpt.tap import Patch, Probe
 from llmcli.inspection.grammar import Ablation
-from llmcli.inspection.plan import MAKE_AGAIN, Block, Plan, Transplant, Vector, vector_name
+from llmcli.inspection.plan import MAKE_AGAIN, Block, Pair, Plan, Transplant, Vector, vector_name
 
 Add = Callable[[str, Patch], None]
 
@@ -179,19 +179,32 @@ def forbidden(blocks: Sequence[Block], n_head: int, start: int, T: int, S: int) 
     """Which keys of S the T queries from `start` on must not see: (H, T, S); None: all may be."""
     mask = None
     for block in blocks:
-        heads = list(block.heads)
-        for query, key in block.pairs:
-            here = start <= query < start + T if query is not None else (key or 0) < S
-            if not here:
-                continue
-            if mask is None:
-                mask = torch.zeros(n_head, T, S, dtype=torch.bool)
-            if query is not None:
-                mask[heads, query - start, slice(0, query) if key is None else key] = True
-            elif key is not None:  # all that come after it
-                mask[heads, max(0, key + 1 - start) :, key] = True
-            else:
-                mask[heads] |= causal_mask(T, S, mask.device).tril(diagonal=start - 1)
+        unseen = _unseen(block.pairs, start, T, S)
+        if unseen is not None:
+            mask = torch.zeros(n_head, T, S, dtype=torch.bool) if mask is None else mask
+            mask[list(block.heads)] |= unseen
+    return mask
+
+
+def _unseen(pairs: Sequence[Pair], start: int, T: int, S: int) -> Tensor | None:
+    """The same for one block's pairs, whatever the head: (T, S)."""
+    here = [
+        (query, key)
+        for query, key in pairs
+        if (start <= query < start + T if query is not None else (key or 0) < S)
+    ]
+    if not here:
+        return None
+    mask = torch.zeros(T, S, dtype=torch.bool)
+    both = [(q - start, k) for q, k in here if q is not None and k is not None]
+    mask[[q for q, _ in both], [k for _, k in both]] = True  # at once: they may be many
+    for query, key in here:
+        if query is None and key is None:
+            mask |= causal_mask(T, S, mask.device).tril(diagonal=start - 1)
+        elif key is None and query is not None:
+            mask[query - start, :query] = True
+        elif query is None and key is not None:  # all that come after it
+            mask[max(0, key + 1 - start) :, key] = True
     return mask
 
 

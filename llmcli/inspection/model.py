@@ -16,6 +16,7 @@ from typing import ClassVar
 
 from llmcli.checkpoint import TensorInfo, read_checkpoint
 from llmcli.config import ModelConfig, read_config
+from llmcli.errors import IntegrityError, shown_path
 from llmcli.inspection.values import View
 
 BUFFERS = ("*.attn.bias", "*.attn.masked_bias")  # causal masks that old files store
@@ -60,7 +61,7 @@ class Model(View):
     tie_embeddings: bool
     parameters: int
     weights_nbytes: int  # as stored
-    fp32_nbytes: int  # as loaded by default
+    fp32_nbytes: int  # as `inspect` loads them
     kv_nbytes_per_token: int  # in fp32
     kv_nbytes_full: int
     flops_first_token: int
@@ -73,9 +74,13 @@ def view(folder: Path, name: str, revision: str | None = None) -> Model:
     """The model in `folder`, called `name` by the user; reads two small files and a header."""
     config = read_config(folder)
     infos = parameters(read_checkpoint(folder), config.tie_embeddings)
+    if not infos:
+        raise IntegrityError(
+            f"The weights in {shown_path(folder)} hold no parameter.", "Get the model again."
+        )
     total = sum(prod(info.shape) for info in infos.values())
     dtypes = sorted({info.dtype for info in infos.values()})
-    kv = 2 * config.n_layer * config.n_head * config.head_dim * 4
+    kv = config.kv_nbytes(4)
     return Model(
         model=name,
         folder=str(folder),

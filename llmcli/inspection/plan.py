@@ -7,9 +7,10 @@ what contradicts itself, is a UsageError under the entry.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 from llmcli.checkpoint import read_header
@@ -229,23 +230,27 @@ def _block(wish: Knockout, prompt: Prompt) -> Block:
 def _refuse_empty_rows(wishes: Sequence[Knockout], blocks: Sequence[Block]) -> None:
     """Only a position that may not see itself can be left with nothing to see."""
     for wish, own in zip(wishes, blocks, strict=True):
-        for q in (q for q, k in own.pairs if q is not None and q == k):
-            for layer in own.layers:
-                for head in own.heads:
-                    pairs = [
-                        pair for block in blocks if layer in block.layers and head in block.heads
-                        for pair in block.pairs
-                    ]  # fmt: skip
-                    if all(_blocked(pairs, q, k) for k in range(q)):
-                        raise wish.entry.wrong(
-                            wish.query.at,
-                            f"L{layer}.H{head} at position {q} would have nothing left to see.",
-                            "leave it one place, itself at least",
-                        )
+        blind = [q for q, k in own.pairs if q is not None and q == k]
+        if not blind:
+            continue
+        for layer, head in product(own.layers, own.heads):
+            pairs = {
+                pair
+                for block in blocks
+                if layer in block.layers and head in block.heads
+                for pair in block.pairs
+            }
+            for q in blind:
+                if all(_blocked(pairs, q, k) for k in range(q)):
+                    raise wish.entry.wrong(
+                        wish.query.at,
+                        f"L{layer}.H{head} at position {q} would have nothing left to see.",
+                        "leave it one place, itself at least",
+                    )
 
 
-def _blocked(pairs: Sequence[Pair], query: int, key: int) -> bool:
-    return any(q in (None, query) and k in (None, key) for q, k in pairs)
+def _blocked(pairs: Set[Pair], query: int, key: int) -> bool:
+    return not pairs.isdisjoint(product((None, query), (None, key)))
 
 
 def _ids(text: str, entry: Entry, at: int, prompt: Prompt, config: ModelConfig) -> tuple[int, ...]:

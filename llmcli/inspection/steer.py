@@ -285,5 +285,5 @@ def text_of(run: Run, ids: Sequence[int]) -> str:
 
 def random_like(vector: Tensor, seed: int) -> Tensor:
     """A vector of the same norm in a direction drawn evenly from all: (C,)."""
-    drawn = torch.randn(len(vector), generator=torch.Generator().manual_seed(seed))
+    drawn = torch.randn(len(vector), generator=torch.Generator().manual_seed(seed % 2**63))
     return (drawn / drawn.norm()).to(vector) * vector.norm()

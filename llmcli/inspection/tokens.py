@@ -10,10 +10,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from llmcli.inspection.lens import CHUNK
 from llmcli.inspection.run import Ask, Run, entropy_bits, rank_of
 from llmcli.inspection.values import Token, View
-
-CHUNK = 128  # positions unembedded at once: 26 MB of logits with a vocabulary of 50,257
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,16 +1,8 @@
-"""Ids -> a file of them, under its name only once it is whole: raw numbers, or NumPy's .npy."""
+"""Ids -> a file of them: raw numbers, or NumPy's .npy."""
 
 from __future__ import annotations
 
-import errno
-import os
-import stat
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import IO, TYPE_CHECKING
-
-from llmcli.errors import NotFoundError, ResourceError, UsageError, shown_path
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,46 +49,3 @@ class TokenFile:
         fields = f"{{'descr': '{kind}', 'fortran_order': False, 'shape': ({self.n_tokens},), }}"
         text = fields.encode().ljust(_NPY_HEADER - 11) + b"\n"
         return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
-
-
-def regular(path: Path) -> Path:
-    """Where `path` leads, links followed. Raises UsageError where no regular file is or can be."""
-    real = Path(os.path.realpath(path))
-    with suppress(OSError):  # nothing is there yet
-        if not stat.S_ISREG(real.lstat().st_mode):  # a link here is one that leads round in a loop
-            raise UsageError(
-                f"{shown_path(path)} is no regular file, and would be replaced by one.",
-                "Give --out the name of a new file.",
-            )
-    return real
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write to that gets the name `path` at the end, or is gone if there is no good end.
-
-    A link stays, and what it leads to is replaced. Raises UsageError for what is no regular file,
-    NotFoundError where it cannot be made, ResourceError where the disk is full.
-    """
-    path = regular(path)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with unfinished.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise ResourceError(
-                f"{shown_path(path)} was not written ({error.strerror}).",
-                "Free some space, or write elsewhere.",
-            ) from error
-        if str(error.filename) not in map(str, (unfinished, path)):
-            raise
-        raise NotFoundError(
-            f"{shown_path(path)} cannot be written ({error.strerror}).", "Choose another --out."
-        ) from error
-    finally:
-        with suppress(OSError):
-            unfinished.unlink()
