@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import pytest
 from rich.cells import cell_len
 
+from llmcli.inspection.mlp import MLPView
 from llmcli.inspection.next import Next, Place
 from llmcli.inspection.values import Token
-from llmcli.render.drawing import Canvas, count, fit, nbytes, signed_bar
+from llmcli.render.drawing import Canvas, count, fit, heading, nbytes, signed_bar, wrapped
 from llmcli.render.heat import half_blocks, heat
 from llmcli.render.text import quoted
+from llmcli.render.views.mlp import draw as draw_mlp
 from llmcli.render.views.next import draw as draw_next
 
 
@@ -59,3 +62,27 @@ def test_the_screen_of_a_long_prompt_keeps_to_its_width():
     lines = draw_next(view, Canvas(80, False)).plain.splitlines()
     assert "1000 more not shown" in lines[2]
     assert max(map(cell_len, lines)) <= 80
+
+
+@pytest.mark.parametrize("cells", range(16, 60))
+def test_no_line_ends_within_a_quoted_token_or_between_a_number_and_its_unit(cells):
+    tokens = ['" time"', '" a b c"', r'"\" x"', r'"\\"', '"  "']
+    text = "It is " + " and then ".join(tokens) + " with 12.5 % of 80.0 KiB."
+    lines = wrapped(text, cells)
+    assert " ".join(lines) == text
+    assert max(map(len, lines)) <= cells
+    for kept in (*tokens, "12.5 %", "80.0 KiB"):
+        assert any(kept in line for line in lines), kept
+
+
+def test_a_heading_that_is_too_wide_goes_on_below():
+    at = Token(0, b"<|endoftext|>")
+    view = MLPView(
+        n_tokens=1, layer=7, position=0, at=at, activation="gelu", n_neurons=1024, n_positive=278,
+        norm=13.32, token=at, versus=None, rest=0.0, n_rest=0, bias=0.0, effect=0.0, neurons=(),
+        promotions=(), notes=(),
+    )  # fmt: skip
+    lines = draw_mlp(view, Canvas(80, False)).plain.splitlines()
+    assert max(map(cell_len, lines)) <= 80
+    assert lines[1] == "  writes 13.32"
+    assert heading("check", "all pass", width=80).plain == "check  all pass\n"
