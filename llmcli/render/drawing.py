@@ -13,7 +13,8 @@ from rich.text import Text
 from llmcli.render.probs import bar
 from llmcli.render.text import harmless, quoted
 
-_WHOLE = re.compile(r'"(?:[^"\\]|\\.)*"|(?<=\d) (?:%|[KMG]?i?B\b)')  # a token; a number and its unit
+# What no line ends within: a quoted token; a number and its unit.
+_WHOLE = re.compile(r'"(?:[^"\\]|\\.)*"|(?<=\d) (?:%|[KMG]?i?B\b)')
 _GLUE = "\0"  # a space at which no line ends: no text holds it, once it is harmless
 MAX_WIDTH = 160  # beyond this, lines are hard to follow
 
