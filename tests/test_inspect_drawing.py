@@ -8,7 +8,7 @@ from rich.cells import cell_len
 from llmcli.inspection.mlp import MLPView
 from llmcli.inspection.next import Next, Place
 from llmcli.inspection.values import Token
-from llmcli.render.drawing import Canvas, count, fit, heading, nbytes, signed_bar, wrapped
+from llmcli.render.drawing import Canvas, count, fit, heading, nbytes, plural, signed_bar, wrapped
 from llmcli.render.heat import half_blocks, heat
 from llmcli.render.text import quoted
 from llmcli.render.views.mlp import draw as draw_mlp
@@ -26,6 +26,9 @@ def test_fit_counts_cells_not_characters():
 def test_sizes_are_written_short():
     assert [count(n) for n in (7, 999, 1500, 7_497_728, 124_439_808)] == [
         "7", "999", "1.50 k", "7.50 M", "124 M",
+    ]  # fmt: skip
+    assert [plural(n, "byte") for n in (0, 1, 4096, 12_345)] == [
+        "0 bytes", "1 byte", "4096 bytes", "12,345 bytes",
     ]  # fmt: skip
     assert [nbytes(n) for n in (12, 2048, 15_006_272)] == ["12 B", "2.00 KiB", "14.3 MiB"]
 

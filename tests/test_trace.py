@@ -471,7 +471,7 @@ def test_damaged_lines_are_said_and_the_rest_is_read(traced, llmcli):
     assert [row["line"] for row in view["damaged"]] == [7, 9, 10, len(lines) + 1]
     assert "cut off" in view["damaged"][-1]["why"]
     assert f"{path}, line 7: " in done.stderr
-    assert "1 damaged lines more" in done.stderr
+    assert "1 more damaged line." in done.stderr
     assert llmcli("inspect", "--trace", path, "--step", 3).exit_code == 0
     done = llmcli("inspect", "--trace", path, "--step", 5, "--quiet")
     assert_fails(done, 5, "no readable step 4 of run 0")

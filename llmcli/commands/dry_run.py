@@ -38,7 +38,7 @@ def tell_budget(job: Job, place: Place, ids: Sequence[int], n_rows: int, json: b
     if json:
         print(strict(told))
         return
-    rows_text = f"{n_rows} x {n_tokens} tokens" if n_rows > 1 else f"{n_tokens} tokens"
+    rows_text = f"{n_rows} × {n_tokens} tokens" if n_rows > 1 else f"{n_tokens} tokens"
     available = mib(plan.available) if plan.available is not None else "unknown"
     print(f"weights      {mib(plan.weights):>9}  {told['dtype']}")
     print(f"KV cache     {mib(plan.cache):>9}  {rows_text}")

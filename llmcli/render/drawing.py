@@ -112,8 +112,8 @@ def _three(value: float) -> str:
 
 
 def plural(n: int, word: str) -> str:
-    """ "1 token", "7 tokens"."""
-    return f"{n} {word}" if n == 1 else f"{n} {word}s"
+    """ "1 token", "7 tokens", "12,345 tokens"."""
+    return f"{n} {word}" if n == 1 else f"{n if n < 10_000 else f'{n:,}'} {word}s"
 
 
 def skipped(shown: range, total: int) -> str:
