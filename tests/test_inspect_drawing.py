@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
 from rich.cells import cell_len
+from rich.console import Console
 
 from llmcli.inspection.mlp import MLPView
 from llmcli.inspection.next import Next, Place
+from llmcli.inspection.replay import Replay, ReplayStep
+from llmcli.inspection.tokens import TokenRow, Tokens
 from llmcli.inspection.values import Token
+from llmcli.render.beside import Column
+from llmcli.render.beside import picture as beside
 from llmcli.render.drawing import Canvas, count, fit, heading, nbytes, plural, signed_bar, wrapped
 from llmcli.render.heat import half_blocks, heat
 from llmcli.render.text import quoted
 from llmcli.render.views.mlp import draw as draw_mlp
 from llmcli.render.views.next import draw as draw_next
+from llmcli.render.views.replay import draw as draw_replay
+from llmcli.render.views.tokens import draw as draw_tokens
 
 
 def test_fit_counts_cells_not_characters():
@@ -89,3 +98,32 @@ def test_a_heading_that_is_too_wide_goes_on_below():
     assert max(map(cell_len, lines)) <= 80
     assert lines[1] == "  writes 13.32"
     assert heading("check", "all pass", width=80).plain == "check  all pass\n"
+
+
+def test_a_part_of_a_text_is_marked_where_it_was_cut():
+    rows = tuple(
+        TokenRow(i, Token(i, b" w%d" % i), "", None, None, None, None, None, None) for i in range(9)
+    )
+    view = Tokens(n_tokens=9, n_bytes=27, n_scored=0, perplexity=None, bits_per_token=None,
+                  bits_per_byte=None, n_windows=1, stride=0, position=4, rows=rows,
+                  notes=())  # fmt: skip
+    for n, text in ((9, "  w0 w1 w2 w3 w4 w5 w6 w7 w8"), (3, " … w3 w4 w5…")):
+        assert draw_tokens(view, Canvas(80, True, rows=n)).plain.splitlines()[2] == text
+
+
+@pytest.mark.parametrize("drawn", [None, Token(2, b"b")])
+def test_a_replay_names_what_was_drawn_only_where_something_was(drawn):
+    worst = ReplayStep(step=0, run=0, token=Token(1, b"a"), logprob=-1.0, max_difference=0.5,
+                  drawn=drawn)  # fmt: skip
+    view = Replay(file="x", how="forced", model="m", dtype="float32", n_runs=1, n_compared=1,
+                  n_identical=0, max_difference=0.5, tolerance=1.0, passed=True, verdict="the same",
+                  facts=(), runs=(), worst=(worst,), notes=())  # fmt: skip
+    assert ("drawn here" in draw_replay(view, Canvas(80, False)).plain) == (drawn is not None)
+
+
+def test_two_columns_end_with_one_line_end():
+    sides = [Column("untouched", ["a"], "", 1.0), Column("changed", ["b"], "", 2.0)]
+    console = Console(width=80, file=io.StringIO())
+    console.print(beside(sides, 0, [0.5], "", 80), end="")
+    assert console.file.getvalue().endswith("the untouched model.\n")
+    assert not console.file.getvalue().endswith("\n\n")

@@ -134,7 +134,9 @@ def _sweep(view: SteerSweep, canvas: Canvas) -> RenderableType:
             table.add_row()
         for row in _trial(trial):
             table.add_row(*row)
-    return Group(out, table, footnotes(view.notes, canvas.width))
+    notes = footnotes(view.notes, canvas.width)
+    notes.rstrip()  # in a group each part ends its line
+    return Group(out, table, notes)
 
 
 def _trial(trial: Trial) -> list[tuple[Text, Text]]:
