@@ -380,3 +380,9 @@ def test_tokenize_prints_ids_on_one_line(llmcli, model_folder):
     expected = " ".join(map(str, theirs.encode(text, add_special_tokens=False).ids)) + "\n"
     assert llmcli("tokenize", "-m", model_folder, input=text.encode()).stdout == expected
     assert llmcli("tokenize", text, "-m", model_folder).stdout == expected
+
+
+def test_no_help_is_cut_short_or_names_a_type(llmcli):
+    assert "..." not in llmcli("--help").stdout.split("Commands:")[1]
+    for command in ("generate", "inspect", "tokenize", "download"):
+        assert not re.search(r"<(str|int|float|path)\b", llmcli(command, "--help").stdout), command

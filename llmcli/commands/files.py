@@ -22,7 +22,10 @@ def writing(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise  # said in one place for all commands
-        raise NotFoundError(f"{shown_path(path)} cannot be written: {error.strerror}.") from error
+        raise NotFoundError(
+            f"{shown_path(path)} cannot be written: {error.strerror}.",
+            "Name a file in a folder of yours.",
+        ) from error
 
 
 def tell_damage(reader: Reader, quiet: bool = False) -> None:

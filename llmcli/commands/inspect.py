@@ -243,7 +243,10 @@ def inspect(
     if save is not None:
         output.save_picture(made.all, save, output.canvas_for(color, rows))
     if any(getattr(shown, "passed", True) is False for shown in made.all):
-        raise IntegrityError("A check failed: see the line that says FAIL.")
+        raise IntegrityError(
+            "A check failed: see the line that says FAIL.",
+            "Its numbers are not to be trusted here; --device cpu --dtype float32 may pass.",
+        )
     if past is not None:
         traces.tell_held(made.held, past, quiet)
 

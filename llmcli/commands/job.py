@@ -141,9 +141,10 @@ def forced_ids(opened: Opened, entries: Sequence[str], max_new_tokens: int) -> d
         index = whole_number(step)
         if index >= max_new_tokens:
             raise UsageError(
-                f"--force {entry!r}: the last step is {max_new_tokens - 1}; they count from 0."
+                f"--force {entry!r}: the last step is {max_new_tokens - 1}; they count from 0.",
+                "Name an earlier step, or raise --max-new-tokens.",
             )
         if index in forced:
-            raise UsageError(f"--force gives step {index} twice.")
+            raise UsageError(f"--force gives step {index} twice.", "Leave one of them out.")
         forced[index] = token_named("--force", token, opened.tokenizer, digits=True)
     return forced

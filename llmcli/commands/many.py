@@ -55,11 +55,17 @@ def read_prompts(path: Path) -> list[Item]:
         with path.open("rb") as file:  # which may be a pipe, or a device that never ends
             data = file.read(MAX_PROMPTS_NBYTES + 1)
     except OSError as error:
-        raise NotFoundError(f"{shown_path(path)} cannot be read: {error.strerror}.") from error
+        raise NotFoundError(
+            f"{shown_path(path)} cannot be read: {error.strerror}.",
+            "Name a file of prompts, one a line: --prompts prompts.txt",
+        ) from error
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UsageError(f"{shown_path(path)} is not UTF-8 at offset {error.start}.") from error
+        raise UsageError(
+            f"{shown_path(path)} is not UTF-8 at offset {error.start}.",
+            "Convert it first, for example with iconv -t UTF-8.",
+        ) from error
     if len(data) > MAX_PROMPTS_NBYTES:
         raise UsageError(
             f"{shown_path(path)} is larger than {MAX_PROMPTS_NBYTES >> 20} MiB.", "Split it."
@@ -71,12 +77,13 @@ def read_prompts(path: Path) -> list[Item]:
         if line.strip()
     ]
     if not items:
-        raise UsageError(f"{shown_path(path)} holds no prompt.")
+        raise UsageError(f"{shown_path(path)} holds no prompt.", "Write one a line.")
     seen: set[str | int] = set()
     for item in items:
         if item.id in seen:
             raise UsageError(
-                f"{shown_path(path)}, line {item.index + 1}: the id {item.id!r} comes twice."
+                f"{shown_path(path)}, line {item.index + 1}: the id {item.id!r} comes twice.",
+                "Give each prompt an id of its own, or none.",
             )
         seen.add(item.id)
     return items
@@ -89,10 +96,15 @@ def _item(path: Path, index: int, line: str) -> Item:
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{where} is not JSON.", "One object a line, or plain text.") from error
     if not isinstance(raw, dict) or not isinstance(raw.get("prompt"), str):
-        raise UsageError(f"{where} has no text under the key 'prompt'.")
+        raise UsageError(
+            f"{where} has no text under the key 'prompt'.", 'For example: {"prompt": "Once"}'
+        )
     id = raw.get("id", index)
     if type(id) not in (str, int):
-        raise UsageError(f"{where}: the id is neither text nor a whole number.")
+        raise UsageError(
+            f"{where}: the id is neither text nor a whole number.",
+            'For example: {"id": 7, "prompt": "Once"}',
+        )
     return Item(index, id, raw["prompt"])
 
 
@@ -148,7 +160,10 @@ class Results:
     def _resume(self, path: Path) -> None:
         """Read what an earlier run finished; what a kill cut off is taken away."""
         if path.exists() and not path.is_file():  # to read a device may never end
-            raise UsageError(f"--out {shown_path(path)} is not a regular file.")
+            raise UsageError(
+                f"--out {shown_path(path)} is not a regular file.",
+                "Name another: --out texts.jsonl",
+            )
         with writing(path), path.open("a+b") as file:
             file.seek(0)
             lines = file.readlines()
