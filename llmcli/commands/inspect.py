@@ -272,7 +272,7 @@ def _note_unused(
             able = [view for view, entry in VIEWS.items() if name in entry.uses]
             raise UsageError(
                 f"{_option(name)}: {of} has nothing to write there.",
-                f"Views that have: {', '.join(able)}.",
+                f"Views{' of a --step' * (of == '--trace')} that have: {', '.join(able)}.",
             )
     words = [_option(name) for name in unused]
     if prompt is not None and not any(entry.prompt for entry in wanted.values()):
