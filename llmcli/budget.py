@@ -39,7 +39,7 @@ def budget(
 ) -> Budget:
     """What `batch` rows of up to `n_tokens` (None: the whole context) take on a CPU."""
     itemsize = 2 if storage == "bfloat16" else 4  # of what is computed
-    tokens = min(n_tokens or config.n_ctx, config.n_ctx)
+    tokens = n_tokens or config.n_ctx
     rows = batch * tokens
     return Budget(
         weights=int(config.n_parameters * PER_WEIGHT[storage]),

@@ -417,3 +417,9 @@ def test_a_name_as_long_as_names_can_be_is_written_to(llmcli, tmp_path):
         assert done.exit_code == 0, done.stderr
         assert (tmp_path / name).stat().st_size > 0
         assert not list(tmp_path.glob(".*"))
+
+
+def test_no_help_is_cut_short_or_names_a_type(llmcli):
+    assert "..." not in llmcli("--help").stdout.split("Commands:")[1]
+    for command in ("generate", "inspect", "tokenize", "download"):
+        assert not re.search(r"<(str|int|float|path)\b", llmcli(command, "--help").stdout), command

@@ -62,6 +62,15 @@ def test_pages_fit_a_screen(llmcli):
     assert max(len(page.splitlines()) for page in pages) <= 24
 
 
+def test_one_is_singular_and_large_numbers_have_separators(llmcli):
+    shown = llmcli("inspect", "a", "--view", "explain").stdout
+    one = llmcli("inspect", "", "--view", "explain", "--page", 3).stdout
+    assert "The 1 byte of your text makes 1 id," in " ".join(shown.split())
+    assert "The 1 token gives a matrix of 1 × 4096" in " ".join(one.split())
+    assert "7,498,240 numbers" in shown
+    assert not re.search(r"\b1 (bytes|ids|tokens|others)\b|\d{5}(?!\d* tokens)", shown)
+
+
 def test_a_page_that_does_not_exist_is_named(llmcli):
     for page in (0, 26):
         result = llmcli("inspect", "x", "--view", "explain", "--page", page)

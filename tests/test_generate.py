@@ -294,6 +294,15 @@ def test_color_probs_show_control_characters_harmlessly(copied):
 # --- before the run ------------------------------------------------------------------------------
 
 
+def test_a_stop_without_a_text_is_refused(generate):
+    assert_fails(generate("--stop", ""), 2, "--stop needs a text", "For example")
+
+
+def test_timings_of_one_token_are_singular_and_claim_no_speed(generate):
+    told = generate("--stats", "--max-new-tokens", 1).stderr
+    assert re.search(r"\| decode 1 token \| finish length \|", told), told
+
+
 def test_dry_run_tells_the_budget(generate):
     told = json.loads(generate("--dry-run", "--json").stdout)
     assert told["needed_nbytes"] == sum(

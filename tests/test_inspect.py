@@ -341,11 +341,33 @@ def test_tensors_are_the_full_values(llmcli, model_folder, tmp_path):
     assert held["sampling.0.model"].shape == (300,)
 
 
-def test_a_view_without_tensors_says_so_and_writes_none(llmcli, model_folder, tmp_path):
+@pytest.mark.parametrize(
+    ("options", "able"),
+    [
+        (["--view", "check", "--tensors"], "tokens, attention"),
+        (["--view", "next", "--view", "why", "--quiet", "--tensors"], "tokens, attention"),
+        (["--view", "lens", "--save-vector"], "steer"),
+    ],
+)
+def test_a_file_that_no_view_would_write_is_refused_before_the_work(
+    options, able, llmcli, model_folder, tmp_path
+):
     path = tmp_path / "none.safetensors"
-    result = llmcli("inspect", PROMPT, "-m", model_folder, "--view", "check", "--tensors", path)
-    assert result.stderr == "Not used by --view check: --tensors.\n"
+    result = llmcli("inspect", PROMPT, "-m", model_folder, *options, path)
+    assert (result.exit_code, result.stdout) == (2, "")
+    first, second = result.stderr.splitlines()
+    assert first.startswith(f"llmcli: {options[-1]}: --view {options[1]}")
+    assert first.endswith(" has nothing to write there.")
+    assert second.startswith(f"Views that have: {able}")
     assert not path.exists()
+
+
+def test_the_view_that_baseline_adds_has_tensors_to_write(llmcli, model_folder, tmp_path):
+    path = tmp_path / "change.safetensors"
+    result = llmcli("inspect", PROMPT, "-m", model_folder, "--view", "next", "--ablate", "L0",
+                    "--baseline", "--tensors", path)  # fmt: skip
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert set(load_file(path)) == {"change.logits", "change.untouched_logits"}
 
 
 def test_the_catalogue_knows_which_views_have_tensors():

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-from rich.cells import cell_len
+import io
 
+import pytest
+from rich.cells import cell_len
+from rich.console import Console
+
+from llmcli.inspection.mlp import MLPView
 from llmcli.inspection.next import Next, Place
+from llmcli.inspection.replay import Replay, ReplayStep
+from llmcli.inspection.tokens import TokenRow, Tokens
 from llmcli.inspection.values import Token
-from llmcli.render.drawing import Canvas, count, fit, nbytes, signed_bar
+from llmcli.render.beside import Column
+from llmcli.render.beside import picture as beside
+from llmcli.render.drawing import Canvas, count, fit, heading, nbytes, plural, signed_bar, wrapped
 from llmcli.render.heat import half_blocks, heat
 from llmcli.render.text import quoted
+from llmcli.render.views.mlp import draw as draw_mlp
 from llmcli.render.views.next import draw as draw_next
+from llmcli.render.views.replay import draw as draw_replay
+from llmcli.render.views.tokens import draw as draw_tokens
 
 
 def test_fit_counts_cells_not_characters():
@@ -23,6 +35,9 @@ def test_fit_counts_cells_not_characters():
 def test_sizes_are_written_short():
     assert [count(n) for n in (7, 999, 1500, 7_497_728, 124_439_808)] == [
         "7", "999", "1.50 k", "7.50 M", "124 M",
+    ]  # fmt: skip
+    assert [plural(n, "byte") for n in (0, 1, 4096, 12_345)] == [
+        "0 bytes", "1 byte", "4096 bytes", "12,345 bytes",
     ]  # fmt: skip
     assert [nbytes(n) for n in (12, 2048, 15_006_272)] == ["12 B", "2.00 KiB", "14.3 MiB"]
 
@@ -59,3 +74,56 @@ def test_the_screen_of_a_long_prompt_keeps_to_its_width():
     lines = draw_next(view, Canvas(80, False)).plain.splitlines()
     assert "1000 more not shown" in lines[2]
     assert max(map(cell_len, lines)) <= 80
+
+
+@pytest.mark.parametrize("cells", range(16, 60))
+def test_no_line_ends_within_a_quoted_token_or_between_a_number_and_its_unit(cells):
+    tokens = ['" time"', '" a b c"', r'"\" x"', r'"\\"', '"  "']
+    text = "It is " + " and then ".join(tokens) + " with 12.5 % of 80.0 KiB."
+    lines = wrapped(text, cells)
+    assert " ".join(lines) == text
+    assert max(map(len, lines)) <= cells
+    for kept in (*tokens, "12.5 %", "80.0 KiB"):
+        assert any(kept in line for line in lines), kept
+
+
+def test_a_heading_that_is_too_wide_goes_on_below():
+    at = Token(0, b"<|endoftext|>")
+    view = MLPView(
+        n_tokens=1, layer=7, position=0, at=at, activation="gelu", n_neurons=1024, n_positive=278,
+        norm=13.32, token=at, versus=None, rest=0.0, n_rest=0, bias=0.0, effect=0.0, neurons=(),
+        promotions=(), notes=(),
+    )  # fmt: skip
+    lines = draw_mlp(view, Canvas(80, False)).plain.splitlines()
+    assert max(map(cell_len, lines)) <= 80
+    assert lines[1] == "  writes 13.32"
+    assert heading("check", "all pass", width=80).plain == "check  all pass\n"
+
+
+def test_a_part_of_a_text_is_marked_where_it_was_cut():
+    rows = tuple(
+        TokenRow(i, Token(i, b" w%d" % i), "", None, None, None, None, None, None) for i in range(9)
+    )
+    view = Tokens(n_tokens=9, n_bytes=27, n_scored=0, perplexity=None, bits_per_token=None,
+                  bits_per_byte=None, n_windows=1, stride=0, position=4, rows=rows,
+                  notes=())  # fmt: skip
+    for n, text in ((9, "  w0 w1 w2 w3 w4 w5 w6 w7 w8"), (3, " … w3 w4 w5…")):
+        assert draw_tokens(view, Canvas(80, True, rows=n)).plain.splitlines()[2] == text
+
+
+@pytest.mark.parametrize("drawn", [None, Token(2, b"b")])
+def test_a_replay_names_what_was_drawn_only_where_something_was(drawn):
+    worst = ReplayStep(step=0, run=0, token=Token(1, b"a"), logprob=-1.0, max_difference=0.5,
+                  drawn=drawn)  # fmt: skip
+    view = Replay(file="x", how="forced", model="m", dtype="float32", n_runs=1, n_compared=1,
+                  n_identical=0, max_difference=0.5, tolerance=1.0, passed=True, verdict="the same",
+                  facts=(), runs=(), worst=(worst,), notes=())  # fmt: skip
+    assert ("drawn here" in draw_replay(view, Canvas(80, False)).plain) == (drawn is not None)
+
+
+def test_two_columns_end_with_one_line_end():
+    sides = [Column("untouched", ["a"], "", 1.0), Column("changed", ["b"], "", 2.0)]
+    console = Console(width=80, file=io.StringIO())
+    console.print(beside(sides, 0, [0.5], "", 80), end="")
+    assert console.file.getvalue().endswith("the untouched model.\n")
+    assert not console.file.getvalue().endswith("\n\n")

@@ -101,6 +101,20 @@ def test_a_terminal_of_any_width(columns, model_folder):
     assert max(map(len, plain.splitlines()[1:])) <= max(80, columns)
 
 
+def test_all_views_write_times_and_percent_alike_and_say_what_their_numbers_are(
+    llmcli, model_folder
+):
+    views = [x for view in ALONE for x in ("--view", view)]
+    result = llmcli("inspect", STORY, "-m", model_folder, *views, "--color", "always")
+    assert result.exit_code == 0, result.stderr
+    assert not re.search(r"\d%|\d x \d", result.output)
+    words = " ".join(result.output.split())
+    for meaning in ("Bits are its surprisal", "Bits are the entropy of a row",
+                    "Cosines are with the final vector", "Writes is the norm of the vector",
+                    "KL(untouched || without it)"):  # fmt: skip
+        assert meaning in words, meaning
+
+
 def test_no_color_says_with_digits_what_colours_say(model_folder):
     shown, code = in_terminal(
         ["inspect", PROMPT, "-m", model_folder, "--view", "attention"], env={"NO_COLOR": "1"}

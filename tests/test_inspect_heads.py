@@ -398,12 +398,12 @@ def test_the_cost_is_said_before_it_is_spent(llmcli, monkeypatch):
     assert llmcli(*common, "--quiet").stderr == ""
     said = llmcli(*common).stderr
     # 8 layers of 12 C^2 weights and what is small beside them, twice, for 63 + 160 tokens.
-    assert said == "--view why: 3 x 21 tokens, then 8 x 20 without one (1 batch): 2.8 GFLOP.\n"
+    assert said == "--view why: 3 × 21 tokens, then 8 × 20 without one (1 batch): 2.8 GFLOP.\n"
     monkeypatch.setattr(circuits, "factors_of", stop)
     with pytest.raises(Stopped):
         circuits_of(llmcli, catch=False)
     said = circuits_of(llmcli).stderr
-    assert said == "--view circuits: 2 x 4096 x 4096 entries, 4.8 GFLOP, 64 MiB held at once.\n"
+    assert said == "--view circuits: 2 × 4096 × 4096 entries, 4.8 GFLOP, 64 MiB held at once.\n"
 
 
 class Stopped(Exception):

@@ -358,3 +358,22 @@ def test_windows_hold_their_centre_and_their_size():
     assert window(10, 0, 4) == range(0, 4)
     assert window(10, 5, 4) == range(3, 7)
     assert window(3, 1, 8) == range(0, 3)
+
+
+@pytest.mark.parametrize("size", [97, 4096, 50257])
+def test_a_divergence_below_rounding_is_none_and_above_it_is_kept(size):
+    plain = torch.randn(8, size, generator=torch.Generator().manual_seed(1)) * 3
+    shifts = torch.randn(8, size, generator=torch.Generator().manual_seed(2))
+
+    def told(logits):
+        shifted = logits - logits.amax(dim=-1, keepdim=True)
+        return lens.kl_bits(lens.Final.of(plain), shifted, shifted.logsumexp(dim=-1))
+
+    assert told(plain).tolist() == told(plain + 2).tolist() == [0] * 8
+    changed = plain + 0.1 * shifts
+    exact = functional.kl_div(changed.double().log_softmax(-1), plain.double().log_softmax(-1),
+                              reduction="none", log_target=True).sum(-1) / math.log(2)  # fmt: skip
+    assert told(changed).tolist() == pytest.approx(exact.tolist(), rel=5e-3)
+    unknown = plain.clone()
+    unknown[0, 0] = math.nan
+    assert torch.isnan(told(unknown)).tolist() == [True] + [False] * 7

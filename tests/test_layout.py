@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from llmcli import errors
+
 PACKAGE = Path(__file__).resolve().parents[1] / "llmcli"
 SOURCES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path
@@ -125,3 +127,16 @@ def test_light_commands_never_import_torch(arguments):
         [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True
     )
     assert not {"torch", "transformers", "huggingface_hub"} & set(run.stderr.split())
+
+
+def test_every_error_that_a_command_raises_has_a_remedy():
+    """The fact alone leaves the reader where they are."""
+    bare = [
+        f"{path.name}:{call.lineno}"
+        for path in (PACKAGE / "commands").glob("*.py")
+        for call in ast.walk(ast.parse(path.read_text()))
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name)
+        and call.func.id in vars(errors) and call.func.id.endswith("Error")
+        and len(call.args) + len(call.keywords) < 2
+    ]  # fmt: skip
+    assert not bare

@@ -393,6 +393,11 @@ def test_other_views_fit_on_a_terminal(options, model_folder):
     assert len(shown.splitlines()) >= 3
 
 
+def test_one_of_a_thing_is_singular(llmcli, model_folder):
+    shown = llmcli("tokenize", "a", "-m", model_folder, "--color", "always").stdout
+    assert "1 byte · 1 character\n" in shown
+
+
 def test_neighbours_differ_on_a_console_of_16_colours():
     grounds = [
         style.bgcolor.downgrade(ColorSystem.STANDARD) for style in (*TINTS, SPECIAL, DIFFERENT)

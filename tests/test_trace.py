@@ -318,7 +318,7 @@ def test_ten_thousand_steps_open_at_once_in_little_memory_without_torch(tmp_path
     used_s, *modules = run.stderr.split()
     assert float(used_s) < 1
     assert not {"torch", "numpy", "tiktoken"} & set(modules)
-    assert "10000 tokens" in run.stdout
+    assert "10,000 tokens" in run.stdout
     tracemalloc.start()
     view(Reader(path))
     assert tracemalloc.get_traced_memory()[1] < 10 << 20
@@ -471,7 +471,7 @@ def test_damaged_lines_are_said_and_the_rest_is_read(traced, llmcli):
     assert [row["line"] for row in view["damaged"]] == [7, 9, 10, len(lines) + 1]
     assert "cut off" in view["damaged"][-1]["why"]
     assert f"{path}, line 7: " in done.stderr
-    assert "1 damaged lines more" in done.stderr
+    assert "1 more damaged line." in done.stderr
     assert llmcli("inspect", "--trace", path, "--step", 3).exit_code == 0
     done = llmcli("inspect", "--trace", path, "--step", 5, "--quiet")
     assert_fails(done, 5, "no readable step 4 of run 0")
@@ -550,6 +550,7 @@ def test_ids_that_the_model_has_not_are_damage(traced, llmcli):
         (["inspect", "Once", "--trace", "RUN"], 2, "do not go together"),
         (["inspect", "--trace", "RUN", "--step", 1, "--diff", "RUN"], 2, "do not go together"),
         (["inspect", "--trace", "missing.jsonl"], 3, "cannot be read"),
+        (["inspect", "--trace", "x", "--tensors", "x.safetensors"], 2, "Views of a --step"),
         (["inspect", "--trace", "/"], 3, "cannot be read"),
         (["generate", "--from-step", 3], 2, "--from-step needs --replay"),
         (["generate", "Once", "--replay", "RUN"], 2, "A prompt and --replay"),

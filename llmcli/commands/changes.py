@@ -117,13 +117,18 @@ def _reference(opened: Opened, path: Path) -> tuple[tuple[int, ...], ...]:
         with path.open("rb") as file:
             data = file.read(MAX_REFERENCE_NBYTES + 1)
     except OSError as error:
-        raise NotFoundError(f"{name} cannot be read: {error.strerror}.") from error
+        raise NotFoundError(
+            f"{name} cannot be read: {error.strerror}.", "Name a text: --reference story.txt"
+        ) from error
     if len(data) > MAX_REFERENCE_NBYTES:
         raise UsageError(f"{name} is larger than {MAX_REFERENCE_NBYTES >> 20} MiB.", "Shorten it.")
     try:
         ids = opened.tokenizer.encode(data.decode())
     except UnicodeDecodeError as error:
-        raise UsageError(f"{name} is not UTF-8 at offset {error.start}.") from error
+        raise UsageError(
+            f"{name} is not UTF-8 at offset {error.start}.",
+            "Convert it first, for example with iconv -t UTF-8.",
+        ) from error
     if not ids:
         raise UsageError(f"{name} is empty.", "--reference takes a text to average over.")
     prefix = tuple(opened.tokenizer.prefix_ids)

@@ -38,7 +38,10 @@ def download(
     ] = None,
     revision: Annotated[
         str | None,
-        typer.Option(help="A branch, tag or commit, as in org/name@REVISION. [default: main]"),
+        typer.Option(
+            metavar="REVISION",
+            help="A branch, tag or commit, as in org/name@REVISION. [default: main]",
+        ),
     ] = None,
     tokenizer_only: Annotated[
         bool, typer.Option("--tokenizer-only", help="All but the weights: enough to tokenize.")
@@ -58,7 +61,7 @@ def download(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Download models, whole and verified, into the Hugging Face cache.
+    """Fetch models, whole and verified, into the Hugging Face cache.
 
     llmcli download gpt2
 

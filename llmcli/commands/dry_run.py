@@ -19,7 +19,7 @@ def tell_budget(job: Job, place: Place, ids: Sequence[int], n_rows: int, json: b
     from llmcli.gpt.place import choose
 
     config = job.opened.config
-    n_tokens = min(len(ids) + job.max_new_tokens, config.n_ctx)
+    n_tokens = len(ids) + job.room(len(ids))
     _, storage = choose(place.device, place.dtype, place.quantize)
     plan = budget(config, storage, n_rows, n_tokens)
     first_s, rate = _measured(job, place, ids, n_rows) if plan.fits else (None, None)
@@ -39,7 +39,7 @@ def tell_budget(job: Job, place: Place, ids: Sequence[int], n_rows: int, json: b
     if json:
         print(strict(told))
         return
-    rows_text = f"{n_rows} x {n_tokens} tokens" if n_rows > 1 else f"{n_tokens} tokens"
+    rows_text = f"{n_rows} × {n_tokens} tokens" if n_rows > 1 else f"{n_tokens} tokens"
     available = mib(plan.available) if plan.available is not None else "unknown"
     print(f"weights      {mib(plan.weights):>9}  {told['dtype']}")
     print(f"KV cache     {mib(plan.cache):>9}  {rows_text}")

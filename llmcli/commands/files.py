@@ -89,7 +89,7 @@ def tell_damage(reader: Reader, quiet: bool = False) -> None:
     for damage in reader.damaged[:N_DAMAGED]:
         print(f"{reader.name}, {_where(damage)}: {damage.why}; passed over.", file=sys.stderr)
     if (more := len(reader.damaged) - N_DAMAGED) > 0:
-        print(f"{reader.name}: {more} damaged lines more.", file=sys.stderr)
+        print(f"{reader.name}: {more} more damaged line{'s' * (more > 1)}.", file=sys.stderr)
 
 
 def _where(damage: Damage) -> str:

@@ -161,6 +161,8 @@ def generate(
     sampling = sampling_from(opened, default=past.sampling if past else None, **asdict(drawing))
     eos_ids = () if ignore_eos else opened.config.eos_ids
     stop_ids = _known_ids(stop_id or [], opened.config.vocab_size)
+    if "" in (stop or ()):
+        raise UsageError("--stop needs a text to end before.", 'For example: --stop "The end"')
     job = Job(
         opened, sampling, secrets.randbits(32) if seed is None else seed, max_new_tokens,
         stop_ids=stop_ids.union(eos_ids),
@@ -185,7 +187,10 @@ def generate(
         text = read_text(prompt, 'llmcli generate "Once upon a time"')
         ids = prompt_ids(opened, text, truncate_prompt, quiet)
     if max(job.forced, default=0) > (last := opened.config.n_ctx - len(ids)):
-        raise UsageError(f"--force: the context is full after step {last}.")
+        raise UsageError(
+            f"--force: the context is full after step {last}.",
+            "Name an earlier step, or shorten the prompt.",
+        )
     if color_probs and not (sys.stdout.isatty() or color == o.ColorMode.always or quiet):
         print("--color-probs: no terminal, so plain text; --color always tints.", file=sys.stderr)
     if dry_run:
@@ -228,5 +233,8 @@ def _option(name: str) -> str:
 def _known_ids(ids: list[int], vocab_size: int) -> frozenset[int]:
     for id in ids:
         if not 0 <= id < vocab_size:
-            raise UsageError(f"--stop-id {id} is not an id from 0 to {vocab_size - 1}.")
+            raise UsageError(
+                f"--stop-id {id} is not an id from 0 to {vocab_size - 1}.",
+                "llmcli tokenize says which id a text has.",
+            )
     return frozenset(ids)

@@ -135,8 +135,8 @@ def inspect(
     output.check_writable("--save-vector", save_vector, (".safetensors",))
     if "steer" in wanted:
         check_steer(wanted, given, prompt)
+    _note_unused(wanted, given, prompt, quiet)
     if not quiet:
-        _note_unused(wanted, given, prompt)
         output.note_narrow_terminal()
     canvas = output.canvas_for(color, rows) if output.is_picture(color, json) else None
     past, typed = None, o.typed_names(ctx)
@@ -160,22 +160,43 @@ def inspect(
     if save is not None:
         output.save_picture(made.all, save, output.canvas_for(color, rows))
     if any(getattr(shown, "passed", True) is False for shown in made.all):
-        raise IntegrityError("A check failed: see the line that says FAIL.")
+        raise IntegrityError(
+            "A check failed: see the line that says FAIL.",
+            "Its numbers are not to be trusted here; --device cpu --dtype float32 may pass.",
+        )
     if past is not None:
         traces.tell_held(made.held, past, quiet)
 
 
-def _note_unused(wanted: dict[str, Entry], given: dict[str, Any], prompt: str | None) -> None:
-    """Options that none of the views looks at are said, not dropped in silence."""
+FILES = ("tensors", "save_vector")  # who names a file waits for it
+
+
+def _note_unused(
+    wanted: dict[str, Entry], given: dict[str, Any], prompt: str | None, quiet: bool
+) -> None:
+    """Options that none of the views looks at are said; UsageError where one names a file."""
+    from llmcli.inspection.catalogue import VIEWS
+
     used = set().union(*(entry.uses for entry in wanted.values()))
+    if given["baseline"]:
+        used |= VIEWS["change"].uses & {"tensors"}  # which --baseline adds
     if given["step"] is not None:
         used |= {"trace", "step", "run"}
-    unused = [
-        f"--{name.replace('_', '-')}"
-        for name, value in given.items()
-        if value is not None and name not in used
-    ]
+    unused = [name for name, value in given.items() if value is not None and name not in used]
+    of = "--trace" if "trace" in wanted or "diff" in wanted else f"--view {', '.join(wanted)}"
+    for name in FILES:
+        if name in unused:
+            able = [view for view, entry in VIEWS.items() if name in entry.uses]
+            raise UsageError(
+                f"{_option(name)}: {of} has nothing to write there.",
+                f"Views{' of a --step' * (of == '--trace')} that have: {', '.join(able)}.",
+            )
+    words = [_option(name) for name in unused]
     if prompt is not None and not any(entry.prompt for entry in wanted.values()):
-        unused.insert(0, "the prompt")
-    if unused:
-        print(f"Not used by --view {', '.join(wanted)}: {', '.join(unused)}.", file=sys.stderr)
+        words.insert(0, "the prompt")
+    if words and not quiet:
+        print(f"Not used by {of}: {', '.join(words)}.", file=sys.stderr)
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

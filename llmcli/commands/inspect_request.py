@@ -285,8 +285,7 @@ class Request:
             if make is not None:
                 made = make(run, Ask(**ask))
                 tensors |= {f"{name}.{key}": tensor for key, tensor in made.items()}
-        if tensors:  # or the option has been noted as not used
-            write(self.given["tensors"], packed(tensors, about))
+        write(self.given["tensors"], packed(tensors, about))
 
 
 def noted(view: View, run: Run) -> View:

@@ -127,7 +127,10 @@ def read_examples(option: str, path: Path, opened: Opened) -> list[Example]:
         with path.open("rb") as file:
             data = file.read(MAX_EXAMPLES_NBYTES + 1)
     except OSError as error:
-        raise NotFoundError(f"{shown_path(path)} cannot be read: {error.strerror}.") from error
+        raise NotFoundError(
+            f"{shown_path(path)} cannot be read: {error.strerror}.",
+            f"Name a file of examples, one a line: {option} examples.txt",
+        ) from error
     if len(data) > MAX_EXAMPLES_NBYTES:
         raise UsageError(
             f"{shown_path(path)} is larger than {MAX_EXAMPLES_NBYTES >> 20} MiB.", "Shorten it."
@@ -135,7 +138,10 @@ def read_examples(option: str, path: Path, opened: Opened) -> list[Example]:
     try:
         lines = data.decode("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
-        raise UsageError(f"{shown_path(path)} is not UTF-8 at offset {error.start}.") from error
+        raise UsageError(
+            f"{shown_path(path)} is not UTF-8 at offset {error.start}.",
+            "Convert it first, for example with iconv -t UTF-8.",
+        ) from error
     prefix, found = opened.tokenizer.prefix_ids, []
     for number, line in enumerate(lines, 1):
         text = line.removesuffix("\r")

@@ -54,9 +54,9 @@ class Job:
             "cache": self.use_cache,
         }  # fmt: skip
 
-    def room(self, ids: Sequence[int]) -> int:
-        """How many tokens may come after `ids`; the last of them needs no place in the context."""
-        return min(self.max_new_tokens, self.opened.config.n_ctx + 1 - len(ids))
+    def room(self, length: int) -> int:
+        """How many tokens the context has room for after so many, and the run wants."""
+        return min(self.max_new_tokens, self.opened.config.n_ctx - length)
 
     def streams(self, n_rows: int) -> list[TextStream]:
         """What turns each row's ids into text."""
@@ -145,9 +145,10 @@ def forced_ids(opened: Opened, entries: Sequence[str], max_new_tokens: int) -> d
         index = whole_number(step)
         if index >= max_new_tokens:
             raise UsageError(
-                f"--force {entry!r}: the last step is {max_new_tokens - 1}; they count from 0."
+                f"--force {entry!r}: the last step is {max_new_tokens - 1}; they count from 0.",
+                "Name an earlier step, or raise --max-new-tokens.",
             )
         if index in forced:
-            raise UsageError(f"--force gives step {index} twice.")
+            raise UsageError(f"--force gives step {index} twice.", "Leave one of them out.")
         forced[index] = token_named("--force", token, opened.tokenizer, digits=True)
     return forced

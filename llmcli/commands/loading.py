@@ -71,14 +71,18 @@ def sampling_from(
     vocab_size = opened.config.vocab_size
     for name, value in given.items():
         if isinstance(value, float) and not abs(value) < float("inf"):
-            raise UsageError(f"--{name.replace('_', '-')} must be a number, not {value}.")
+            raise UsageError(
+                f"--{name.replace('_', '-')} must be a number, not {value}.", "Leave it out."
+            )
     if 0 < (given.get("temperature") or 0) < MIN_TEMPERATURE:
         raise UsageError(
-            f"--temperature must be 0, which is greedy, or at least {MIN_TEMPERATURE}."
+            f"--temperature must be 0, which is greedy, or at least {MIN_TEMPERATURE}.",
+            "For example: --temperature 0.8",
         )
     if (given.get("top_k") or 0) > vocab_size:
         raise UsageError(
-            f"--top-k {given['top_k']} is more than the {vocab_size} tokens that there are."
+            f"--top-k {given['top_k']} is more than the {vocab_size} tokens that there are.",
+            "0 draws from all of them.",
         )
     default = default or read_sampling(opened.folder)
     default = replace(default, top_k=min(default.top_k, vocab_size))
@@ -86,7 +90,7 @@ def sampling_from(
     if bias:
         chosen["bias"] = tuple(_bias(opened.tokenizer, entry) for entry in bias)
         if len({id for id, _ in chosen["bias"]}) < len(bias):
-            raise UsageError("--bias gives the same token twice.")
+            raise UsageError("--bias gives the same token twice.", "Leave one of them out.")
     if default == GREEDY and "temperature" not in chosen and chosen.keys() & CUTS:
         chosen["temperature"] = SENSIBLE.temperature  # who asks for a cut does not ask for greedy
     return replace(default, **chosen)

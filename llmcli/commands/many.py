@@ -13,9 +13,8 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,11 +57,17 @@ def read_prompts(path: Path) -> list[Item]:
         with path.open("rb") as file:  # which may be a pipe, or a device that never ends
             data = file.read(MAX_PROMPTS_NBYTES + 1)
     except OSError as error:
-        raise NotFoundError(f"{shown_path(path)} cannot be read: {error.strerror}.") from error
+        raise NotFoundError(
+            f"{shown_path(path)} cannot be read: {error.strerror}.",
+            "Name a file of prompts, one a line: --prompts prompts.txt",
+        ) from error
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UsageError(f"{shown_path(path)} is not UTF-8 at offset {error.start}.") from error
+        raise UsageError(
+            f"{shown_path(path)} is not UTF-8 at offset {error.start}.",
+            "Convert it first, for example with iconv -t UTF-8.",
+        ) from error
     if len(data) > MAX_PROMPTS_NBYTES:
         raise UsageError(
             f"{shown_path(path)} is larger than {MAX_PROMPTS_NBYTES >> 20} MiB.", "Split it."
@@ -74,12 +79,13 @@ def read_prompts(path: Path) -> list[Item]:
         if line.strip()
     ]
     if not items:
-        raise UsageError(f"{shown_path(path)} holds no prompt.")
+        raise UsageError(f"{shown_path(path)} holds no prompt.", "Write one a line.")
     seen: set[str | int] = set()
     for item in items:
         if item.id in seen:
             raise UsageError(
-                f"{shown_path(path)}, line {item.index + 1}: the id {item.id!r} comes twice."
+                f"{shown_path(path)}, line {item.index + 1}: the id {item.id!r} comes twice.",
+                "Give each prompt an id of its own, or none.",
             )
         seen.add(item.id)
     return items
@@ -92,12 +98,20 @@ def _item(path: Path, index: int, line: str) -> Item:
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{where} is not JSON.", "One object a line, or plain text.") from error
     if not isinstance(raw, dict) or not isinstance(raw.get("prompt"), str):
-        raise UsageError(f"{where} has no text under the key 'prompt'.")
+        raise UsageError(
+            f"{where} has no text under the key 'prompt'.", 'For example: {"prompt": "Once"}'
+        )
     id = raw.get("id", index)
     if type(id) not in (str, int):
-        raise UsageError(f"{where}: the id is neither text nor a whole number.")
+        raise UsageError(
+            f"{where}: the id is neither text nor a whole number.",
+            'For example: {"id": 7, "prompt": "Once"}',
+        )
     if isinstance(id, str) and not id.isascii() and SURROGATE.search(id):
-        raise UsageError(f"{where}: the id holds half a character, which no output can repeat.")
+        raise UsageError(
+            f"{where}: the id holds half a character, which no output can repeat.",
+            'For example: {"id": "seven", "prompt": "Once"}',
+        )
     return Item(index, id, raw["prompt"])
 
 
@@ -144,7 +158,10 @@ class Results:
     def _resume(self, path: Path) -> None:
         """Read what an earlier run finished; what a kill cut off is taken away."""
         if path.exists() and not path.is_file():  # to read a device may never end
-            raise UsageError(f"--out {shown_path(path)} is not a regular file.")
+            raise UsageError(
+                f"--out {shown_path(path)} is not a regular file.",
+                "Name another: --out texts.jsonl",
+            )
         with writing(path), path.open("a+b") as file:
             file.seek(0)
             lines = file.readlines()
@@ -207,19 +224,15 @@ def key_of(job: Job, item: Item, ids: Sequence[int], changes: Changes) -> str:
 
 
 def batches(
-    items: Sequence[tuple[Item, list[int]]], batch_size: int, room: Callable[[Sequence[int]], int]
+    items: Sequence[tuple[Item, list[int]]], batch_size: int
 ) -> Iterator[list[tuple[Item, list[int]]]]:
     """`items`, each with its ids, in batches of prompts of like length, the longest first.
 
-    The longest first: if memory is short, that shows at once and not at the end. Prompts share a
-    batch only if they have the same `room` for new tokens, as a batch ends for all of it at once:
-    no text depends on what else is in the file.
+    The longest first: if memory is short, that shows at once and not at the end.
     """
     ordered = sorted(items, key=lambda pair: -len(pair[1]))
-    for _, alike in groupby(ordered, key=lambda pair: room(pair[1])):
-        some = list(alike)
-        for start in range(0, len(some), batch_size):
-            yield some[start : start + batch_size]
+    for start in range(0, len(ordered), batch_size):
+        yield ordered[start : start + batch_size]
 
 
 def run_many(
@@ -253,7 +266,8 @@ def run_many(
             f"{shown_path(tracing.path)} is there already, and some results are done.",
             "Give --trace another name: the trace will hold what is still to do.",
         )
-    longest = max(len(ids) for _, ids in todo) + job.max_new_tokens
+    lengths = [len(ids) for _, ids in todo]
+    longest = max(lengths) + job.room(min(lengths))  # beside each other, a row is as wide as this
     model = load(job.opened, place, min(batch_size, len(todo)) * num_samples, longest)
     some = todo[0][1]  # the changes are the same for any of them
     patch = patches_of(changes.plan(job.opened, some), model, some)
@@ -261,7 +275,7 @@ def run_many(
     started, n_done, n_tokens = time.perf_counter(), 0, 0
     names = {item.index: item.id for item in items}
     with traced(job, tracing, model, changes, tap, names) as job:
-        for batch in batches(todo, batch_size, job.room):
+        for batch in batches(todo, batch_size):
             records = run_batch(job, model, batch, keys, num_samples, tap)
             results.add([(item, records[item.id]) for item, _ in batch])
             n_done += len(batch)

@@ -172,7 +172,10 @@ def show(view: Replay, json: bool, color: Any) -> None:
     else:
         output.print_tsv(made)
     if not view.passed:
-        raise IntegrityError(f"The replay of {view.file}: {view.verdict}.")
+        raise IntegrityError(
+            f"The replay of {view.file}: {view.verdict}.",
+            "Other weights, another dtype or another machine computed it.",
+        )
 
 
 def begin(

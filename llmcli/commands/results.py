@@ -76,10 +76,10 @@ def stats_line(head: dict[str, Any], n_prompt: int, times: Sequence[float], reas
     first_s, rate = told["first_token_s"], told["decode_tokens_per_s"]
     if first_s is None:
         return f"load {told['load_s']:.2f} s | no token"
-    decode = f"{rate:.0f} tok/s" if rate else "-"
+    decode = f", {rate:.0f} tok/s" if rate else ""  # one token has no time between two
     return (
         f"load {told['load_s']:.2f} s | first token {1000 * first_s:.0f} ms | "
-        f"prefill {n_prompt} tokens, {n_prompt / first_s:.0f} tok/s | "
-        f"decode {len(times)} tokens, {decode} | finish {reason} | "
+        f"prefill {n_prompt} token{'s' * (n_prompt != 1)}, {n_prompt / first_s:.0f} tok/s | "
+        f"decode {len(times)} token{'s' * (len(times) != 1)}{decode} | finish {reason} | "
         f"{head['model']['dtype']} on {head['model']['device']} | seed {head['seed']}"
     )

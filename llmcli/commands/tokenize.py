@@ -84,7 +84,9 @@ Delimiter = Annotated[
 ]  # fmt: skip
 Workers = Annotated[
     int | None,
-    typer.Option("--workers", min=1, max=256, help="How many threads. [default: one per core]"),
+    typer.Option(
+        "--workers", min=1, max=256, metavar="N", help="How many threads. [default: one per core]"
+    ),
 ]
 
 

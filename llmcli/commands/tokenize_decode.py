@@ -113,5 +113,7 @@ def _ids(words: list[bytes]) -> list[int]:
             "Ids are whole numbers from 0, with spaces or commas between them.",
         )
     if max(map(len, words), default=0) > 20:
-        raise UsageError("A number of more than 20 digits is no token id.")
+        raise UsageError(
+            "A number of more than 20 digits is no token id.", "Put spaces between the ids."
+        )
     return list(map(int, words))

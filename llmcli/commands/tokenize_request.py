@@ -77,11 +77,16 @@ class Request:
                 "--overlap goes with --chunk.", "For example: --chunk 512 --overlap 64"
             )
         if self.chunk and (self.overlap or 0) >= self.chunk:
-            raise UsageError(f"--overlap {self.overlap} is not less than --chunk {self.chunk}.")
+            raise UsageError(
+                f"--overlap {self.overlap} is not less than --chunk {self.chunk}.",
+                "For example: --chunk 512 --overlap 64",
+            )
         if self.delimiter and not (self.out or self.streams):
-            raise UsageError("--document-delimiter goes with --out, ids and --count.")
+            raise UsageError(
+                "--document-delimiter goes with --out, ids and --count.", "Leave it out."
+            )
         if self.lines and (self.out or self.vocab is not None or self.ids):
-            raise UsageError(f"--lines does not go with {given[0]}.")
+            raise UsageError(f"--lines does not go with {given[0]}.", "Leave one out.")
         if self.texts and (self.vocab is not None or self.ids):
             raise UsageError(f"{given[0]} takes no text.", "Leave the text out.")
 

@@ -106,13 +106,14 @@ class Texts:
 
     def picture(self, record: Record) -> None:
         from llmcli.render.console import console
+        from llmcli.render.drawing import plural
         from llmcli.render.tokenized import end_of, picture
 
         out = console(self.request.color)
         found = self.rows(record)
         self._between(record)
-        facts = [end_of(self.request.model, 20), f"{len(found.text.encode()):,} bytes",
-                 f"{len(found.text):,} characters"]  # fmt: skip
+        facts = [end_of(self.request.model, 20), plural(len(found.text.encode()), "byte"),
+                 plural(len(found.text), "character")]  # fmt: skip
         if not found.exact:
             facts.append("normalized")
         cells = [(row.bytes, row.id, row.special) for row in found.rows]

@@ -72,7 +72,7 @@ def generate(
 ) -> Iterator[Step]:
     """Continue `prompts` as one batch, each row drawing from its own generator: Steps, by index.
 
-    A row ends at one of `stop_ids`, at `max_new_tokens`, when the context is full, or once the
+    A row ends at one of `stop_ids`, at `max_new_tokens`, when its context is full, or once the
     caller has put it into `ended`. `forced` gives the id at some indices whatever the draw says;
     ids from `n_tokens` on, the padding of some vocabularies, are never drawn.
     `ended` is read again after each step, so that who listens can end a row while iterating.
@@ -82,14 +82,15 @@ def generate(
     """
     started = time.perf_counter()
     longest = _check(prompts, model.config.n_ctx)
-    n_steps = min(max_new_tokens, model.config.n_ctx + 1 - longest)
+    # The last token of a full context needs no place in it.
+    room = [min(max_new_tokens, model.config.n_ctx + 1 - len(prompt)) for prompt in prompts]
     padding = torch.arange(n_tokens or 0, model.config.vocab_size, device=model.device)
     running = list(range(len(prompts)))  # which row of the caller's each row of the batch is
     history = [list(prompt) for prompt in prompts]
-    for index in range(n_steps):
+    for index in range(max(room)):
         if index == 0 or not use_cache:
             now = [history[row] for row in running]
-            cache = _new_cache(model, now, capacity=longest + n_steps - 1)
+            cache = _new_cache(model, now, capacity=longest + max(room) - 1)
             fed = _left_padded(now).to(model.device)
         logits = model(fed, cache, tap, last_only=True)[:, -1].float()  # (B, V)
         real = logits if n_tokens is None else logits.index_fill(1, padding, -math.inf)
@@ -101,21 +102,24 @@ def generate(
             ids = drawn.argmax(dim=-1)  # the only one left
         if index in forced:  # after the draw, so that later steps draw what they would have drawn
             ids = torch.full_like(ids, forced[index])
-        limit = index == n_steps - 1
         time_s = time.perf_counter() - started
         for place, facts in enumerate(_facts(logits, drawn_logprobs, ids, top_probs)):
             row, id = running[place], facts["chosen"].id
+            last = index + 1 == room[row]
             history[row].append(id)
             yield Step(
                 row=row,
                 index=index,
                 forced=index in forced,
                 time_s=time_s,
-                finish_reason="stop" if id in stop_ids else "length" if limit else None,
+                finish_reason="stop" if id in stop_ids else "length" if last else None,
                 **facts,
             )
-        over = [history[row][-1] in stop_ids or row in ended for row in running]
-        if limit or all(over):
+        over = [
+            history[row][-1] in stop_ids or row in ended or index + 1 == room[row]
+            for row in running
+        ]
+        if all(over):
             return
         fed = ids[:, None]
         for place in reversed(range(len(running))):

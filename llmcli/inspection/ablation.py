@@ -57,7 +57,8 @@ class AblationView(View):
 NOTES = (
     "measured: each part set to zero by itself (a head before its projection, whose bias stays). "
     "Zero is not what the later layers are used to; --ablate PART:mean is gentler.",
-    "A negative effect: the part speaks for the token, which loses without it.",
+    "A negative effect: the part speaks for the token, which loses without it. KL is KL(untouched "
+    "|| without it) in bits.",
 )
 
 

@@ -20,7 +20,9 @@ MAP_SIZE = 16  # pixels of a small map, each way
 ROLE_FROM = 0.4  # the least share that earns a head the name of a role
 ROLES = ("previous", "first", "duplicate", "induction")
 CAVEAT = (
-    "measured: the weights of this prompt. Attention is where a head reads, not proof of cause."
+    "measured: the weights of this prompt. Attention is where a head reads, not proof of cause. "
+    "Bits are the entropy of a row, for a head the mean of its rows: 0 where all is read from one "
+    "place."
 )
 
 Map = tuple[tuple[float, ...], ...]  # row i holds i + 1 weights: the lower triangle
@@ -104,7 +106,7 @@ def view(run: Run, ask: Ask) -> Grid | OneHead:
     notes = [CAVEAT, *_role_notes(keys)]
     if T > MAP_SIZE:
         n = tokens_per_pixel(T)
-        notes.append(f"A pixel of a map is the largest weight of {n} x {n} tokens.")
+        notes.append(f"A pixel of a map is the largest weight of {n} × {n} tokens.")
     return Grid(
         n_tokens=T,
         tokens_per_pixel=tokens_per_pixel(T),
@@ -228,8 +230,8 @@ def _one_head(run: Run, ask: Ask, layer: int, head: int) -> OneHead:
 
 def _role_notes(keys: dict[str, Tensor]) -> list[str]:
     notes = [
-        f"approximate: a role is named where at least {ROLE_FROM:.0%} of the attention fits it on "
-        "this prompt; another prompt may say otherwise."
+        f"approximate: a role is named where at least {100 * ROLE_FROM:.0f} % of the attention "
+        "fits it on this prompt; another prompt may say otherwise."
     ]
     if not bool(keys["duplicate"].any()):
         notes.append("This prompt repeats no token, so duplicate and induction cannot show.")

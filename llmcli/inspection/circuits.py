@@ -95,7 +95,7 @@ def cost(run: Run, ask: Ask) -> str:
     flops = 2 * (2 * rows * V * D + 4 * V * C * D)
     chunk = min(rows, chunk_of(V)) * V * 4
     return (
-        f"2 x {rows} x {V} entries, {gflop(flops)}, {max(1, round(chunk / 2**20))} MiB held at once"
+        f"2 × {rows} × {V} entries, {gflop(flops)}, {max(1, round(chunk / 2**20))} MiB held at once"
     )
 
 

@@ -154,7 +154,10 @@ def _fate(
 def kl_bits(final: Final, logits: Tensor, total: Tensor) -> Tensor:
     """KL(final || softmax(logits)) in bits, `total` the logsumexp of `logits` (W, V): (W,).
 
-    Sum of p (log p - log q), with log q = logits - total, so that no log q is stored.
+    Sum of p (log p - log q), with log q = logits - total, so that no log q is stored. What the
+    rounding of these sums alone may come to is 0: it grows like the root of V.
     """
     cross = total - torch.stack([p @ q for p, q in zip(final.probs, logits, strict=True)])
-    return ((cross - final.entropy) / LN2).clamp(min=0)
+    kl = cross - final.entropy
+    rounding = math.sqrt(logits.shape[-1]) / 2 * torch.finfo(kl.dtype).eps * (1 + final.entropy)
+    return torch.where(kl <= rounding, 0.0, kl / LN2)

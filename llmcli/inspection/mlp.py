@@ -75,7 +75,8 @@ class MLPView(View):
 
 NOTES = (
     "measured before and after the activation; derived: what each writes, read through the final "
-    "norm, at the scale that it has on this prompt, and the output head.",
+    "norm, at the scale that it has on this prompt, and the output head. Writes is the norm of the "
+    "vector written.",
     "Direct effects only; the tokens are what a neuron speaks for here, not what it means. "
     "A constant added to every logit changes no probability.",
 )

@@ -23,8 +23,8 @@ from llmcli.inspection.values import Token, View
 
 BATCH_TOKENS = 2048  # at once
 NOTES = (
-    "measured: recovered is 1 where a value alone restores the clean prompt's difference of "
-    "logits, 0 where it does nothing; below 0 and above 1 can be.",
+    "measured: recovered is 1, or 100 %, where a value alone restores the clean prompt's "
+    "difference of logits, 0 where it does nothing; below 0 and above 1 can be.",
     "A place is the residual stream entering a layer at one position; a head is its z at all "
     "positions. What several places carry together, none of them may recover alone.",
 )

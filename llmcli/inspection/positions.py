@@ -75,7 +75,7 @@ def view(run: Run, ask: Ask) -> Positions:
     notes = ["measured: the learned vectors as they are, neither centred nor normalised."]
     if size > 1:
         notes.append(
-            f"A pixel of the map is the mean cosine of {size} x {size} positions; on the diagonal "
+            f"A pixel of the map is the mean cosine of {size} × {size} positions; on the diagonal "
             "each is taken with itself, too, which is 1."
         )
     return Positions(

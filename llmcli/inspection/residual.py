@@ -54,8 +54,8 @@ class Residual(View):
 
 
 NOTES = (
-    "measured. The final vector is the stream after the last layer, before the final norm: what "
-    "the next token is read from.",
+    "measured. Cosines are with the final vector, the stream after the last layer, before the "
+    "final norm: what the next token is read from.",
     "A layer norm reads the stream and leaves it as it is; mean 0 and variance 1 come before its "
     "gain and bias, so not after it. Variance is over the numbers of one vector, divided by their "
     "count.",

@@ -137,7 +137,10 @@ def _exp2(bits: float) -> float:
 
 
 def _notes(n_windows: int, n_ctx: int) -> tuple[str, ...]:
-    notes = ["measured: each token is judged from the tokens before it; the first has none."]
+    notes = [
+        "measured: each token is judged from the tokens before it; the first has none. Bits are "
+        "its surprisal, entropy is the model's doubt before it, in bits too."
+    ]
     if n_windows > 1:
         notes.append(
             f"approximate: the text is longer than the context of {n_ctx}, so each token was "

@@ -111,9 +111,9 @@ def cost(run: Run, ask: Ask) -> str:
     heads = 1 if config.tie_embeddings else 2
     blocks = config.n_parameters - (heads * config.vocab_size + config.n_ctx) * config.n_embd
     batches = len(list(_batches(range(n), length)))
-    said = f"{FORWARDS} x {len(run.ids)} tokens"
+    said = f"{FORWARDS} × {len(run.ids)} tokens"
     if n:
-        said += f", then {n} x {length} without one ({batches} batch{'es' * (batches > 1)})"
+        said += f", then {n} × {length} without one ({batches} batch{'es' * (batches > 1)})"
     return f"{said}: {gflop(2 * blocks * tokens)}"
 
 

@@ -42,7 +42,9 @@ def picture(
     table.add_row(*(Text(harmless(column.title), style="bold cyan") for column in columns))
     table.add_row(*(_body(column, first, echo) for column in columns))
     table.add_row(*(Text(column.told, style="dim") for column in columns))
-    return Group(table, _below(first, kl, width))
+    below = _below(first, kl, width)
+    below.rstrip()  # in a group each part ends its line
+    return Group(table, below)
 
 
 def _body(column: Column, first: int | None, echo: str) -> Text:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +13,9 @@ from rich.text import Text
 from llmcli.render.probs import bar
 from llmcli.render.text import harmless, quoted
 
+# What no line ends within: a quoted token; a number and its unit.
+_WHOLE = re.compile(r'"(?:[^"\\]|\\.)*"|(?<=\d) (?:%|[KMG]?i?B\b)')
+_GLUE = "\0"  # a space at which no line ends: no text holds it, once it is harmless
 MAX_WIDTH = 160  # beyond this, lines are hard to follow
 
 
@@ -37,12 +41,19 @@ def name(token: bytes) -> str:
     return quoted(token) if token else "(unused)"
 
 
-def heading(title: str, *facts: str) -> Text:
+def wrapped(text: str, cells: int, indent: str = "") -> list[str]:
+    """Lines of at most `cells`, all but the first indented; none ends within a quoted token."""
+    kept = _WHOLE.sub(lambda whole: whole[0].replace(" ", _GLUE), harmless(text))
+    lines = textwrap.wrap(kept, cells, subsequent_indent=indent, break_on_hyphens=False)
+    return [line.replace(_GLUE, " ") for line in lines]
+
+
+def heading(title: str, *facts: str, width: int = MAX_WIDTH) -> Text:
     """The first line of a view: its name, and the facts that matter most."""
-    line = Text().append(title, style="bold cyan")
-    if facts:
-        line.append("  " + harmless(" · ".join(facts)))
-    return line.append("\n")
+    lines = wrapped(f"{title}  {' · '.join(facts)}", width, indent="  ")
+    line = Text("".join(part.removesuffix(" ·") + "\n" for part in lines))
+    line.stylize("bold cyan", 0, len(title))
+    return line
 
 
 def columns(*cells: tuple[str, int]) -> Text:
@@ -55,8 +66,7 @@ def footnotes(notes: Sequence[str], width: int) -> Text:
     """The caveats, a line below a view, dimmed and wrapped."""
     out = Text("\n")
     for note in notes:
-        lines = textwrap.wrap(harmless(note), width - 2, break_on_hyphens=False)
-        out.append("".join(f"  {line}\n" for line in lines), style="dim italic")
+        out.append("".join(f"  {line}\n" for line in wrapped(note, width - 2)), style="dim italic")
     return out
 
 
@@ -102,8 +112,8 @@ def _three(value: float) -> str:
 
 
 def plural(n: int, word: str) -> str:
-    """ "1 token", "7 tokens"."""
-    return f"{n} {word}" if n == 1 else f"{n} {word}s"
+    """ "1 token", "7 tokens", "12,345 tokens"."""
+    return f"{n} {word}" if n == 1 else f"{n if n < 10_000 else f'{n:,}'} {word}s"
 
 
 def skipped(shown: range, total: int) -> str:

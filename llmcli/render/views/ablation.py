@@ -24,7 +24,8 @@ def draw(view: AblationView, canvas: Canvas) -> Text:
     target = f"{name(view.token.text)} (id {view.token.id})"
     if view.versus is not None:
         target += f" minus {name(view.versus.text)} (id {view.versus.id})"
-    out = heading("ablation", f"the logit of {target} after position {view.position}")
+    out = heading("ablation", f"the logit of {target} after position {view.position}",
+                  width=canvas.width)  # fmt: skip
     out.append(
         f"  {view.logit:.3f} with all parts, probability{percent(view.prob).rstrip()}; "
         f"{plural(view.n_parts, 'part')} in {plural(view.n_forwards, 'forward')}\n\n",

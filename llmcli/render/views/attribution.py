@@ -25,7 +25,8 @@ def draw(view: Attribution, canvas: Canvas) -> Text:
     target = f"{name(view.token.text)} (id {view.token.id})"
     if view.versus is not None:
         target += f" minus {name(view.versus.text)} (id {view.versus.id})"
-    out = heading("attribution", f"the logit of {target} after position {view.position}")
+    out = heading("attribution", f"the logit of {target} after position {view.position}",
+                  width=canvas.width)  # fmt: skip
     out.append(
         f"  {name(view.token.text)} ranks {view.rank} with {percent(view.prob).strip()}\n\n",
         style="dim",

@@ -30,7 +30,7 @@ LINES = 16  # of a long prompt
 def draw(view: Change, canvas: Canvas) -> Text:
     token = view.places[view.position].token
     out = heading("change", f"after {name(token.text)}, position {view.position}",
-                  f"KL {view.kl_bits:.3f} bits")  # fmt: skip
+                  f"KL {view.kl_bits:.3f} bits", width=canvas.width)  # fmt: skip
     for given in view.changes:
         out.append(f"  {harmless(fit(given.change, canvas.width - 3).rstrip())}\n", style="dim")
     for part in (_layers(view, canvas.width), _candidates(view, canvas.width),

@@ -19,7 +19,8 @@ COMPOSITION = 26  # before its bar
 def draw(view: Circuits, canvas: Canvas) -> Text:
     whose = [f"of {name(view.token.text)} (id {view.token.id})"] if view.token is not None else []
     out = heading("circuits", f"L{view.layer}.H{view.head}", *whose,
-                  f"{view.vocab_size} × {view.vocab_size} pairs of tokens")  # fmt: skip
+                  f"{view.vocab_size} × {view.vocab_size} pairs of tokens",
+                  width=canvas.width)  # fmt: skip
     out.append("\n").append_text(_pairs(view, canvas)).append("\n")
     out.append_text(_compositions(view, canvas))
     return out.append_text(footnotes(view.notes, canvas.width))

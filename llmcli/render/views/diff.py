@@ -27,7 +27,8 @@ NOTHING = 1e-6  # bits: less is what another order of summing costs
 
 
 def draw(view: Diff, canvas: Canvas) -> Text:
-    out = heading("diff", f"{tail(view.file, 30)} and {tail(view.other_file, 30)}, run {view.run}")
+    out = heading("diff", f"{tail(view.file, 30)} and {tail(view.other_file, 30)}, run {view.run}",
+                  width=canvas.width)  # fmt: skip
     out.append("\n").append_text(_facts(view, canvas.width))
     out.append("\n").append_text(_verdict(view, canvas.width))
     if view.steps:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import shlex
-import textwrap
 from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from llmcli.render.drawing import Canvas, fit, heading
+from llmcli.render.drawing import Canvas, fit, heading, wrapped
 from llmcli.render.text import harmless
 from llmcli.render.walk import early, late
 
@@ -30,10 +28,7 @@ def _page(view: Explain, page: Page, width: int) -> Text:
     out = heading("explain", f"{page.page} of {view.n_pages}", words.title)
     for part in words.body:
         if isinstance(part, str):
-            kept = re.sub(r"(?<=\d) (?=%|[KMG]?i?B\b)", "\N{NO-BREAK SPACE}", harmless(part))
-            lines = textwrap.wrap(kept, min(width, 100) - 4, break_on_hyphens=False)
-            text = "".join(f"  {line}\n" for line in lines)
-            out.append(text.replace("\N{NO-BREAK SPACE}", " "))
+            out.append("".join(f"  {line}\n" for line in wrapped(part, min(width, 100) - 4)))
         else:
             out.append("".join(f"    {fit(x, width - 4).rstrip()}\n" for x in part), style="cyan")
     for command in words.deeper:

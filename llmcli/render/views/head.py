@@ -28,7 +28,7 @@ def draw(view: Head, canvas: Canvas) -> Text:
     out = heading(
         "head", f"L{view.layer}.H{view.head}",
         f"what {name(view.token.text)} at position {view.position} reads",
-        plural(view.n_visible, "place"),
+        plural(view.n_visible, "place"), width=canvas.width,
     )  # fmt: skip
     for part in (_query(view, canvas), _keys(view, canvas), _scores(view, canvas),
                  _values(view, canvas), _projection(view, canvas)):  # fmt: skip

@@ -82,7 +82,8 @@ def _fate(view: Lens, canvas: Canvas) -> Text:
     assert view.token is not None
     here = next(place.token for place in view.prompt if place.position == view.position)
     out = heading("lens", f"the fate of {name(view.token.text)} (id {view.token.id})",
-                  f"after {name(here.text)}, position {view.position}")  # fmt: skip
+                  f"after {name(here.text)}, position {view.position}",
+                  width=canvas.width)  # fmt: skip
     cells = max(8, min(30, canvas.width - 68))
     out.append("\n").append_text(
         columns(("after", LABEL), ("rank", -6), ("logit", -8), ("prob", -7), ("", cells),

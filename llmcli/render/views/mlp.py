@@ -22,7 +22,7 @@ SIDE = 3  # tokens for and against at most
 def draw(view: MLPView, canvas: Canvas) -> Text:
     out = heading("mlp", f"layer {view.layer} at {name(view.at.text)}, position {view.position}",
                   f"{view.n_positive} of {plural(view.n_neurons, 'neuron')} above 0",
-                  f"writes {view.norm:.2f}")  # fmt: skip
+                  f"writes {view.norm:.2f}", width=canvas.width)  # fmt: skip
     target = f"{name(view.token.text)} (id {view.token.id})"
     if view.versus is not None:
         target += f" minus {name(view.versus.text)} (id {view.versus.id})"

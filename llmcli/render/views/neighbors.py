@@ -21,7 +21,8 @@ MAX_TOKEN = 24
 
 def draw(view: Neighbors, canvas: Canvas) -> Text:
     out = heading("neighbors", _sum(view.terms), f"norm {view.norm:.2f}",
-                  f"the mean of all tokens is {view.mean_norm:.2f}")  # fmt: skip
+                  f"the mean of all tokens is {view.mean_norm:.2f}",
+                  width=canvas.width)  # fmt: skip
     token = min(MAX_TOKEN, (canvas.width - RANK - 2 * GAP) // 3 - VALUE - 2)
     cell = token + VALUE + 2
     out.append("\n").append_text(_titles(cell))

@@ -23,6 +23,7 @@ def draw(view: Next, canvas: Canvas) -> Text:
         f"what follows {name(view.token.text)}, position {view.position} of "
         f"{plural(view.n_tokens, 'token')}",
         f"{plural(view.n_layer, 'layer')} × {plural(view.n_head, 'head')}",
+        width=canvas.width,
     )
     cells = max(10, min(40, canvas.width - 2 * TOKEN - 30))
     for part in (_prompt(view, canvas), _lens(view, cells), _sources(view, cells),

@@ -20,7 +20,7 @@ TOKEN = 13
 
 def draw(view: Patching, canvas: Canvas) -> Text:
     out = heading("patching", f"{name(view.token.text)} minus {name(view.versus.text)} after "
-                  f"position {view.position}")  # fmt: skip
+                  f"position {view.position}", width=canvas.width)  # fmt: skip
     out.append(
         f"  difference of logits: clean {view.clean_difference:+.3f}, corrupt "
         f"{view.corrupt_difference:+.3f}\n  each cell: how much of the way from corrupt back to "

@@ -22,8 +22,8 @@ def draw(view: Positions, canvas: Canvas) -> Text:
     if canvas.color:
         out.append_text(scale("-1", "1", middle="0"))
     else:
-        out.append("  digits are tenths: 9 is 0.9 or more, · is around 0, - below -0.1; "
-                   "every other row\n", style="dim")  # fmt: skip
+        out.append("  every other row; digits are tenths: 9 is 0.9 or more, · is around 0,\n"
+                   "  - below -0.1\n", style="dim")  # fmt: skip
     out.append("\n")
     for part in (_map(view, canvas.color), _distances(view, canvas.width), _nearest(view)):
         out.append_text(part)

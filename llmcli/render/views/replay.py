@@ -51,9 +51,10 @@ def _runs(view: Replay) -> Text:
 
 
 def _worst(view: Replay) -> Text:
+    drawn = "drawn here" if any(row.drawn for row in view.worst) else ""
     out = Text().append("  most different\n", style="bold")
     out.append_text(columns(("  step", 6), ("run", -4), ("token", TOKEN), ("logprob", -9),
-                            ("differs by", -11), ("drawn here", TOKEN)))  # fmt: skip
+                            ("differs by", -11), (drawn, TOKEN)))  # fmt: skip
     for row in view.worst:
         out.append(f"{row.step:>6} ", style="cyan")
         out.append(f"{row.run:>4} {fit(name(row.token.text), TOKEN)} {row.logprob:9.4f} ")

@@ -19,7 +19,7 @@ COSINE = 7
 
 def draw(view: Residual, canvas: Canvas) -> Text:
     out = heading("residual", f"at {name(view.token.text)}, position {view.position} of "
-                  f"{plural(view.n_tokens, 'token')}")  # fmt: skip
+                  f"{plural(view.n_tokens, 'token')}", width=canvas.width)  # fmt: skip
     out.append("\n").append_text(_additions(view, canvas.width))
     out.append("\n").append_text(_norms(view))
     return out.append_text(footnotes(view.notes, canvas.width))

@@ -120,7 +120,7 @@ def _nearest(view: SteerVector, width: int) -> Text:
 def _sweep(view: SteerSweep, canvas: Canvas) -> RenderableType:
     drawn = "greedy" if view.greedy else f"seed {view.seed}"
     out = heading("steer", f"after layer {view.layer}, from position {view.position} on",
-                  plural(len(view.trials), "strength"), drawn)  # fmt: skip
+                  plural(len(view.trials), "strength"), drawn, width=canvas.width)  # fmt: skip
     out.append(
         f"  norm {view.norm:.2f} × strength, the stream's {view.stream_norm:.1f}; untouched "
         f"perplexity {view.untouched_perplexity:.4g}\n",
@@ -134,7 +134,9 @@ def _sweep(view: SteerSweep, canvas: Canvas) -> RenderableType:
             table.add_row()
         for row in _trial(trial):
             table.add_row(*row)
-    return Group(out, table, footnotes(view.notes, canvas.width))
+    notes = footnotes(view.notes, canvas.width)
+    notes.rstrip()  # in a group each part ends its line
+    return Group(out, table, notes)
 
 
 def _trial(trial: Trial) -> list[tuple[Text, Text]]:

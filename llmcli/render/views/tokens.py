@@ -67,7 +67,8 @@ def _facts(view: Tokens) -> list[str]:
 
 def _shaded(view: Tokens, shown: range, width: int, most: float) -> Text:
     """The text itself, each token on the colour of its surprisal."""
-    out, used = Text(" "), 1
+    out = Text(" …" if shown.start else " ")
+    used = len(out)
     decoder = getincrementaldecoder("utf-8")("replace")  # a character may take several tokens
     for row in view.rows[shown.start : shown.stop]:
         text = harmless(decoder.decode(row.token.text).replace("\n", "⏎"))
@@ -77,6 +78,7 @@ def _shaded(view: Tokens, shown: range, width: int, most: float) -> Text:
         style = on_heat((row.surprisal_bits or 0.0) / most)
         out.append(text, style="dim" if row.surprisal_bits is None else style)
         used += cell_len(text)
+    out.append("…" if shown.stop < len(view.rows) else "")
     return out.append("\n").append_text(scale("surprisal: 0", f"{most:.2f} bits"))
 
 

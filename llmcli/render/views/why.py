@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import re
-import textwrap
-from collections.abc import Sequence
 from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from llmcli.render.drawing import Canvas, columns, fit, footnotes, heading, name, plural
+from llmcli.render.drawing import Canvas, columns, fit, footnotes, heading, name, plural, wrapped
 from llmcli.render.probs import percent
 
 if TYPE_CHECKING:
@@ -23,7 +20,7 @@ SIDE = 24
 def draw(view: Why, canvas: Canvas) -> Text:
     out = heading(
         "why", f"{name(view.token.text)} (id {view.token.id}) after {name(view.after.text)}, "
-        f"position {view.position} of {plural(view.n_tokens, 'token')}",
+        f"position {view.position} of {plural(view.n_tokens, 'token')}", width=canvas.width,
     )  # fmt: skip
     for part in (_standing(view, canvas), _parts(view), _removals(view, canvas)):
         out.append("\n").append_text(part)
@@ -44,18 +41,13 @@ def _standing(view: Why, canvas: Canvas) -> Text:
     else:
         since = "from the start" if view.enters == "embed" else f"since layer {view.enters}"
         text += f" It has been among the first {view.top_k} {since}."
-    ranks = [f"{stage.after} → {stage.rank}" for stage in view.layers]
-    out = _wrapped(text, canvas.width)
-    title = "Its rank after each layer, 0 the first:"
-    return out.append_text(_wrapped(title, canvas.width, ranks, "dim"))
-
-
-def _wrapped(text: str, width: int, more: Sequence[str] = (), style: str = "") -> Text:
-    """`text` and `more` on indented lines; no token and none of `more` is broken in two."""
-    kept = [re.sub(r'"[^"]*"', lambda token: token[0].replace(" ", "\u00a0"), text)]
-    kept += [part.replace(" ", "\u00a0") for part in more]
-    lines = textwrap.wrap("  ".join(kept), width - 4, break_on_hyphens=False)
-    return Text("".join(f"  {line}\n" for line in lines).replace("\u00a0", " "), style=style)
+    ranks = "Its rank after each layer, 0 the first:" + "".join(
+        f"  {stage.after}\N{NO-BREAK SPACE}→\N{NO-BREAK SPACE}{stage.rank}" for stage in view.layers
+    )
+    out = Text("".join(f"  {line}\n" for line in wrapped(text, canvas.width - 4)))
+    for line in wrapped(ranks, canvas.width - 4):
+        out.append("  " + line.replace("\N{NO-BREAK SPACE}", " ") + "\n", style="dim")
+    return out
 
 
 def _parts(view: Why) -> Text:

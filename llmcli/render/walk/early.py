@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from llmcli.render.drawing import plural
 from llmcli.render.probs import bar
 from llmcli.render.walk.layout import Words, nums, pct, said, small, tiny, tok
 
@@ -31,7 +32,8 @@ def tokens(f: Any) -> Words:
     return Words("Text becomes tokens, tokens become ids", [
         f"The model never sees letters. A tokenizer cuts the text into tokens, pieces from a fixed "
         f"vocabulary of {f.vocab_size}, and puts a number in place of each: its id. The "
-        f"{f.n_bytes} bytes of your text make {f.n_tokens - f.n_prefix} ids"
+        f"{plural(f.n_bytes, 'byte')} of your text make{'s' * (f.n_bytes == 1)} "
+        f"{plural(f.n_tokens - f.n_prefix, 'id')}"
         f"{f', {f.n_tokens} with what is put before it' if f.n_prefix else ''}"
         f"{f', of which {more} in the middle are not shown' if more else ''}:",
         rows,
@@ -52,7 +54,8 @@ def logits(f: Any) -> Words:
     return Words("A vector of logits for every position", [
         f"At every position the model gives {f.vocab_size} numbers, one for each token of the "
         "vocabulary: the higher, the better this token would fit next. They are called logits. "
-        f"The {f.n_tokens} tokens give a matrix of {f.n_tokens} × {f.vocab_size} = {f.n_logits} "
+        f"The {plural(f.n_tokens, 'token')} give{'s' * (f.n_tokens == 1)} a matrix of "
+        f"{f.n_tokens} × {f.vocab_size} = {f.n_logits:,} "
         f"logits. {'Some of its' if len(f.rows) < f.n_tokens else 'Its'} rows:",
         rows,
         "All rows come out of the same pass, and each has seen only its own token and those before "
@@ -130,7 +133,7 @@ def lookup(f: Any) -> Words:
         [f"{'':14}{matrix[0]}", f"{small(f.one_hot)}  ×  {matrix[1]}  =  {small(f.row)}",
          f"{'':14}{matrix[2]}"],
         f"So the first step of the model, one-hot vectors times a matrix of {f.vocab_size} × "
-        f"{f.n_embd}, needs none of its {f.n_products} multiplications: it reads row "
+        f"{f.n_embd}, needs none of its {f.n_products:,} multiplications: it reads row "
         f"{f.token.id} for {said(f.token)}. The first numbers, multiplied out and looked up:",
         [f"multiplied {nums(f.product)}", f"looked up  {nums(f.looked_up)}"],
         f"The largest difference in all {f.n_embd} numbers is {tiny(f.max_difference)}. This table "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from llmcli.render.drawing import nbytes
+from llmcli.render.drawing import nbytes, plural
 from llmcli.render.walk.layout import Words, nums, pct, said, tiny, tok
 
 
@@ -53,7 +53,7 @@ def mask(f: Any) -> Words:
 def context(f: Any) -> Words:
     rows = [f"{r.position:8} {tok(r.token)} {pct(r.weight)} {nums(r.first)}" for r in f.rows]
     if f.n_others:
-        others = f"{f.n_others} others"
+        others = plural(f.n_others, "other")
         rows.append(f"{'':8} {others:<14} {pct(f.others_weight)} {nums(f.others)}")
     rows.append(f"{'':8} {'sum':<14} {'':8} {nums(f.total)}")
     return Words("Weighted values: the context vector", [
@@ -178,9 +178,9 @@ def chat(f: Any) -> Words:
 
 
 def parameters(f: Any) -> Words:
-    rows = [f"{g.name:<20} {g.count:13} {pct(g.share)}" for g in f.groups]
+    rows = [f"{g.name:<20} {g.count:13,} {pct(g.share)}" for g in f.groups]
     return Words("What the parameters are", [
-        f"All that was learned are {f.total} numbers:",
+        f"All that was learned are {f.total:,} numbers:",
         rows,
         f"One of them, the first of the row of {said(f.token)}, is {f.example:.4f}. Nobody set it "
         "by hand, and what one number means by itself is not known. What can be tested is what "
