@@ -156,12 +156,10 @@ def test_a_failed_write_leaves_the_file_as_it_was(
     path = tmp_path / name
     path.write_bytes(b"before")
 
-    def fails(self, data):
-        with open(self, "wb") as file:
-            file.write(data[:9])
+    def fails(_file):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(Path, "write_bytes", fails)
+    monkeypatch.setattr(os, "fsync", fails)
     result = llmcli("inspect", "a", "-m", model_folder, "--view", "tokens", option, path)
     assert result.exit_code == code, result.stderr
     assert path.read_bytes() == b"before"

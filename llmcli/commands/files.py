@@ -57,8 +57,8 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
                 f"{shown_path(path)} was not written ({error.strerror}).",
                 "Free some space, or write elsewhere.",
             ) from error
-        if str(error.filename) not in map(str, (unfinished, target)):
-            raise  # of what was read meanwhile
+        if error.filename and str(error.filename) not in map(str, (unfinished, target)):
+            raise  # of another file, opened meanwhile
         raise unwritable(path, error.strerror or type(error).__name__) from error
     finally:
         with suppress(OSError):
