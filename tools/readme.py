@@ -3,8 +3,9 @@
 An example is a line of an indented block that begins with `$`, with the lines that a backslash
 joins to it; what follows, up to the next `$` or the end of the block, is what it printed. Each is
 run as on a terminal of COLUMNS, all in one folder, so that one may read what another has written;
-a file that `cat` shows is made of what the README shows of it. Prose that tells of the output is
-for you to read again.
+a file that `cat` shows is made of what the README shows of it. An example that fails, for want of a
+model that is not here, is told and left as it was. Prose that tells of the output is for you to
+read again.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ import pty
 import re
 import struct
 import subprocess
+import sys
 import tempfile
 import termios
 from collections.abc import Iterator
 from pathlib import Path
 
 README = Path(__file__).resolve().parents[1] / "README.md"
-COLUMNS, LINES = 96, 60
+COLUMNS, LINES = 80, 60
 INDENT = "    "
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)")
 
@@ -49,8 +51,8 @@ def examples(lines: list[str]) -> Iterator[tuple[str, slice]]:
         yield command, slice(start, end)
 
 
-def printed(command: str, folder: Path) -> list[str]:
-    """What `command` prints on a terminal, line by line, without colours."""
+def printed(command: str, folder: Path) -> list[str] | None:
+    """What `command` prints on a terminal, line by line, without colours; None if it fails."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", LINES, COLUMNS, 0, 0))
     env = {**os.environ, "TERM": "xterm-256color"}
@@ -63,7 +65,8 @@ def printed(command: str, folder: Path) -> list[str]:
         data = b"".join(iter(lambda: _read(ours), b""))
     os.close(ours)
     if process.returncode:
-        raise SystemExit(f"{command}\n{data.decode()}")
+        print(f"{command}\n{data.decode()}", file=sys.stderr)
+        return None
     text = ESCAPE.sub("", data.decode()).replace("\r\n", "\n")
     lines = [line.rstrip() for line in text.split("\n")]
     while lines and not lines[-1]:
@@ -87,9 +90,11 @@ def main() -> None:
             if command.startswith("cat "):
                 text = "\n".join(line.removeprefix(INDENT) for line in lines[output])
                 (Path(folder) / command.removeprefix("cat ")).write_text(text + "\n")
-            shown = [f"{INDENT}{line}".rstrip() for line in printed(command, Path(folder))]
-            made += lines[done : output.start] + shown
-            done = output.stop
+            new = printed(command, Path(folder))
+            if new is not None:
+                made += lines[done : output.start]
+                made += [f"{INDENT}{line}".rstrip() for line in new]
+                done = output.stop
     README.write_text("\n".join(made + lines[done:]))
 
 

@@ -6,9 +6,11 @@ what does not fit. Pickle is never loaded.
 
 from __future__ import annotations
 
+import ctypes
 import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -116,13 +118,20 @@ def _store_linears(model: GPT, sources: Mapping[str, Stored], storage: str) -> N
         bias = sources.get(f"{name}.bias")
         # An error of the head goes straight into the logits: it keeps 8 bits.
         kind = "int8" if storage == "int4" and name == "head" else storage
-        make = maker(kind, weight.shape)
-        return make(weight, _read(bias.info, torch.float32) if bias else None)
+        layer = maker(kind, weight.shape)(weight, _read(bias.info, torch.float32) if bias else None)
+        _trim()
+        return layer
 
     names.sort(key=lambda name: -of[name].info.nbytes)
     with packing(), ThreadPoolExecutor(torch.get_num_threads()) as pool:
         for name, layer in zip(names, pool.map(made, names), strict=True):
             model.set_submodule(name, layer)
+
+
+def _trim() -> None:
+    """Give the system what was freed: glibc keeps holes between what stays, 280 MB on 124 M."""
+    with suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _read(info: TensorInfo, dtype: torch.dtype, mapped: bool = True) -> Tensor:
@@ -131,7 +140,7 @@ def _read(info: TensorInfo, dtype: torch.dtype, mapped: bool = True) -> Tensor:
     if stored == dtype and mapped:
         with safe_open(info.file, framework="pt") as file:
             return file.get_tensor(info.name)
-    raw = np.fromfile(info.file, np.uint8, info.nbytes, offset=info.start)
+    raw = np.memmap(info.file, np.uint8, "c", offset=info.start, shape=(info.nbytes,))
     return torch.from_numpy(raw).view(stored).view(info.shape).to(dtype)
 
 

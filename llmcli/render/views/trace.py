@@ -18,6 +18,7 @@ from llmcli.render.drawing import (
     nbytes,
     number,
     plural,
+    wrapped,
 )
 from llmcli.render.probs import bar, percent, tail
 from llmcli.render.text import harmless
@@ -41,7 +42,7 @@ def draw(view: Trace, canvas: Canvas) -> Text:
     out.append("\n")
     for label, value in _facts(view):
         out.append(f"  {label:<9}", style="dim")
-        out.append(f"{fit(harmless(value), canvas.width - 11).rstrip()}\n")
+        out.append("\n           ".join(wrapped(value, canvas.width - 11)) + "\n")
     out.append("\n").append_text(_text(view, canvas))
     if view.improbable:
         out.append("\n").append_text(_improbable(view, canvas.width))
