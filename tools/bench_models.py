@@ -44,6 +44,7 @@ GGUF_NAMES = {
     "h.{}.mlp.c_fc": "blk.{}.ffn_up",
     "h.{}.mlp.c_proj": "blk.{}.ffn_down",
 }
+WEIGHTS = "model.safetensors"
 STORED_IN_OUT = ("c_attn.weight", "c_proj.weight", "c_fc.weight")  # (in, out); GGUF: (out, in)
 
 
@@ -70,17 +71,21 @@ def hf_folder(shape: str, models: Path, seed: int = 0) -> Path:
 
 
 def gguf_file(folder: Path, models: Path, kind: str) -> Path:
-    """The model in `folder` as GGUF, `kind` one of GGUF_KINDS; written if missing."""
-    return made(models / f"{folder.name}-{kind}.gguf", lambda out: write_gguf(folder, out, kind))
+    """The model in `folder` as GGUF, `kind` one of GGUF_KINDS; written if missing or older."""
+    path = models / f"{folder.name}-{kind}.gguf"
+    return made(path, lambda out: write_gguf(folder, out, kind), folder / WEIGHTS)
 
 
 def ctranslate2_folder(folder: Path, models: Path) -> Path:
-    """The model in `folder` in ctranslate2's format, int8; written if missing."""
-    return made(models / f"{folder.name}-ct2-int8", lambda out: write_ctranslate2(folder, out))
+    """The model in `folder` in ctranslate2's format, int8; written if missing or older."""
+    path = models / f"{folder.name}-ct2-int8"
+    return made(path, lambda out: write_ctranslate2(folder, out), folder / WEIGHTS)
 
 
-def made(path: Path, write: Callable[[Path], object]) -> Path:
-    """`path`, written under another name first: what is there is whole."""
+def made(path: Path, write: Callable[[Path], object], source: Path | None = None) -> Path:
+    """`path`, written under another name first: what is there is whole, and newer than `source`."""
+    if path.exists() and source and path.stat().st_mtime < source.stat().st_mtime:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
     if not path.exists():
         part = path.with_name(f"{path.name}.part")
         shutil.rmtree(part, ignore_errors=True)
