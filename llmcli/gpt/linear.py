@@ -69,7 +69,7 @@ def half_product(packed: Any) -> Callable[[Tensor], Tensor]:
     try:
         with SCRIPTING:
             return torch.jit.script(HalfProduct(packed)).forward
-    except (OSError, RuntimeError):
+    except (OSError, RuntimeError, TypeError, AttributeError):
         return HalfProduct(packed).forward
 
 
