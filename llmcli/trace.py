@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -166,9 +167,11 @@ class Reader:
                     yield data
                     continue
                 while data:
+                    before = inflate.copy()
                     try:
                         yield inflate.decompress(data, BLOCK_NBYTES)
                     except zlib.error as error:
+                        yield _salvaged(before, data)
                         # What cannot be unpacked has no lines: line 0 stands for the rest.
                         self.damaged.append(Damage(0, f"the rest is no gzip ({error})"))
                         return
@@ -181,6 +184,15 @@ class Reader:
             raise NotFoundError(f"{self.name} cannot be read: {error.strerror}.") from error
         self.n_bytes += len(data)
         return data
+
+
+def _salvaged(inflate: zlib._Decompress, data: bytes) -> bytes:
+    """What comes out of `data` before it breaks: in one call all of it would be lost."""
+    out: list[bytes] = []
+    with suppress(zlib.error):
+        for at in range(len(data)):
+            out.append(inflate.decompress(data[at : at + 1]))
+    return b"".join(out)
 
 
 def records(reader: Reader, run: int | None = None) -> dict[int, Record]:

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import tracemalloc
+import zlib
 
 import jsonschema
 import pytest
@@ -488,6 +489,17 @@ def test_gzip_that_ends_in_nonsense_is_read_as_far_as_it_goes(traced, llmcli):
     view = json.loads(done.stdout)["views"][0]
     assert 0 < view["n_tokens"] < N
     assert view["damaged"]
+
+
+def test_gzip_that_breaks_anywhere_is_read_up_to_there(traced):
+    path = traced(name="run.jsonl.gz")
+    data = path.read_bytes()
+    header = len(gzip.decompress(data).splitlines(keepends=True)[0])
+    for cut in range(len(data)):
+        whole = zlib.decompressobj(wbits=31).decompress(data[:cut])
+        if len(whole) > header:
+            path.write_bytes(data[:cut] + b"\xff" * 400)
+            assert len(list(Reader(path))) >= whole.count(b"\n") - 1
 
 
 @pytest.mark.parametrize(
