@@ -23,6 +23,8 @@ from llmcli.gpt.model import GPT, NO_TAP
 from llmcli.gpt.sampling import draw, filtered, seen
 from llmcli.gpt.tap import Tap
 
+FinishReason = Literal["stop", "length"]
+
 
 @dataclass(frozen=True, slots=True)
 class Choice:
@@ -47,7 +49,7 @@ class Step:
     drawn_top: tuple[Choice, ...]  # by `drawn_logprob`; what the filters cut is not listed
     forced: bool
     time_s: float  # since `generate` was called
-    finish_reason: Literal["stop", "length"] | None
+    finish_reason: FinishReason | None
 
     @property
     def id(self) -> int:
@@ -87,6 +89,7 @@ def generate(
     padding = torch.arange(n_tokens or 0, model.config.vocab_size, device=model.device)
     running = list(range(len(prompts)))  # which row of the caller's each row of the batch is
     history = [list(prompt) for prompt in prompts]
+    finished: set[int] = set()
     for index in range(max(room)):
         if index == 0 or not use_cache:
             now = [history[row] for row in running]
@@ -96,35 +99,32 @@ def generate(
         real = logits if n_tokens is None else logits.index_fill(1, padding, -math.inf)
         drawn = filtered(real, sampling, _counts(history, running, sampling, logits))
         drawn_logprobs = drawn.log_softmax(dim=-1)
-        if sampling.temperature:
-            ids = _draw(drawn_logprobs, [generators[row] for row in running])
-        else:
-            ids = drawn.argmax(dim=-1)  # the only one left
+        ids = _draw(drawn_logprobs, sampling, [generators[row] for row in running])
         if index in forced:  # after the draw, so that later steps draw what they would have drawn
             ids = torch.full_like(ids, forced[index])
         time_s = time.perf_counter() - started
         for place, facts in enumerate(_facts(logits, drawn_logprobs, ids, top_probs)):
             row, id = running[place], facts["chosen"].id
-            last = index + 1 == room[row]
             history[row].append(id)
+            last = index + 1 == room[row]
+            reason: FinishReason | None = "stop" if id in stop_ids else "length" if last else None
+            if reason:
+                finished.add(row)
             yield Step(
                 row=row,
                 index=index,
                 forced=index in forced,
                 time_s=time_s,
-                finish_reason="stop" if id in stop_ids else "length" if last else None,
+                finish_reason=reason,
                 **facts,
             )
-        over = [
-            history[row][-1] in stop_ids or row in ended or index + 1 == room[row]
-            for row in running
-        ]
+        over = [row in finished or row in ended for row in running]
         if all(over):
             return
         fed = ids[:, None]
         for place in reversed(range(len(running))):
-            if over[place]:  # the last row takes its place
-                cache.drop(place)
+            if over[place]:
+                cache.drop(place)  # the last row takes its place
                 running[place] = running[-1]
                 fed[place] = fed[len(running) - 1]
                 running.pop()
@@ -189,8 +189,12 @@ def _counts(
     return seen(rows, sampling.penalty_window, logits.shape[-1]).to(logits.device)
 
 
-def _draw(drawn_logprobs: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+def _draw(
+    drawn_logprobs: Tensor, sampling: Sampling, generators: Sequence[torch.Generator]
+) -> Tensor:
     """An id for each row of `drawn_logprobs` (B, V), from its own generator: (B,)."""
+    if not sampling.temperature:
+        return drawn_logprobs.argmax(dim=-1)  # the only one left
     points = [torch.rand((), generator=generator, dtype=torch.float64) for generator in generators]
     return draw(drawn_logprobs.exp().cpu(), torch.stack(points)).to(drawn_logprobs.device)
 

@@ -28,13 +28,19 @@ class Vector:
 
 
 @dataclass(frozen=True, slots=True)
-class Qkv:
-    """The three vectors of one position in one head."""
+class At:
+    """One position in one head."""
 
     layer: int
     head: int
     position: int
     token: Token
+
+
+@dataclass(frozen=True, slots=True)
+class Qkv(At):
+    """Its three vectors."""
+
     read_position: int  # what the head reads most between the first position and its own
     read_token: Token
     read_weight: float
@@ -56,13 +62,9 @@ class Score:
 
 
 @dataclass(frozen=True, slots=True)
-class Scores:
-    """One query against the keys, before and after scaling."""
+class Scores(At):
+    """Its query against the keys, before and after scaling."""
 
-    layer: int
-    head: int
-    position: int
-    token: Token
     n_seen: int
     head_dim: int
     by_head_dim: bool
@@ -102,13 +104,9 @@ class Weighted:
 
 
 @dataclass(frozen=True, slots=True)
-class Context:
-    """The values, each times its weight, and their sum."""
+class Context(At):
+    """The values that it reads, each times its weight, and their sum."""
 
-    layer: int
-    head: int
-    position: int
-    token: Token
     n_seen: int
     head_dim: int
     rows: tuple[Weighted, ...]
