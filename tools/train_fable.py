@@ -11,7 +11,8 @@ rate goes up once more, half as high, and down again (warm restarts, arXiv:1608.
 writes a Hugging Face folder. Needs the `dev` extra. Seeded: the same steps give the same data in
 the same order.
 
-What is here, in order: the tokenizer, the data, the loss, the optimizers, the loop, the export.
+What is here, in order: the tokenizer, the loss, the optimizers, the loop, the export; the data are
+those of fable_data.py.
 """
 
 from __future__ import annotations
@@ -19,17 +20,14 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import random
-import re
 import shutil
 import time
-from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from evaluate_fable import SEPARATOR, bits_per_byte, documents
+from evaluate_fable import SEPARATOR, bits_per_byte
+from fable_data import EOT_ID, N_CTX, Corpus
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor
@@ -43,7 +41,7 @@ CONFIG = {
     "model_type": "gpt2",
     "architectures": ["GPT2LMHeadModel"],
     "vocab_size": 4096,
-    "n_positions": 512,
+    "n_positions": N_CTX,
     "n_embd": 256,
     "n_layer": 8,
     "n_head": 4,
@@ -62,10 +60,6 @@ GENERATION = {
     "top_p": 0.95,
     "top_k": 0,
 }
-EOT_ID = 0
-SWAP_SHARE = 0.9  # of the stories, whose children are named anew in each epoch
-PD_SHARE = 0.05  # of the public-domain books seen in an epoch: harder English, for its words
-TOKENS_PER_BATCH = 4096  # padded; what fits the processor's caches
 BATCHES_PER_STEP = 2
 WARMUP_STEPS = 100
 DECAY_SHARE = 0.5  # of the steps, at the end, in which the learning rate falls to zero
@@ -93,80 +87,6 @@ def train_tokenizer(texts: list[str]) -> Tokenizer:
         single=f"{SEPARATOR} $A", special_tokens=[(SEPARATOR, EOT_ID)]
     )
     return tokenizer
-
-
-# --- the data ------------------------------------------------------------------------------------
-
-GIRLS = """Lily Mia Anna Sara Lucy Sue Amy Sally Jane Emma Ella Lisa Molly Daisy Mary Sarah Lila
-Kate Emily Rosie Zoe Lola Lulu Bella Ellie Annie Jenny Susie Katie Nina Ruby Lena Maya Mandy Betty
-Tina Abby Jill""".split()
-BOYS = """Tom Tim Ben Max Timmy Sam Jack Tommy Bob John Billy Leo Joe Mike Bobby Jim Jimmy Fred Dan
-Peter Johnny Jake Toby Mark Adam Joey Danny Charlie Nick Luke Johny Oliver Henry Alex David Sammy
-Matt Andy Paul George""".split()
-NAME = re.compile(r"\b(" + "|".join(GIRLS + BOYS) + r")\b")
-
-
-def swap_names(text: str, frequency: Counter[str], rng: random.Random) -> str:
-    """`text` with each child's name replaced by another throughout: the same story, told anew.
-
-    New names are drawn as often as the corpus uses them, so that the mixture stays what it was.
-    """
-    found = sorted(set(NAME.findall(text)))
-    new: dict[str, str] = {}
-    for name in found:
-        pool = [n for n in (GIRLS if name in GIRLS else BOYS) if n not in new.values()]
-        new[name] = rng.choices(pool, [frequency[n] + 1 for n in pool])[0]
-    return NAME.sub(lambda match: new[match[0]], text)
-
-
-class Corpus:
-    """The training texts; `epoch(n)` is one pass over them, always the same for the same seed."""
-
-    def __init__(self, folder: Path, seed: int) -> None:
-        self.stories = documents(folder / "tinystories.train.txt")
-        self.ccby = documents(folder / "ccby.train.txt")
-        self.books = documents(folder / "pd_life70.train.txt")
-        self.valid = documents(folder / "tinystories.valid.txt")
-        self.frequency = Counter(name for text in self.stories for name in NAME.findall(text))
-        self.seed = seed
-
-    def epoch(self, number: int, tokenizer: Tokenizer) -> list[list[list[int]]]:
-        """Batches of windows of ids; windows of one batch are of similar length."""
-        rng = random.Random(f"{self.seed}/{number}")
-        stories = [
-            swap_names(text, self.frequency, rng) if rng.random() < SWAP_SHARE else text
-            for text in self.stories
-        ]
-        n_books = int(PD_SHARE * len(self.books))
-        texts = stories + self.ccby + rng.sample(self.books, n_books)
-        found = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        windows = [w for encoding in found for w in cut([EOT_ID, *encoding.ids, EOT_ID])]
-        return batches(windows, rng)
-
-
-def cut(ids: list[int]) -> Iterator[list[int]]:
-    """`ids` in windows of at most n_ctx inputs, each id a target once; a short rest is dropped."""
-    n_ctx = CONFIG["n_positions"]
-    for start in range(0, len(ids) - 1, n_ctx):
-        window = ids[start : start + n_ctx + 1]
-        if start == 0 or len(window) > 32:
-            yield window
-
-
-def batches(windows: list[list[int]], rng: random.Random) -> list[list[list[int]]]:
-    """Windows sorted by length, with a little noise, then cut into batches in random order."""
-    windows = sorted(windows, key=lambda window: len(window) * rng.uniform(0.95, 1.05))
-    done: list[list[list[int]]] = []
-    batch: list[list[int]] = []
-    for window in windows:
-        longest = max(len(w) for w in [*batch, window])
-        if batch and longest * (len(batch) + 1) > TOKENS_PER_BATCH:
-            done.append(batch)
-            batch = []
-        batch.append(window)
-    done.append(batch)
-    rng.shuffle(done)
-    return done
 
 
 def padded(batch: list[list[int]], device: str) -> tuple[Tensor, Tensor]:
@@ -320,12 +240,7 @@ def train(
     state = {"step": 0, "epoch": 0, "batch": 0, "train_s": 0.0, "tokens": 0}
     checkpoint = run / "checkpoint.pt"
     if checkpoint.exists():
-        saved = torch.load(checkpoint, map_location=device)
-        model.load_state_dict(saved["model"])
-        average = saved["average"]
-        for optim, state_dict in zip(optims, saved["optims"], strict=True):
-            optim.load_state_dict(state_dict)
-        state = saved["state"]
+        average, state = load_checkpoint(checkpoint, model, optims)
     log(run, event="start", steps=steps, seed=seed, parameters=n_parameters(model), **state)
 
     tap = Dropout(dropout, explicit=device == "cpu")
@@ -373,6 +288,15 @@ def validate(
     return bits_per_byte(
         averaged, lambda t: tokenizer.encode(t, add_special_tokens=False).ids, EOT_ID, texts
     )
+
+
+def load_checkpoint(path: Path, model: GPT, optims):  # type: ignore[no-untyped-def]
+    """Put model and optimizers back; the averaged weights, and what was counted by then."""
+    saved = torch.load(path, map_location=model.device)
+    model.load_state_dict(saved["model"])
+    for optim, state in zip(optims, saved["optims"], strict=True):
+        optim.load_state_dict(state)
+    return saved["average"], saved["state"]
 
 
 def save_checkpoint(path: Path, model: GPT, average, optims, state) -> None:  # type: ignore[no-untyped-def]
