@@ -235,7 +235,7 @@ def _is_header(header: Any) -> bool:
     return (
         isinstance(model, dict)
         and isinstance(options, dict)
-        and all(isinstance(model.get(key), str) for key in ("name", "dtype", "device"))
+        and _are_texts([model.get(key) for key in ("name", "dtype", "device")])
         and model["dtype"] in TOLERANCE
         and isinstance(files, dict)
         and isinstance(model.get("tokenizer_sha256"), dict)
@@ -244,8 +244,10 @@ def _is_header(header: Any) -> bool:
         and isinstance(model.get("revision"), str | None)
         and all(isinstance(file, dict) and "header_sha256" in file for file in files.values())
         and all(_are_texts(options.get(name, [])) for name in CHANGES)
+        and _are_texts([options.get("reference") or ""])
     )
 
 
 def _are_texts(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(text, str) for text in value)
+    """Whether it is a list of what may have been typed, in which there is no NUL."""
+    return isinstance(value, list) and all(isinstance(t, str) and "\0" not in t for t in value)

@@ -515,6 +515,8 @@ def test_gzip_that_breaks_anywhere_is_read_up_to_there(traced):
         (json.dumps(header(model=[])).encode(), 5, "damaged header"),
         (json.dumps(header(seed="1")).encode(), 5, "damaged header"),
         (json.dumps(header(options={"ablate": 5})).encode(), 5, "damaged header"),
+        (json.dumps(header(options={"steer": ["a\0.safetensors @ L0"]})).encode(), 5, "damaged"),
+        (json.dumps(header(options={"reference": "a\0b"})).encode(), 5, "damaged header"),
         (json.dumps(header()).encode() + b"\n", 2, "has a header and no run"),
     ],
 )
