@@ -62,8 +62,8 @@ class HalfProduct(nn.Module):
 def half_product(packed: Any) -> Callable[[Tensor], Tensor]:
     """x -> x W^T + b with packed weights, called as fast as can be.
 
-    Torch takes 10 microseconds to find in a Python object the weights that it wraps, which is a
-    tenth of a decode step; as part of a script they are found once. Torch will drop scripts one
+    Torch takes 10 microseconds to find in a Python object the weights that it wraps, for all layers
+    a twelfth of a decode step; as part of a script they are found once. Torch will drop scripts one
     day: without them it only takes longer.
     """
     try:
@@ -74,8 +74,7 @@ def half_product(packed: Any) -> Callable[[Tensor], Tensor]:
 
 
 class SerialHalfLinear(nn.Module):
-    """`HalfLinear` for one thread: of a small layer, handing over the other's packed weights
-    takes most of the time, which this kernel spares; it knows no threads."""
+    """`HalfLinear` for one thread: its kernel knows no threads, and is handed a tensor at once."""
 
     storage: ClassVar[str] = "float16"
 
@@ -315,7 +314,7 @@ def _has_vnni() -> bool:
 def packing() -> Iterator[None]:
     """While layers are made: packed for fbgemm, of which each packed weight remembers that it is.
 
-    Quantised tensors are announced to leave torch one day; the range in pyproject has them.
+    These operators are announced to leave torch one day; the range in pyproject has them.
     """
     before = torch.backends.quantized.engine
     if has_fbgemm():
