@@ -38,7 +38,10 @@ MAY_IMPORT = {
     "gpt.model": {"gpt.linear", "gpt.tap", "gpt.cache", "config"},
     "gpt.weights": {"gpt.model", "gpt.linear", "config", "checkpoint", "errors"},
     "gpt.place": {"config", "errors"},
-    "gpt.generation": {"gpt.model", "gpt.cache", "gpt.sampling", "gpt.tap", "config", "errors"},
+    "gpt.script": {"gpt.model", "gpt.cache"},
+    "gpt.generation": {
+        "gpt.model", "gpt.cache", "gpt.script", "gpt.sampling", "gpt.tap", "config", "errors",
+    },
     "hub": {"", "hub", "errors", "checkpoint", "config"},
     "tokenizer": {"tokenizer_file", "errors"},
     "tokenizing": {"tokenizing", "tokenizer", "tokenizer_file", "errors"},

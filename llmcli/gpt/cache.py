@@ -5,21 +5,30 @@ Preallocated; each layer's attention is handed its own part of it. Knows no mode
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from llmcli.config import ModelConfig
 
 
-class LayerCache:
-    """One layer's keys and values, (B, H, S, D) each, of which this call computes the last T."""
+class Past(NamedTuple):
+    """Keys and values of the S tokens seen, of which this call computes the last T: views.
 
-    def __init__(self, keys: Tensor, values: Tensor, new_keys: Tensor, new_values: Tensor) -> None:
-        self.keys, self.values = keys, values
-        self.new_keys, self.new_values = new_keys, new_values
+    Of all layers, (L, B, H, S, D) and (L, B, H, T, D), or of one, without the L.
+    """
+
+    keys: Tensor
+    values: Tensor
+    new_keys: Tensor
+    new_values: Tensor
+
+    def layers(self) -> list[Past]:
+        return [Past(*of) for of in zip(*(part.unbind() for part in self), strict=True)]
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store `k` and `v` (B, H, T, D) behind the tokens seen; all so far: (B, H, S, D)."""
+        """Store a layer's `k` and `v` (B, H, T, D); all that it has so far: (B, H, S, D)."""
         self.new_keys.copy_(k)
         self.new_values.copy_(v)
         return self.keys, self.values
@@ -47,12 +56,11 @@ class KVCache:
         self.length = 0  # S, the tokens seen so far
         self.pad = pad
 
-    def extend(self, T: int) -> list[LayerCache]:
-        """Room for `T` more tokens, layer by layer; from now on they count as seen."""
-        seen = [stored.narrow(3, 0, self.length + T) for stored in (self.keys, self.values)]
-        new = [stored.narrow(3, self.length, T) for stored in seen]
-        self.length += T
-        return [LayerCache(*of) for of in zip(*(s.unbind() for s in (*seen, *new)), strict=True)]
+    def extend(self, T: int) -> Past:
+        """Room for `T` more tokens; from now on they count as seen."""
+        start, self.length = self.length, self.length + T
+        keys, values = (stored.narrow(3, 0, self.length) for stored in (self.keys, self.values))
+        return Past(keys, values, keys.narrow(3, start, T), values.narrow(3, start, T))
 
     def drop(self, row: int) -> None:
         """Forget a row of the batch; the last row takes its place, so that one row is copied."""

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -21,7 +22,10 @@ from llmcli.errors import IntegrityError, UsageError
 from llmcli.gpt.cache import KVCache
 from llmcli.gpt.model import GPT, NO_TAP
 from llmcli.gpt.sampling import draw, filtered, seen
+from llmcli.gpt.script import decode_step
 from llmcli.gpt.tap import Tap
+
+WORTH_A_SCRIPT = 48  # tokens: to write one down takes as long as it saves in so many steps
 
 FinishReason = Literal["stop", "length"]
 
@@ -90,12 +94,16 @@ def generate(
     running = list(range(len(prompts)))  # which row of the caller's each row of the batch is
     history = [list(prompt) for prompt in prompts]
     finished: set[int] = set()
+    next_logits: Callable[[Tensor, KVCache], Tensor] = partial(model, tap=tap, last_only=True)
+    scripted = tap is NO_TAP and max(room) > WORTH_A_SCRIPT and model.device.type == "cpu"
     for index in range(max(room)):
         if index == 0 or not use_cache:
             now = [history[row] for row in running]
             cache = _new_cache(model, now, capacity=longest + max(room) - 1)
             fed = _left_padded(now).to(model.device)
-        logits = model(fed, cache, tap, last_only=True)[:, -1].float()  # (B, V)
+        elif index == 1 and scripted:
+            next_logits = decode_step(model)
+        logits = next_logits(fed, cache)[:, -1].float()  # (B, V)
         real = logits if n_tokens is None else logits.index_fill(1, padding, -math.inf)
         drawn = filtered(real, sampling, _counts(history, running, sampling, logits))
         drawn_logprobs = drawn.log_softmax(dim=-1)

@@ -39,7 +39,7 @@ class HalfLinear(nn.Module):
         super().__init__()
         self.bias = None if bias is None else frozen(bias.float())
         self.packed = torch.ops.quantized.linear_prepack_fp16(weight.float(), self.bias)
-        self.times = half_product(self.packed)
+        self.product = half_product(self.packed)
 
     @property
     def weight(self) -> Tensor:
@@ -47,7 +47,7 @@ class HalfLinear(nn.Module):
         return torch.ops.quantized.linear_unpack_fp16(self.packed)[0]
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.times(x) if x.dim() > 1 else self(x[None])[0]
+        return self.product(x) if x.dim() > 1 else self(x[None])[0]
 
 
 class HalfProduct(nn.Module):
@@ -59,7 +59,7 @@ class HalfProduct(nn.Module):
         return torch.ops.quantized.linear_dynamic_fp16(x, self.packed)
 
 
-def half_product(packed: Any) -> Callable[[Tensor], Tensor]:
+def half_product(packed: Any) -> nn.Module:
     """x -> x W^T + b with packed weights, called as fast as can be.
 
     Torch takes 10 microseconds to find in a Python object the weights that it wraps, for all layers
@@ -68,9 +68,9 @@ def half_product(packed: Any) -> Callable[[Tensor], Tensor]:
     """
     try:
         with SCRIPTING:
-            return torch.jit.script(HalfProduct(packed)).forward
+            return torch.jit.script(HalfProduct(packed))
     except (OSError, RuntimeError, TypeError, AttributeError):
-        return HalfProduct(packed).forward
+        return HalfProduct(packed)
 
 
 class SerialHalfLinear(nn.Module):

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmcli.config import ModelConfig
-from llmcli.gpt.cache import KVCache, LayerCache
+from llmcli.gpt.cache import KVCache, Past
 from llmcli.gpt.linear import storage_of
 from llmcli.gpt.tap import Tap
 
@@ -46,6 +46,12 @@ def visible(T: int, S: int, pad: Tensor | None, device: torch.device) -> Tensor 
     if T == 1:
         return None  # the newest token sees everything
     return causal_mask(T, S, device)
+
+
+def positions(T: int, S: int, pad: Tensor | None, device: torch.device) -> Tensor:
+    """Where the last T of S tokens stand: (1, T), or (B, T) with padding, which stands at 0."""
+    places = torch.arange(S - T, S, device=device)[None]
+    return places if pad is None else (places - pad[:, None]).clamp(min=0)
 
 
 def attention(
@@ -82,10 +88,10 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.n_embd, 3 * width)
         self.out = nn.Linear(width, config.n_embd)
 
-    def forward(self, x: Tensor, mask: Tensor | None, past: LayerCache | None, tap: Tap) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None, past: Past | None, tap: Tap) -> Tensor:
         B, T, _ = x.shape
         qkv = self.qkv(x).view(B, T, 3, self.n_head, self.head_dim)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # three of (B, H, T, D)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind()  # (B, H, T, D) each
         q, k, v = tap("q", q), tap("k", k), tap("v", v)
         if past is not None:
             k, v = past.append(k, v)  # (B, H, S, D)
@@ -114,7 +120,7 @@ class Block(nn.Module):
         self.norm_2 = nn.LayerNorm(config.n_embd, eps=config.norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, mask: Tensor | None, past: LayerCache | None, tap: Tap) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None, past: Past | None, tap: Tap) -> Tensor:
         x = tap("resid_pre", x)
         attn_in = tap("norm_1", self.norm_1(x))
         x = tap("resid_mid", x + tap("attn_out", self.attn(attn_in, mask, past, tap)))
@@ -173,21 +179,23 @@ class GPT(nn.Module):
         T = ids.shape[1]
         start = cache.length if cache is not None else 0
         pad = cache.pad if cache is not None else None
+        x = self.embed(ids, positions(T, start + T, pad, ids.device), tap.at(start))
         mask = visible(T, start + T, pad, ids.device)
-        x = self.embed(ids, start, pad, tap)
-        pasts = cache.extend(T) if cache is not None else [None] * len(self.blocks)
-        for layer, (block, past) in enumerate(zip(self.blocks, pasts, strict=True)):
-            x = block(x, mask, past, tap.at(start, layer))
-        return x
+        return self.through(x, mask, cache.extend(T) if cache is not None else None, start, tap)
 
-    def embed(self, ids: Tensor, start: int, pad: Tensor | None, tap: Tap) -> Tensor:
+    def embed(self, ids: Tensor, positions: Tensor, tap: Tap) -> Tensor:
         """The residual stream's first value, token vector plus position vector: (B, T, C)."""
-        tap = tap.at(start)
-        positions = torch.arange(start, start + ids.shape[1], device=ids.device)[None]  # (1, T)
-        if pad is not None:
-            positions = (positions - pad[:, None]).clamp(min=0)  # (B, T)
         tokens = tap("embed", self.token_embedding(ids))
         return tokens + tap("pos_embed", self.position_embedding(positions).expand_as(tokens))
+
+    def through(
+        self, x: Tensor, mask: Tensor | None, past: Past | None, start: int, tap: Tap
+    ) -> Tensor:
+        """The residual stream through all blocks: (B, T, C) -> (B, T, C)."""
+        pasts = past.layers() if past is not None else [None] * len(self.blocks)
+        for layer, (block, its_past) in enumerate(zip(self.blocks, pasts, strict=True)):
+            x = block(x, mask, its_past, tap.at(start, layer))
+        return x
 
     def unembed(self, x: Tensor, start: int, tap: Tap) -> Tensor:
         """Final norm and output head: (B, T, C) -> (B, T, V)."""

@@ -183,7 +183,7 @@ def filled_cache(walk: Walk, room: int) -> KVCache:
     T = len(walk.run.ids)
     past = KVCache(walk.config, 1, min(T + room, walk.config.n_ctx), walk.run.dtype,
                    walk.run.device)  # fmt: skip
-    for layer, kept in enumerate(past.extend(T)):
+    for layer, kept in enumerate(past.extend(T).layers()):
         kept.append(walk.seen[f"{layer}.k"][None], walk.seen[f"{layer}.v"][None])
     return past
 
