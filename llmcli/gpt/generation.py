@@ -21,7 +21,7 @@ from llmcli.config import Sampling
 from llmcli.errors import IntegrityError, UsageError
 from llmcli.gpt.cache import KVCache
 from llmcli.gpt.model import GPT, NO_TAP
-from llmcli.gpt.sampling import draw, filtered, seen
+from llmcli.gpt.sampling import Left, draw, filtered, left, seen
 from llmcli.gpt.script import decode_step
 from llmcli.gpt.tap import Tap
 
@@ -90,7 +90,8 @@ def generate(
     longest = _check(prompts, model.config.n_ctx)
     # The last token of a full context needs no place in it.
     room = [min(max_new_tokens, model.config.n_ctx + 1 - len(prompt)) for prompt in prompts]
-    padding = torch.arange(n_tokens or 0, model.config.vocab_size, device=model.device)
+    vocab_size = model.config.vocab_size
+    padding = torch.arange(n_tokens or vocab_size, vocab_size, device=model.device)
     running = list(range(len(prompts)))  # which row of the caller's each row of the batch is
     history = [list(prompt) for prompt in prompts]
     finished: set[int] = set()
@@ -104,14 +105,13 @@ def generate(
         elif index == 1 and scripted:
             next_logits = decode_step(model)
         logits = next_logits(fed, cache)[:, -1].float()  # (B, V)
-        real = logits if n_tokens is None else logits.index_fill(1, padding, -math.inf)
-        drawn = filtered(real, sampling, _counts(history, running, sampling, logits))
-        drawn_logprobs = drawn.log_softmax(dim=-1)
-        ids = _draw(drawn_logprobs, sampling, [generators[row] for row in running])
+        real = logits.index_fill(1, padding, -math.inf) if len(padding) else logits
+        kept = left(filtered(real, sampling, _counts(history, running, sampling, logits)))
+        ids = _draw(kept, sampling, [generators[row] for row in running]).to(model.device)
         if index in forced:  # after the draw, so that later steps draw what they would have drawn
             ids = torch.full_like(ids, forced[index])
         time_s = time.perf_counter() - started
-        for place, facts in enumerate(_facts(logits, drawn_logprobs, ids, top_probs)):
+        for place, facts in enumerate(_facts(logits, kept, ids, top_probs)):
             row, id = running[place], facts["chosen"].id
             history[row].append(id)
             last = index + 1 == room[row]
@@ -153,8 +153,7 @@ def score(model: GPT, ids: Sequence[int], top_probs: int = 0, tap: Tap = NO_TAP)
     facts: list[dict[str, Any]] = []
     for start in range(0, len(ids) - 1, 64):  # all logits at once would take V / C times the room
         logits = model.unembed(x[:, start : start + 64], start, tap)[0].float()
-        logprobs = logits.log_softmax(dim=-1)
-        facts += _facts(logits, logprobs, tensor[0, 1 + start :][:64], top_probs)
+        facts += _facts(logits, left(logits), tensor[0, 1 + start :][:64], top_probs)
     return [
         Step(row=0, index=position, forced=True, time_s=0.0, finish_reason=None, **values)
         for position, values in enumerate(facts, start=1)
@@ -198,72 +197,74 @@ def _counts(
 
 
 def _draw(
-    drawn_logprobs: Tensor, sampling: Sampling, generators: Sequence[torch.Generator]
+    kept: Sequence[Left], sampling: Sampling, generators: Sequence[torch.Generator]
 ) -> Tensor:
-    """An id for each row of `drawn_logprobs` (B, V), from its own generator: (B,)."""
+    """An id of what the filters `kept` of each row, from its own generator: (B,)."""
+    if not all(row.ids.numel() for row in kept):
+        raise UsageError("No token is left to choose from.", "Let --bias forbid fewer of them.")
     if not sampling.temperature:
-        return drawn_logprobs.argmax(dim=-1)  # the only one left
-    points = [torch.rand((), generator=generator, dtype=torch.float64) for generator in generators]
-    return draw(drawn_logprobs.exp().cpu(), torch.stack(points)).to(drawn_logprobs.device)
+        return torch.cat([row.ids for row in kept])  # the only one left
+    return torch.cat([_draw_one(*of) for of in zip(kept, generators, strict=True)])
+
+
+def _draw_one(row: Left, generator: torch.Generator) -> Tensor:
+    point = torch.rand(1, generator=generator, dtype=torch.float64)
+    return row.ids[draw(row.logprobs.exp()[None].cpu(), point)]
 
 
 def _facts(
-    logits: Tensor, drawn_logprobs: Tensor, ids: Tensor, top_probs: int
+    logits: Tensor, kept: Sequence[Left], ids: Tensor, top_probs: int
 ) -> list[dict[str, Any]]:
-    """What there is to know of `ids` (B,), drawn from `logits` (B, V) that the filters changed.
+    """What there is to know of `ids` (B,), of what the filters `kept` of `logits` (B, V)."""
+    rows = zip(
+        logits.unbind(),
+        logits.log_softmax(dim=-1).unbind(),
+        logits.softmax(dim=-1).unbind(),
+        kept,
+        ids.split(1),
+        strict=True,
+    )
+    return [_row_facts(*row, min(top_probs, logits.shape[-1])) for row in rows]
 
-    All rows at once, and one list for each of Step's fields: a tensor that is asked for its
-    numbers one by one takes longer than the model. Raises IntegrityError for logits that are no
-    numbers: a single one in a row makes all its logprobs NaN.
+
+def _row_facts(
+    logits: Tensor, logprobs: Tensor, probs: Tensor, kept: Left, ids: Tensor, k: int
+) -> dict[str, Any]:
+    """That of one row: (V,) each, and the id (1,).
+
+    A tensor that is asked for its numbers one by one takes longer than the model. Raises
+    IntegrityError for logits that are no numbers: a single one makes all logprobs NaN.
     """
-    logprobs = logits.log_softmax(dim=-1)
-    probs = logprobs.exp()
-    k = min(top_probs, logits.shape[-1])
-    choices = ids[:, None]
     if k:
-        top, drawn_top = logprobs.topk(k).indices, drawn_logprobs.topk(k).indices  # (B, k)
-        choices = torch.cat([choices, top, drawn_top], dim=1)  # (B, 1 + 2 k)
-    rank = _rank(logits, ids).tolist()
-    entropy_bits = (-(probs * logprobs).sum(dim=1) / math.log(2)).tolist()
-    kept = probs.where(drawn_logprobs > -math.inf, 0).sum(dim=1).clamp(max=1).tolist()
-    listed = [
-        [Choice(*values) for values in zip(*row, strict=True)]
-        for row in zip(
-            choices.tolist(),
-            logprobs.gather(1, choices).tolist(),
-            drawn_logprobs.gather(1, choices).tolist(),
-            strict=True,
-        )
-    ]
-    if any(math.isnan(row[0].logprob) for row in listed):
+        n = kept.ids.numel()
+        drawn_top = kept.ids.index_select(0, kept.logprobs.topk(min(k, n), sorted=False).indices)
+        ids = torch.cat([ids, logprobs.topk(k, sorted=False).indices, drawn_top])
+    chosen, *tops = map(
+        Choice,
+        ids.tolist(),
+        logprobs.index_select(0, ids).tolist(),
+        kept.logprobs_of(ids),
+    )
+    if math.isnan(chosen.logprob):
         raise IntegrityError(
             "The model's logits are not numbers (NaN or infinite).",
             "Its weights are damaged, or too large for this dtype; try --dtype float32.",
         )
-    return [
-        {
-            "chosen": row[0],
-            "rank": rank[place],
-            "entropy_bits": entropy_bits[place],
-            "kept": kept[place],
-            "top": tuple(sorted(row[1 : 1 + k], key=lambda c: (-c.logprob, c.id))),
-            "drawn_top": tuple(
-                sorted(
-                    (c for c in row[1 + k :] if c.drawn_logprob > -math.inf),
-                    key=lambda c: (-c.drawn_logprob, c.id),
-                )
-            ),
-        }
-        for place, row in enumerate(listed)
-    ]
+    all_kept = kept.ids.numel() == logits.numel()
+    return {
+        "chosen": chosen,
+        "rank": _rank(logits, chosen.id),
+        "entropy_bits": -probs.dot(logprobs).item() / math.log(2),
+        "kept": 1.0 if all_kept else min(1.0, probs.index_select(0, kept.ids).sum().item()),
+        "top": tuple(sorted(tops[:k], key=lambda c: (-c.logprob, c.id))),
+        "drawn_top": tuple(sorted(tops[k:], key=lambda c: (-c.drawn_logprob, c.id))),
+    }
 
 
-def _rank(logits: Tensor, ids: Tensor) -> Tensor:
-    """How many of `logits` (B, V) come before those of `ids` (B,), equal ones by id: (B,)."""
-    chosen = logits.gather(1, ids[:, None])  # (B, 1)
-    above = (logits > chosen).count_nonzero(dim=1)
-    equal = logits == chosen
-    if equal.count_nonzero() > len(ids):
-        lower = torch.arange(logits.shape[-1], device=ids.device) < ids[:, None]
-        above += (equal & lower).sum(dim=1)
-    return above
+def _rank(logits: Tensor, id: int) -> int:
+    """How many of `logits` (V,) come before that of `id`, equal ones by id."""
+    chosen = logits[id]
+    before = int((logits >= chosen).count_nonzero()) - 1
+    if before:  # minus those that are equal, and come after it
+        before -= int((logits[id + 1 :] == chosen).count_nonzero())
+    return before

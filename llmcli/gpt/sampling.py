@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -152,6 +153,31 @@ def seen(rows: Sequence[Sequence[int]], window: int, vocab_size: int) -> Tensor:
     """How often each id occurs among the last `window` ids of each row, 0: of all: (B, V)."""
     tails = [torch.tensor(row[-window:] if window else row, dtype=torch.long) for row in rows]
     return torch.stack([tail.bincount(minlength=vocab_size) for tail in tails])
+
+
+class Left(NamedTuple):
+    """What the filters leave of one row, rarely much."""
+
+    ids: Tensor  # (n,), ascending
+    logprobs: Tensor  # (n,), natural logs of probabilities that sum to 1
+
+    def logprobs_of(self, ids: Tensor) -> list[float]:
+        """Those of `ids` (k,), -inf where the filters cut them."""
+        places = torch.searchsorted(self.ids, ids).clamp_(max=self.ids.numel() - 1)
+        there = self.ids.index_select(0, places).tolist()
+        logprobs = self.logprobs.index_select(0, places).tolist()
+        found = zip(ids.tolist(), there, logprobs, strict=True)
+        return [logprob if id == other else -math.inf for id, other, logprob in found]
+
+
+def left(logits: Tensor) -> list[Left]:
+    """What is left of each row of `logits` (B, V), of which the filters set some to -inf."""
+    rows = []
+    for row in logits.unbind():
+        ids = (row != -math.inf).nonzero().flatten()  # NaN among them: who asks next will say so
+        values = row if ids.numel() == row.numel() else row.index_select(0, ids)
+        rows.append(Left(ids, values.log_softmax(dim=-1)))
+    return rows
 
 
 def draw(probs: Tensor, points: Tensor) -> Tensor:
