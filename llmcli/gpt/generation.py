@@ -21,7 +21,7 @@ from llmcli.config import Sampling
 from llmcli.errors import IntegrityError, UsageError
 from llmcli.gpt.cache import KVCache
 from llmcli.gpt.model import GPT, NO_TAP
-from llmcli.gpt.sampling import Left, draw, filtered, left, seen
+from llmcli.gpt.sampling import Left, draw, left, seen
 from llmcli.gpt.script import decode_step
 from llmcli.gpt.tap import Tap
 
@@ -106,7 +106,7 @@ def generate(
             next_logits = decode_step(model)
         logits = next_logits(fed, cache)[:, -1].float()  # (B, V)
         real = logits.index_fill(1, padding, -math.inf) if len(padding) else logits
-        kept = left(filtered(real, sampling, _counts(history, running, sampling, logits)))
+        kept = left(real, sampling, _counts(history, running, sampling, logits))
         ids = _draw(kept, sampling, [generators[row] for row in running]).to(model.device)
         if index in forced:  # after the draw, so that later steps draw what they would have drawn
             ids = torch.full_like(ids, forced[index])
@@ -153,7 +153,7 @@ def score(model: GPT, ids: Sequence[int], top_probs: int = 0, tap: Tap = NO_TAP)
     facts: list[dict[str, Any]] = []
     for start in range(0, len(ids) - 1, 64):  # all logits at once would take V / C times the room
         logits = model.unembed(x[:, start : start + 64], start, tap)[0].float()
-        facts += _facts(logits, left(logits), tensor[0, 1 + start :][:64], top_probs)
+        facts += _facts(logits, left(logits, Sampling()), tensor[0, 1 + start :][:64], top_probs)
     return [
         Step(row=0, index=position, forced=True, time_s=0.0, finish_reason=None, **values)
         for position, values in enumerate(facts, start=1)

@@ -108,28 +108,33 @@ def _first(key: Tensor, probs: Tensor, p: float) -> Tensor:
     return key.sort(dim=-1, stable=True).indices
 
 
-def stages(
-    logits: Tensor, sampling: Sampling, counts: Tensor | None = None
-) -> Iterator[tuple[str, Tensor]]:
-    """Each filter in force, by name, with the logits that it leaves; the last are drawn from.
+Filter = Callable[[Tensor], Tensor]
+CUTS = ORDER[ORDER.index("temperature") + 1 :]  # these only set logits to -inf
+
+
+def in_force(sampling: Sampling, counts: Tensor | None = None) -> Iterator[tuple[str, Filter]]:
+    """The filters that change anything, by name and in their order.
 
     `counts` (..., V), as `seen` makes them, is needed only where `sampling.penalises`.
     """
     s = sampling
-    c = torch.zeros_like(logits) if counts is None else counts
-    filters: dict[str, tuple[object, Callable[[Tensor], Tensor]]] = {  # in force?, what it does
+
+    def penalised(x: Tensor, by: Callable[..., Tensor], penalty: float) -> Tensor:
+        return by(x, torch.zeros_like(x) if counts is None else counts, penalty)
+
+    filters: dict[str, tuple[object, Filter]] = {  # in force?, what it does
         "bias": (s.bias, lambda x: with_bias(x, dict(s.bias))),
         "repetition_penalty": (
             s.repetition_penalty != 1,
-            lambda x: with_repetition_penalty(x, c, s.repetition_penalty),
+            lambda x: penalised(x, with_repetition_penalty, s.repetition_penalty),
         ),
         "presence_penalty": (
             s.presence_penalty,
-            lambda x: with_presence_penalty(x, c, s.presence_penalty),
+            lambda x: penalised(x, with_presence_penalty, s.presence_penalty),
         ),
         "frequency_penalty": (
             s.frequency_penalty,
-            lambda x: with_frequency_penalty(x, c, s.frequency_penalty),
+            lambda x: penalised(x, with_frequency_penalty, s.frequency_penalty),
         ),
         "temperature": (s.temperature != 1, lambda x: with_temperature(x, s.temperature)),
         "top_k": (s.top_k, lambda x: with_top_k(x, s.top_k)),
@@ -137,22 +142,21 @@ def stages(
         "min_p": (s.min_p, lambda x: with_min_p(x, s.min_p)),
         "typical_p": (s.typical_p < 1, lambda x: with_typical_p(x, s.typical_p)),
     }
-    for name in ORDER:
-        in_force, apply = filters[name]
-        if in_force:
-            logits = apply(logits)
-            yield name, logits
+    return ((name, filters[name][1]) for name in ORDER if filters[name][0])
+
+
+def stages(
+    logits: Tensor, sampling: Sampling, counts: Tensor | None = None
+) -> Iterator[tuple[str, Tensor]]:
+    """Each filter in force, by name, with the logits that it leaves; the last are drawn from."""
+    for name, apply in in_force(sampling, counts):
+        logits = apply(logits)
+        yield name, logits
 
 
 def filtered(logits: Tensor, sampling: Sampling, counts: Tensor | None = None) -> Tensor:
     """The logits to draw from: (..., V) -> (..., V)."""
     return [logits, *(left for _, left in stages(logits, sampling, counts))][-1]
-
-
-def seen(rows: Sequence[Sequence[int]], window: int, vocab_size: int) -> Tensor:
-    """How often each id occurs among the last `window` ids of each row, 0: of all: (B, V)."""
-    tails = [torch.tensor(row[-window:] if window else row, dtype=torch.long) for row in rows]
-    return torch.stack([tail.bincount(minlength=vocab_size) for tail in tails])
 
 
 class Left(NamedTuple):
@@ -170,14 +174,44 @@ class Left(NamedTuple):
         return [logprob if id == other else -math.inf for id, other, logprob in found]
 
 
-def left(logits: Tensor) -> list[Left]:
-    """What is left of each row of `logits` (B, V), of which the filters set some to -inf."""
-    rows = []
-    for row in logits.unbind():
-        ids = (row != -math.inf).nonzero().flatten()  # NaN among them: who asks next will say so
-        values = row if ids.numel() == row.numel() else row.index_select(0, ids)
-        rows.append(Left(ids, values.log_softmax(dim=-1)))
-    return rows
+def left(logits: Tensor, sampling: Sampling, counts: Tensor | None = None) -> list[Left]:
+    """What is left of each row of `logits` (B, V), if anything: what is not -inf in `filtered`.
+
+    Of each filter that cuts, the next is only given what it left.
+    """
+    cuts: list[Filter] = []
+    for name, apply in in_force(sampling, counts):
+        if name in CUTS:
+            cuts.append(apply)
+        elif name == "temperature" and not sampling.temperature:
+            return [_largest(row) for row in logits.unbind()]
+        else:
+            logits = apply(logits)
+    return [_left(row, cuts) for row in logits.unbind()]
+
+
+def _largest(row: Tensor) -> Left:
+    id = row.argmax(dim=0, keepdim=True)
+    id = id.masked_select(row.index_select(0, id) != -math.inf)
+    return Left(id, torch.zeros(id.shape, device=id.device))
+
+
+def _left(row: Tensor, cuts: Sequence[Filter]) -> Left:
+    ids: Tensor | None = None
+    for cut in cuts or [lambda x: x]:
+        row = cut(row)
+        there = (row != -math.inf).nonzero().flatten()  # NaN too: who asks next will say so
+        if there.numel() < row.numel():
+            row = row.index_select(0, there)
+        ids = there if ids is None else ids.index_select(0, there)
+    assert ids is not None
+    return Left(ids, row.log_softmax(dim=-1))
+
+
+def seen(rows: Sequence[Sequence[int]], window: int, vocab_size: int) -> Tensor:
+    """How often each id occurs among the last `window` ids of each row, 0: of all: (B, V)."""
+    tails = [torch.tensor(row[-window:] if window else row, dtype=torch.long) for row in rows]
+    return torch.stack([tail.bincount(minlength=vocab_size) for tail in tails])
 
 
 def draw(probs: Tensor, points: Tensor) -> Tensor:
