@@ -80,6 +80,13 @@ def test_logprobs_are_the_models_own(model):
         assert abs(drawn.sum() - 1) < 1e-5
 
 
+@pytest.mark.parametrize("temperature", [0, 1.5])
+def test_a_bias_that_forbids_all_ids_is_an_error(model, temperature):
+    bias = tuple((id, -math.inf) for id in range(model.config.vocab_size))
+    with pytest.raises(UsageError, match="No token is left"):
+        run(model, sampling=Sampling(bias=bias, temperature=temperature))
+
+
 def test_a_stop_id_ends_the_row_and_is_its_last_step(model):
     free = ids(run(model))
     steps = run(model, stop_ids={free[4]})

@@ -12,6 +12,7 @@ from llmcli.gpt.sampling import (
     draw,
     filtered,
     generator_for,
+    left,
     seen,
     stages,
     with_bias,
@@ -156,6 +157,37 @@ def test_temperature_zero_leaves_one_token(logits):
     left = filtered(logits, Sampling(temperature=0, top_k=9, top_p=0.1))
     assert torch.equal(left.softmax(-1).argmax(-1), logits.argmax(-1))
     assert left.isfinite().sum(-1).tolist() == [1] * 5
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(),
+        Sampling(temperature=0),
+        Sampling(temperature=0, bias=((3, 99.0),), top_k=2),
+        Sampling(temperature=0.7, bias=((3, -math.inf), (7, 2.0))),
+        Sampling(top_k=7),
+        Sampling(top_p=0.8),
+        Sampling(temperature=2, min_p=0.1, typical_p=0.7),
+        EVERYTHING,
+    ],
+    ids=str,
+)
+def test_what_is_left_is_what_the_filters_do_not_cut(sampling, logits):
+    counts = seen([[1, 2, 3]] * 5, 0, 50)
+    whole = filtered(logits, sampling, counts)
+    for row, expected in zip(left(logits, sampling, counts), whole, strict=True):
+        assert row.ids.tolist() == expected.isfinite().nonzero().flatten().tolist()
+        logprobs = expected.log_softmax(-1)
+        assert torch.allclose(row.logprobs, logprobs[row.ids], atol=1e-6)
+        told = torch.tensor(row.logprobs_of(torch.arange(50)))
+        assert torch.allclose(told, logprobs, atol=1e-6)
+
+
+@pytest.mark.parametrize("more", [{}, {"temperature": 0}, {"top_k": 5, "top_p": 0.9, "min_p": 0.1}])
+def test_of_a_row_without_any_number_nothing_is_left(more, logits):
+    nothing = Sampling(bias=tuple((id, -math.inf) for id in range(50)), **more)
+    assert [row.ids.numel() for row in left(logits, nothing)] == [0] * 5
 
 
 def test_draws_follow_the_probabilities():

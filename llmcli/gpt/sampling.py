@@ -199,13 +199,13 @@ def _largest(row: Tensor) -> Left:
 def _left(row: Tensor, cuts: Sequence[Filter]) -> Left:
     ids: Tensor | None = None
     for cut in cuts or [lambda x: x]:
-        row = cut(row)
+        if row.numel():
+            row = cut(row)
         there = (row != -math.inf).nonzero().flatten()  # NaN too: who asks next will say so
-        if there.numel() < row.numel():
-            row = row.index_select(0, there)
+        row = row.index_select(0, there)
         ids = there if ids is None else ids.index_select(0, there)
     assert ids is not None
-    return Left(ids, row.log_softmax(dim=-1))
+    return Left(ids, row.log_softmax(dim=0))
 
 
 def seen(rows: Sequence[Sequence[int]], window: int, vocab_size: int) -> Tensor:
