@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,8 +31,6 @@ CHANGES = ("ablate", "knockout", "steer", "patch")  # options, as they were type
 SUFFIXES = (".jsonl", ".gz")
 BLOCK_NBYTES = 1 << 18
 MAX_LINE_NBYTES = 64 << 20  # far more than the ids of any prompt
-# json.dumps would make a new encoder for each line.
-_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,20 +58,23 @@ class Writer:
     """Lines to a new file, each flushed; gzip where the name ends in .gz."""
 
     def __init__(self, path: Path) -> None:
-        self.file: BinaryIO = path.open("wb")
+        self.file = path.open("wb", buffering=0)
         self.deflate = zlib.compressobj(wbits=31) if path.suffix == ".gz" else None
 
-    def write(self, line: Mapping[str, Any]) -> None:
-        data = _encode(line).encode("utf-8", "replace") + b"\n"
+    def write(self, line: str) -> None:
+        data = line.encode("utf-8", "replace") + b"\n"
         if self.deflate:
             data = self.deflate.compress(data) + self.deflate.flush(zlib.Z_SYNC_FLUSH)
-        self.file.write(data)
-        self.file.flush()
+        self._write(data)
 
     def close(self) -> None:
         with self.file:
             if self.deflate:
-                self.file.write(self.deflate.flush())
+                self._write(self.deflate.flush())
+
+    def _write(self, data: bytes) -> None:
+        while data:  # a disk that is nearly full takes a part
+            data = data[self.file.write(data) :]
 
 
 class Reader:

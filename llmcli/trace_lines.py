@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 MAX_INT = 2**53
 DIGITS = 9  # significant ones, after which every float32 is itself again
+# json.dumps would make a new encoder for each line.
+encoded = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
 
 # How far apart two computations of one logprob (nats) may be: what another order of summing costs
@@ -51,11 +53,11 @@ class Begun:
     draw: tuple[int, int]  # the prompt's place, the sample
     time_s: float  # since the trace began
 
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "run": self.run, "ids": list(self.ids), "prompt": self.prompt,
-            "prompt_id": self.prompt_id, "draw": list(self.draw), "time_s": round(self.time_s, 6),
-        }  # fmt: skip
+    def line(self) -> str:
+        return encoded({
+            "run": self.run, "ids": self.ids, "prompt": self.prompt,
+            "prompt_id": self.prompt_id, "draw": self.draw, "time_s": round(self.time_s, 6),
+        })  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,32 +84,77 @@ class Step:
     def surprisal_bits(self) -> float:
         return max(0.0, -self.chosen.logprob / math.log(2))  # no 0.0 with a minus
 
-    def to_json(self) -> dict[str, Any]:
-        """The line; what is false or nothing is left out."""
-        c = self.chosen
-        line: dict[str, Any] = {
-            "run": self.run, "step": self.index, "id": c.id, "text": _text(c.text),
-            "logprob": _number(c.logprob), "drawn_logprob": _number(c.drawn_logprob),
-            "rank": self.rank, "entropy_bits": _number(self.entropy_bits),
-            "kept": _number(self.kept), "time_s": round(self.time_s, 6),
-            "top": [
-                [t.id, _text(t.text), _number(t.logprob), _number(t.drawn_logprob)]
-                for t in self.top
-            ],
-        }  # fmt: skip
-        if self.forced:
-            line["forced"] = True
-        if self.finish_reason:
-            line["finish_reason"] = self.finish_reason
-        if self.lens:
-            line["lens"] = [[x.top, _number(x.prob), _number(x.kl_bits), x.rank] for x in self.lens]
-        return line
+
+class Told(Protocol):
+    """What is written of a step as it is: `Step` has it, and so has what a run makes."""
+
+    @property
+    def index(self) -> int: ...
+    @property
+    def chosen(self) -> ToldChoice: ...
+    @property
+    def rank(self) -> int: ...
+    @property
+    def entropy_bits(self) -> float: ...
+    @property
+    def kept(self) -> float: ...
+    @property
+    def forced(self) -> bool: ...
+
+
+class ToldChoice(Protocol):
+    @property
+    def id(self) -> int: ...
+    @property
+    def logprob(self) -> float: ...
+    @property
+    def drawn_logprob(self) -> float: ...
+
+
+def step_line(
+    run: int,
+    step: Told,
+    top: Iterable[ToldChoice],
+    time_s: float,
+    finish_reason: str | None,
+    lens: Iterable[LensLayer],
+    text: Callable[[int], str],
+) -> str:
+    """The line of a step; what is false or nothing is left out. `text` gives an id's `json_text`.
+
+    Put together here: for an encoder, all numbers would first have to be rounded, which takes as
+    long as a small model's layer.
+    """
+    c, layers = step.chosen, ",".join([_lens_text(layer) for layer in lens])
+    listed = ",".join(
+        [f"[{t.id},{text(t.id)},{_number(t.logprob)},{_number(t.drawn_logprob)}]" for t in top]
+    )
+    return (
+        f'{{"run":{run},"step":{step.index},"id":{c.id},"text":{text(c.id)},'
+        f'"logprob":{_number(c.logprob)},"drawn_logprob":{_number(c.drawn_logprob)},'
+        f'"rank":{step.rank},"entropy_bits":{_number(step.entropy_bits)},'
+        f'"kept":{_number(step.kept)},"time_s":{round(time_s, 6)},"top":[{listed}]'
+        + (',"forced":true' if step.forced else "")
+        + (f',"finish_reason":"{finish_reason}"' if finish_reason else "")
+        + (f',"lens":[{layers}]' if layers else "")
+        + "}"
+    )
+
+
+def json_text(token: bytes) -> str:
+    """A token's text as JSON; its bytes where they are only a part of a character."""
+    try:
+        return encoded(token.decode())
+    except UnicodeDecodeError:
+        return encoded(list(token))
 
 
 def difference(step: Step, logprobs: Mapping[int, float]) -> float:
     """The largest distance (nats) of a recorded logprob from that of the same id in `logprobs`."""
     recorded = (step.chosen, *step.top)
-    apart = [abs(c.logprob - _rounded(logprobs[c.id])) for c in recorded if c.id in logprobs]
+    apart = [
+        abs(c.logprob - float(f"{logprobs[c.id]:.{DIGITS}g}")) for c in recorded if c.id in logprobs
+    ]
     return max((d if math.isfinite(d) else math.inf for d in apart), default=0.0)
 
 
@@ -127,21 +174,17 @@ def kl_bits(p: Step, q: Step) -> float:
 # --- one value, one line -------------------------------------------------------------------------
 
 
-def _number(value: float) -> float | None:
-    """A float as JSON has it: DIGITS of it, None where it is infinite."""
-    return _rounded(value) if math.isfinite(value) else None
+def _number(value: float) -> str:
+    """DIGITS of a float, null where it is infinite."""
+    return f"{value:.{DIGITS}g}" if math.isfinite(value) else "null"
 
 
 def _rounded(value: float) -> float:
     return float(f"{value:.{DIGITS}g}")
 
 
-def _text(token: bytes) -> str | list[int]:
-    """A token's text; its bytes where they are only a part of a character."""
-    try:
-        return token.decode()
-    except UnicodeDecodeError:
-        return list(token)
+def _lens_text(layer: LensLayer) -> str:
+    return f"[{layer.top},{_number(layer.prob)},{_number(layer.kl_bits)},{layer.rank}]"
 
 
 def parsed(line: bytes) -> Begun | Step:

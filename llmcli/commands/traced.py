@@ -6,8 +6,9 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
+from functools import cache
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,11 +23,10 @@ from llmcli.commands.tokenize_out import tokenizer_sha256
 from llmcli.errors import UsageError
 from llmcli.streaming import Piece, TextStream
 from llmcli.trace import SCHEMA, SUFFIXES, Writer
-from llmcli.trace_lines import Begun, Choice, LensLayer, Step
+from llmcli.trace_lines import Begun, LensLayer, encoded, json_text, step_line
 
 if TYPE_CHECKING:
     from llmcli.commands.changes import Changes
-    from llmcli.gpt import generation
     from llmcli.gpt.model import GPT
     from llmcli.gpt.tap import Tap
 
@@ -79,11 +79,12 @@ def traced(
         return
     with writing(tracing.path):
         writer = Writer(tracing.path)
-        writer.write(header(job, model, changes, tracing.lens))
+        writer.write(encoded(header(job, model, changes, tracing.lens)))
     try:
         own = {field.name: getattr(job, field.name) for field in fields(Job)}
         own["top_probs"] = max(TOP, job.top_probs)
-        yield TracedJob(**own, writer=writer, path=tracing.path, names=names or {},
+        texts = cache(lambda id: json_text(job.opened.token_bytes(id)))
+        yield TracedJob(**own, texts=texts, writer=writer, path=tracing.path, names=names or {},
                         n_shown=job.top_probs, lens=_lens(tracing, model, tap),
                         started=time.perf_counter(), begun=[])  # fmt: skip
     finally:
@@ -102,6 +103,7 @@ class TracedJob(Job):
     lens: Callable[[], Lens] | None  # a new one for each batch
     started: float
     begun: list[Begun]  # of all texts so far
+    texts: Callable[[int], str]  # a token's
 
     @property
     def shown_probs(self) -> int:
@@ -124,34 +126,25 @@ class TracedJob(Job):
         k, lens = self.n_shown, self.lens() if self.lens else None
         for piece in super().run(model, prompts, draws, streams, tap):
             with writing(self.path):
-                self.writer.write(self._line(piece, first, start_s, lens).to_json())
-            step = piece.step
-            yield replace(piece, step=replace(step, top=step.top[:k], drawn_top=step.drawn_top[:k]))
+                self.writer.write(self._line(piece, first, start_s, lens))
+            yield Piece(piece.step.listing(k), piece.text, piece.finish_reason)
 
     def _begin(self, begun: Begun) -> None:
         self.begun.append(begun)
         with writing(self.path):
-            self.writer.write(begun.to_json())
+            self.writer.write(begun.line())
 
-    def _line(self, piece: Piece, first: int, start_s: float, lens: Lens | None) -> Step:
+    def _line(self, piece: Piece, first: int, start_s: float, lens: Lens | None) -> str:
         step = piece.step
-        listed = {c.id: c for c in (*step.top, *step.drawn_top)}
-        return Step(
-            run=first + step.row,
-            index=step.index,
-            chosen=self._choice(step.chosen),
-            rank=step.rank,
-            entropy_bits=step.entropy_bits,
-            kept=step.kept,
-            top=tuple(map(self._choice, listed.values())),
-            forced=step.forced,
-            time_s=start_s + step.time_s,
-            finish_reason=piece.finish_reason,
-            lens=lens(step.index, step.id) if lens else (),
+        return step_line(
+            first + step.row,
+            step,
+            {c.id: c for c in (*step.top, *step.drawn_top)}.values(),
+            start_s + step.time_s,
+            piece.finish_reason,
+            lens(step.index, step.id) if lens else (),
+            self.texts,
         )
-
-    def _choice(self, c: generation.Choice) -> Choice:
-        return Choice(c.id, self.opened.token_bytes(c.id), c.logprob, c.drawn_logprob)
 
 
 def header(job: Job, model: GPT, changes: Changes, lens: bool) -> dict[str, Any]:

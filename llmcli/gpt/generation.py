@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,8 +30,7 @@ WORTH_A_SCRIPT = 48  # tokens: to write one down takes as long as it saves in so
 FinishReason = Literal["stop", "length"]
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(NamedTuple):
     """One vocabulary entry with its natural-log probability, before and after the filters."""
 
     id: int
@@ -58,6 +57,13 @@ class Step:
     @property
     def id(self) -> int:
         return self.chosen.id
+
+    def listing(self, k: int) -> Step:
+        """The same step with no more than `k` in each list."""
+        return Step(
+            self.row, self.index, self.chosen, self.rank, self.entropy_bits, self.kept,
+            self.top[:k], self.drawn_top[:k], self.forced, self.time_s, self.finish_reason,
+        )  # fmt: skip
 
 
 @torch.inference_mode()
