@@ -14,6 +14,7 @@ from llmcli.config import read_config
 from llmcli.gpt import linear
 from llmcli.gpt.cache import KVCache
 from llmcli.gpt.linear import (
+    BFloat16Linear,
     HalfLinear,
     Int4Linear,
     Int8Linear,
@@ -28,6 +29,7 @@ from llmcli.gpt.weights import load_model
 
 # The layer; the largest error of a weight, and of a product, relative to the largest of them.
 LAYERS = {
+    BFloat16Linear: (4e-3, 1e-2),
     HalfLinear: (5e-4, 1e-5),
     SerialHalfLinear: (5e-4, 1e-5),
     PlainHalfLinear: (5e-4, 1e-3),
@@ -37,6 +39,7 @@ LAYERS = {
     PlainInt4Linear: (8e-2, 1e-5),
 }
 NEEDS = {
+    BFloat16Linear: linear.has_bfloat16_kernel,
     HalfLinear: linear.has_fbgemm,
     SerialHalfLinear: linear.has_fbgemm,
     Int8Linear: linear.has_fbgemm,
@@ -65,12 +68,28 @@ def test_stored_weights_are_near_the_true_ones(kind):
 @pytest.mark.parametrize("kind", LAYERS)
 def test_a_layer_multiplies_by_the_weights_that_it_stores(kind, bias, shape):
     layer, _ = made(kind, bias=bias)
-    x = torch.randn(shape)
-    expected = F.linear(x, layer.weight.float(), None if layer.bias is None else layer.bias.float())
-    got = layer(x)
-    assert got.dtype == torch.float32
+    x = torch.randn(shape).to(torch.bfloat16 if kind is BFloat16Linear else torch.float32)
+    bias = None if layer.bias is None else layer.bias.float()
+    expected = F.linear(x.float(), layer.weight.float(), bias)
+    with torch.inference_mode():
+        got = layer(x)
+    assert got.dtype == x.dtype
     assert got.shape == expected.shape
     assert (got - expected).abs().max() < LAYERS[kind][1] * expected.abs().max()
+
+
+@pytest.mark.parametrize("transposed", [False, True], ids=["as it is", "stored (in, out)"])
+@pytest.mark.parametrize("shape", [(96,), (1, 1, 96), (2, 40, 96)], ids=str)
+def test_a_plain_layer_is_torchs_and_has_gradients(shape, transposed):
+    torch.manual_seed(1)
+    layer, x = linear.Linear(96, 64), torch.randn(shape)
+    if transposed:
+        layer.weight = linear.frozen(layer.weight.detach().t().contiguous().t())
+    expected = F.linear(x, layer.weight, layer.bias)
+    with torch.inference_mode():
+        torch.testing.assert_close(layer(x), expected)
+    layer(x).sum().backward()
+    torch.testing.assert_close(layer.bias.grad, torch.full((64,), x.numel() / 96))
 
 
 def test_8_bit_weights_are_those_of_torch():

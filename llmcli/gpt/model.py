@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from llmcli.config import ModelConfig
 from llmcli.gpt.cache import KVCache, Past
-from llmcli.gpt.linear import storage_of
+from llmcli.gpt.linear import Linear, storage_of
 from llmcli.gpt.tap import Tap
 
 NO_TAP = Tap()
@@ -85,8 +85,8 @@ class Attention(nn.Module):
         self.n_head, self.head_dim = config.n_head, config.head_dim
         self.scale = config.attn_scale(layer)
         width = config.n_head * config.head_dim
-        self.qkv = nn.Linear(config.n_embd, 3 * width)
-        self.out = nn.Linear(width, config.n_embd)
+        self.qkv = Linear(config.n_embd, 3 * width)
+        self.out = Linear(width, config.n_embd)
 
     def forward(self, x: Tensor, mask: Tensor | None, past: Past | None, tap: Tap) -> Tensor:
         B, T, _ = x.shape
@@ -102,8 +102,8 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.up = nn.Linear(config.n_embd, config.mlp_dim)
-        self.down = nn.Linear(config.mlp_dim, config.n_embd)
+        self.up = Linear(config.n_embd, config.mlp_dim)
+        self.down = Linear(config.mlp_dim, config.n_embd)
         self.activation = ACTIVATIONS[config.activation]
 
     def forward(self, x: Tensor, tap: Tap) -> Tensor:
@@ -138,7 +138,7 @@ class GPT(nn.Module):
         self.position_embedding = embedding(config.n_ctx, config.n_embd)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.norm_f = nn.LayerNorm(config.n_embd, eps=config.norm_eps)
-        self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.head = Linear(config.n_embd, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.head.weight = self.token_embedding.weight
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from llmcli.checkpoint import TensorInfo, read_checkpoint
 from llmcli.config import ModelConfig
 from llmcli.errors import IntegrityError, UnsupportedModelError, shown, shown_path
-from llmcli.gpt.linear import maker, packing
+from llmcli.gpt.linear import has_bfloat16_kernel, maker, packing
 from llmcli.gpt.model import GPT
 
 
@@ -81,13 +81,14 @@ def load_model(
     store their weights while everything is computed in fp32; a GPU computes in float16 itself.
     Raises IntegrityError where the file and the config contradict each other.
     """
-    computes_so = storage in ("float32", "bfloat16") or torch.device(device).type != "cpu"
+    on_cpu = torch.device(device).type == "cpu"
+    computes_so = storage in ("float32", "bfloat16") or not on_cpu
     dtype = getattr(torch, storage) if computes_so else torch.float32
     with torch.device("meta"):
         model = GPT(config)
     sources = _match(folder, read_checkpoint(folder), model)
     weights: dict[str, Tensor] = {}
-    if not computes_so:
+    if not computes_so or (on_cpu and storage == "bfloat16" and has_bfloat16_kernel()):
         _store_linears(model, sources, storage)
     left = {name for name, weight in model.named_parameters() if weight.is_meta}
     for name in sources.keys() & left:
@@ -106,8 +107,10 @@ def _store_linears(model: GPT, sources: Mapping[str, Stored], storage: str) -> N
     As many at once as torch has threads, the largest first: while it is converted there is little
     else in memory.
     """
-    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     tied = model.config.tie_embeddings
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    if tied and storage == "bfloat16":  # the embedding is stored so too: the head is the same
+        names.remove("head")
     of = {name: sources["token_embedding.weight" if tied and name == "head" else f"{name}.weight"]
           for name in names}  # fmt: skip
 
