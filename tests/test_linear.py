@@ -79,17 +79,25 @@ def test_a_layer_multiplies_by_the_weights_that_it_stores(kind, bias, shape):
 
 
 @pytest.mark.parametrize("transposed", [False, True], ids=["as it is", "stored (in, out)"])
-@pytest.mark.parametrize("shape", [(96,), (1, 1, 96), (2, 40, 96)], ids=str)
-def test_a_plain_layer_is_torchs_and_has_gradients(shape, transposed):
+@pytest.mark.parametrize("shape", [(768,), (1, 1, 768), (2, 40, 768)], ids=str)
+def test_a_large_plain_layer_is_torchs_and_has_gradients(shape, transposed, monkeypatch):
+    if not linear.has_onednn():
+        pytest.skip("this build of torch has no oneDNN")
+    called = []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(
+        linear, "onednn", lambda *a, of=linear.onednn: (called.append(1), of(*a))[1]
+    )
     torch.manual_seed(1)
-    layer, x = linear.Linear(96, 64), torch.randn(shape)
+    layer, x = linear.Linear(768, 512), torch.randn(shape)
     if transposed:
         layer.weight = linear.frozen(layer.weight.detach().t().contiguous().t())
     expected = F.linear(x, layer.weight, layer.bias)
     with torch.inference_mode():
         torch.testing.assert_close(layer(x), expected)
+    assert onednn.called == (len(shape) > 1)
     layer(x).sum().backward()
-    torch.testing.assert_close(layer.bias.grad, torch.full((64,), x.numel() / 96))
+    torch.testing.assert_close(layer.bias.grad, torch.full((512,), x.numel() / 768))
 
 
 def test_8_bit_weights_are_those_of_torch():

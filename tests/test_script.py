@@ -112,3 +112,16 @@ def test_a_model_is_freed_with_its_script(save_gpt2):
     del model
     gc.collect()
     assert kept() is None
+
+
+@torch.inference_mode()
+def test_a_large_layer_in_onednn_is_written_down_too(save_gpt2, monkeypatch):
+    if not linear.has_onednn():
+        pytest.skip("this build of torch has no oneDNN")
+    monkeypatch.setattr(linear, "LARGE", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    model = load(save_gpt2, "float32")
+    step, ids = DecodeStep(model), torch.tensor([[5]])
+    assert torch.equal(step(ids, filled(model, (0,))), model(ids, filled(model, (0,))))
+    assert is_written(step)
+    assert "_linear_pointwise" in str(step.scripts[True].inlined_graph)

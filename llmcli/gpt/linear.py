@@ -28,6 +28,7 @@ INT4_PRODUCT: Any = getattr(torch.ops.aten, "_weight_int4pack_mm_for_cpu", None)
 
 CHUNK_NBYTES = 8 << 20  # of weights converted at once: what the processor's caches hold
 SCRIPTING = Lock()  # layers are made side by side
+LARGE = 1 << 18  # weights of one matrix
 ROWS = 32  # of x that oneDNN orders weights for; fewer and more are as fast
 GROUP = 32  # weights that share a scale and a minimum in 4 bits
 
@@ -39,21 +40,27 @@ def onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 @cache
 def scripted_onednn() -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
-    """The same; as a script, so that it can become part of a larger one."""
+    """The same, as it can become part of a script; its empty list stands in the way of tracing."""
     return scripted(onednn)
 
 
 class Linear(nn.Linear):
     """Weights in what is computed in, as a file may have them: those of a mapped file stay mapped.
 
-    oneDNN multiplies float32 up to 2.7 times as fast as what torch would call, MKL, does on an AMD.
+    oneDNN multiplies large float32 matrices up to 2.7 times as fast as what torch would call, MKL,
+    does on an AMD; small ones, and on one thread a single row, MKL.
     """
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.dim() == 1 or torch.is_grad_enabled() or not self._is_for_onednn(x):
+            return super().forward(x)
+        product = scripted_onednn() if torch.jit.is_tracing() else onednn
+        return product(x, self.weight, self.bias)
+
+    def _is_for_onednn(self, x: Tensor) -> bool:
         known = has_onednn() and x.dtype == torch.float32 and x.device.type == "cpu"
-        if known and x.dim() > 1 and not torch.is_grad_enabled():
-            return scripted_onednn()(x, self.weight, self.bias)
-        return super().forward(x)
+        large = self.in_features * self.out_features >= LARGE
+        return known and large and torch.get_num_threads() > 1
 
 
 class BFloat16Linear(nn.Module):
