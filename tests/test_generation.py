@@ -87,6 +87,13 @@ def test_a_bias_that_forbids_all_ids_is_an_error(model, temperature):
         run(model, sampling=Sampling(bias=bias, temperature=temperature))
 
 
+@pytest.mark.parametrize("more", [{}, {"temperature": 0}, {"top_k": 5}, {"top_p": 0.9}], ids=str)
+def test_logits_that_are_no_numbers_are_said_to_be_whatever_the_filters(model, more):
+    model.norm_f.weight = torch.nn.Parameter(torch.full_like(model.norm_f.weight, math.nan))
+    with pytest.raises(IntegrityError, match="not numbers"):
+        run(model, sampling=Sampling(**more))
+
+
 def test_a_stop_id_ends_the_row_and_is_its_last_step(model):
     free = ids(run(model))
     steps = run(model, stop_ids={free[4]})

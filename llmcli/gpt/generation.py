@@ -90,14 +90,17 @@ def generate(
     `ended` is read again after each step, so that who listens can end a row while iterating.
     Without `use_cache` every step computes all tokens anew, which changes the time, not the text.
 
-    Raises UsageError for an empty prompt or one longer than the context.
+    Raises UsageError for an empty prompt, one longer than the context, and where a bias forbids
+    every id; IntegrityError for logits that are no numbers.
     """
     started = time.perf_counter()
     longest = _check(prompts, model.config.n_ctx)
     # The last token of a full context needs no place in it.
     room = [min(max_new_tokens, model.config.n_ctx + 1 - len(prompt)) for prompt in prompts]
     vocab_size = model.config.vocab_size
-    padding = torch.arange(n_tokens or vocab_size, vocab_size, device=model.device)
+    padding = torch.arange(
+        vocab_size if n_tokens is None else n_tokens, vocab_size, device=model.device
+    )
     running = list(range(len(prompts)))  # which row of the caller's each row of the batch is
     history = [list(prompt) for prompt in prompts]
     finished: set[int] = set()
@@ -113,6 +116,7 @@ def generate(
         logits = next_logits(fed, cache)[:, -1].float()  # (B, V)
         real = logits.index_fill(1, padding, -math.inf) if len(padding) else logits
         kept = left(real, sampling, _counts(history, running, sampling, logits))
+        _check_left(kept, logits)
         ids = _draw(kept, sampling, [generators[row] for row in running]).to(model.device)
         if index in forced:  # after the draw, so that later steps draw what they would have drawn
             ids = torch.full_like(ids, forced[index])
@@ -159,7 +163,9 @@ def score(model: GPT, ids: Sequence[int], top_probs: int = 0, tap: Tap = NO_TAP)
     facts: list[dict[str, Any]] = []
     for start in range(0, len(ids) - 1, 64):  # all logits at once would take V / C times the room
         logits = model.unembed(x[:, start : start + 64], start, tap)[0].float()
-        facts += _facts(logits, left(logits, Sampling()), tensor[0, 1 + start :][:64], top_probs)
+        kept = left(logits, Sampling())
+        _check_left(kept, logits)
+        facts += _facts(logits, kept, tensor[0, 1 + start :][:64], top_probs)
     return [
         Step(row=0, index=position, forced=True, time_s=0.0, finish_reason=None, **values)
         for position, values in enumerate(facts, start=1)
@@ -202,12 +208,26 @@ def _counts(
     return seen(rows, sampling.penalty_window, logits.shape[-1]).to(logits.device)
 
 
+def _check_left(kept: Sequence[Left], logits: Tensor) -> None:
+    """Raises where nothing is left of a row: a filter leaves nothing of NaN, a bias of anything."""
+    if all(row.ids.numel() for row in kept):
+        return
+    if bool(logits.log_softmax(dim=-1).isnan().any()):
+        raise _not_numbers()
+    raise UsageError("No token is left to choose from.", "Let --bias forbid fewer of them.")
+
+
+def _not_numbers() -> IntegrityError:
+    return IntegrityError(
+        "The model's logits are not numbers (NaN or infinite).",
+        "Its weights are damaged, or too large for this dtype; try --dtype float32.",
+    )
+
+
 def _draw(
     kept: Sequence[Left], sampling: Sampling, generators: Sequence[torch.Generator]
 ) -> Tensor:
     """An id of what the filters `kept` of each row, from its own generator: (B,)."""
-    if not all(row.ids.numel() for row in kept):
-        raise UsageError("No token is left to choose from.", "Let --bias forbid fewer of them.")
     if not sampling.temperature:
         return torch.cat([row.ids for row in kept])  # the only one left
     return torch.cat([_draw_one(*of) for of in zip(kept, generators, strict=True)])
@@ -252,10 +272,7 @@ def _row_facts(
         kept.logprobs_of(ids),
     )
     if math.isnan(chosen.logprob):
-        raise IntegrityError(
-            "The model's logits are not numbers (NaN or infinite).",
-            "Its weights are damaged, or too large for this dtype; try --dtype float32.",
-        )
+        raise _not_numbers()
     all_kept = kept.ids.numel() == logits.numel()
     return {
         "chosen": chosen,

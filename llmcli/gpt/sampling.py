@@ -187,7 +187,9 @@ def left(logits: Tensor, sampling: Sampling, counts: Tensor | None = None) -> li
             return [_largest(row) for row in logits.unbind()]
         else:
             logits = apply(logits)
-    return [_left(row, cuts) for row in logits.unbind()]
+    for apply in cuts[:1]:  # all rows at once: what each of them has left is small
+        logits = apply(logits)
+    return [_left(row, cuts[1:]) for row in logits.unbind()]
 
 
 def _largest(row: Tensor) -> Left:
@@ -197,14 +199,14 @@ def _largest(row: Tensor) -> Left:
 
 
 def _left(row: Tensor, cuts: Sequence[Filter]) -> Left:
-    ids: Tensor | None = None
-    for cut in cuts or [lambda x: x]:
-        if row.numel():
-            row = cut(row)
-        there = (row != -math.inf).nonzero().flatten()  # NaN too: who asks next will say so
-        row = row.index_select(0, there)
-        ids = there if ids is None else ids.index_select(0, there)
-    assert ids is not None
+    ids = (row != -math.inf).nonzero().flatten()
+    row = row.index_select(0, ids)
+    for cut in cuts:
+        if not row.numel():
+            break
+        row = cut(row)
+        there = (row != -math.inf).nonzero().flatten()
+        row, ids = row.index_select(0, there), ids.index_select(0, there)
     return Left(ids, row.log_softmax(dim=0))
 
 
