@@ -76,7 +76,7 @@ class ModelConfig:
         return FAMILIES[family](raw)
 
 
-# The order in which the filters of `Sampling` apply; gpt.sampling.stages holds them.
+# The order in which the filters of `Sampling` apply; gpt.sampling.in_force holds them.
 ORDER = (
     "bias", "repetition_penalty", "presence_penalty", "frequency_penalty", "temperature", "top_k",
     "top_p", "min_p", "typical_p",

@@ -103,7 +103,8 @@ def test_a_text_is_the_same_with_a_script_and_without(save_gpt2, monkeypatch, st
     assert model in script._OF_MODEL
 
 
-def test_a_model_is_freed_with_its_script(save_gpt2):
+def test_a_model_and_its_entry_are_not_kept_by_its_step(save_gpt2):
+    n_known = len(script._OF_MODEL)
     model = load(save_gpt2, "float32")
     with torch.inference_mode():
         decode_step(model)(torch.tensor([[5]]), filled(model, (0,)))
@@ -112,6 +113,7 @@ def test_a_model_is_freed_with_its_script(save_gpt2):
     del model
     gc.collect()
     assert kept() is None
+    assert len(script._OF_MODEL) == n_known
 
 
 @torch.inference_mode()
