@@ -113,7 +113,7 @@ def test_a_model_and_its_entry_are_not_kept_by_its_step(save_gpt2):
     del model
     gc.collect()
     assert kept() is None
-    assert len(script._OF_MODEL) == n_known
+    assert len(script._OF_MODEL) <= n_known
 
 
 @torch.inference_mode()
