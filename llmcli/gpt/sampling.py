@@ -156,7 +156,7 @@ def stages(
 
 def filtered(logits: Tensor, sampling: Sampling, counts: Tensor | None = None) -> Tensor:
     """The logits to draw from: (..., V) -> (..., V)."""
-    return [logits, *(left for _, left in stages(logits, sampling, counts))][-1]
+    return [logits, *(stage for _, stage in stages(logits, sampling, counts))][-1]
 
 
 class Left(NamedTuple):

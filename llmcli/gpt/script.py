@@ -38,7 +38,7 @@ class DecodeStep:
 
     def __init__(self, model: GPT) -> None:
         self.forward = _Forward(model)
-        self.scripts: dict[bool, Callable[..., Tensor]] = {}  # with and without a mask
+        self.scripts: dict[bool, Callable[..., Tensor]] = {}  # True: without a mask
 
     def __call__(self, ids: Tensor, cache: KVCache) -> Tensor:
         S = cache.length + 1
