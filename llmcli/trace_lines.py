@@ -85,11 +85,18 @@ class Step:
         return max(0.0, -self.chosen.logprob / math.log(2))  # no 0.0 with a minus
 
 
-class Told(Protocol):
+class ToldStep(Protocol):
     """What is written of a step as it is: `Step` has it, and so has what a run makes."""
 
     @property
     def index(self) -> int: ...
+    @property
+    def forced(self) -> bool: ...
+
+
+class ToldFacts(Protocol):
+    """What is written of what the model thought: `Step` has that, too."""
+
     @property
     def chosen(self) -> ToldChoice: ...
     @property
@@ -98,8 +105,6 @@ class Told(Protocol):
     def entropy_bits(self) -> float: ...
     @property
     def kept(self) -> float: ...
-    @property
-    def forced(self) -> bool: ...
 
 
 class ToldChoice(Protocol):
@@ -113,7 +118,8 @@ class ToldChoice(Protocol):
 
 def step_line(
     run: int,
-    step: Told,
+    step: ToldStep,
+    facts: ToldFacts,
     top: Iterable[ToldChoice],
     time_s: float,
     finish_reason: str | None,
@@ -125,15 +131,15 @@ def step_line(
     Put together here: for an encoder, all numbers would first have to be rounded, which takes as
     long as a small model's layer.
     """
-    c, layers = step.chosen, ",".join([_lens_text(layer) for layer in lens])
+    c, layers = facts.chosen, ",".join([_lens_text(layer) for layer in lens])
     listed = ",".join(
         [f"[{t.id},{text(t.id)},{_number(t.logprob)},{_number(t.drawn_logprob)}]" for t in top]
     )
     return (
         f'{{"run":{run},"step":{step.index},"id":{c.id},"text":{text(c.id)},'
         f'"logprob":{_number(c.logprob)},"drawn_logprob":{_number(c.drawn_logprob)},'
-        f'"rank":{step.rank},"entropy_bits":{_number(step.entropy_bits)},'
-        f'"kept":{_number(step.kept)},"time_s":{round(time_s, 6)},"top":[{listed}]'
+        f'"rank":{facts.rank},"entropy_bits":{_number(facts.entropy_bits)},'
+        f'"kept":{_number(facts.kept)},"time_s":{round(time_s, 6)},"top":[{listed}]'
         + (',"forced":true' if step.forced else "")
         + (f',"finish_reason":"{finish_reason}"' if finish_reason else "")
         + (f',"lens":[{layers}]' if layers else "")

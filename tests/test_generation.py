@@ -54,7 +54,7 @@ def test_without_cache_the_draws_are_the_same(model):
     cached, plain = run(model), run(model, use_cache=False)
     assert ids(cached) == ids(plain)
     for a, b in zip(cached, plain, strict=True):
-        assert abs(a.chosen.logprob - b.chosen.logprob) < 1e-4
+        assert abs(a.facts.chosen.logprob - b.facts.chosen.logprob) < 1e-4
 
 
 def test_one_prefill_then_one_token_per_step_and_none_wasted(model):
@@ -71,11 +71,11 @@ def test_logprobs_are_the_models_own(model):
         logprobs = model(torch.tensor([sequence])).log_softmax(-1)[0]
     for step in steps:
         row = logprobs[len(PROMPT) - 1 + step.index]
-        assert abs(step.chosen.logprob - row[step.id].item()) < 1e-4
-        assert [c.id for c in step.top] == row.topk(5).indices.tolist()
-        assert step.rank == (row > row[step.id]).sum()
-        assert abs(step.entropy_bits + (row.exp() * row).sum().item() / 0.693147) < 1e-3
-        drawn = torch.tensor([c.drawn_logprob for c in step.top]).exp()
+        assert abs(step.facts.chosen.logprob - row[step.id].item()) < 1e-4
+        assert [c.id for c in step.facts.top] == row.topk(5).indices.tolist()
+        assert step.facts.rank == (row > row[step.id]).sum()
+        assert abs(step.facts.entropy_bits + (row.exp() * row).sum().item() / 0.693147) < 1e-3
+        drawn = torch.tensor([c.drawn_logprob for c in step.facts.top]).exp()
         assert drawn[3:].tolist() == [0, 0]
         assert abs(drawn.sum() - 1) < 1e-5
 
@@ -88,10 +88,33 @@ def test_a_bias_that_forbids_all_ids_is_an_error(model, temperature):
 
 
 @pytest.mark.parametrize("more", [{}, {"temperature": 0}, {"top_k": 5}, {"top_p": 0.9}], ids=str)
-def test_logits_that_are_no_numbers_are_said_to_be_whatever_the_filters(model, more):
+@pytest.mark.parametrize("top_probs", [0, None])
+def test_logits_that_are_no_numbers_are_said_to_be_whatever_the_filters(model, more, top_probs):
     model.norm_f.weight = torch.nn.Parameter(torch.full_like(model.norm_f.weight, math.nan))
     with pytest.raises(IntegrityError, match="not numbers"):
-        run(model, sampling=Sampling(**more))
+        run(model, sampling=Sampling(**more), top_probs=top_probs)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_one_logit_that_is_no_number_is_enough(model, value, temperature):
+    def one_wrong(logits, start):
+        return logits.index_fill(-1, torch.tensor([50]), value)
+
+    tap = Probe(2, patch={"logits": one_wrong})
+    how = Sampling(temperature=temperature, top_p=0.9)
+    with pytest.raises(IntegrityError, match="not numbers"):
+        run(model, sampling=how, top_probs=None, tap=tap)
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, WILD], ids=["greedy", "wild"])
+def test_without_facts_the_ids_are_the_same(model, sampling):
+    prompts = [[7, 3], PROMPT, [8] * 9]
+    known = run(model, prompts, sampling, stop_ids={11})
+    bare = run(model, prompts, sampling, stop_ids={11}, top_probs=None)
+    assert [(s.row, s.index, s.id) for s in bare] == [(s.row, s.index, s.id) for s in known]
+    with pytest.raises(ValueError, match="without its facts"):
+        bare[0].facts  # noqa: B018
 
 
 def test_a_stop_id_ends_the_row_and_is_its_last_step(model):
@@ -119,8 +142,8 @@ def test_a_row_of_a_ragged_batch_equals_its_single_run(model):
     generators = [generator_for(1, 0)]
     alone = list(generate(model, [prompts[0]], WILD, generators, max_new_tokens=12))
     assert ids(together, 0) == ids(alone)
-    padded = [s.chosen.logprob for s in together if s.row == 0]
-    single = [s.chosen.logprob for s in alone]
+    padded = [s.facts.chosen.logprob for s in together if s.row == 0]
+    single = [s.facts.chosen.logprob for s in alone]
     assert torch.allclose(torch.tensor(padded), torch.tensor(single), atol=1e-4)
     assert len(together) == 36
 
@@ -136,8 +159,8 @@ def test_rows_end_one_by_one_and_leave_the_others_alone(model, use_cache):
         whole = ids(free, row)
         end = next((i + 1 for i, id in enumerate(whole) if id in stop_ids), 20)
         assert ids(stopped, row) == whole[:end]
-        a = torch.tensor([s.chosen.logprob for s in stopped if s.row == row])
-        b = torch.tensor([s.chosen.logprob for s in free if s.row == row])[:end]
+        a = torch.tensor([s.facts.chosen.logprob for s in stopped if s.row == row])
+        b = torch.tensor([s.facts.chosen.logprob for s in free if s.row == row])[:end]
         assert torch.allclose(a, b, atol=1e-4)
     assert len(stopped) < len(free)
 
@@ -161,7 +184,7 @@ def test_a_forced_id_is_taken_and_its_probability_told(model):
     assert [step.forced for step in steps] == [i == 2 for i in range(12)]
     with torch.inference_mode():
         logits = model(torch.tensor([PROMPT + ids(steps)[:2]]))[0, -1]
-    assert abs(steps[2].chosen.logprob - logits.log_softmax(-1)[50].item()) < 1e-4
+    assert abs(steps[2].facts.chosen.logprob - logits.log_softmax(-1)[50].item()) < 1e-4
     assert (
         ids(run(model, prompts=[PROMPT + ids(steps)[:3]], sampling=GREEDY))
         == ids(run(model, prompts=[PROMPT + ids(steps)[:2]], sampling=GREEDY, forced={0: 50}))[1:]
@@ -171,10 +194,10 @@ def test_a_forced_id_is_taken_and_its_probability_told(model):
 
 def test_kept_is_the_share_of_probability_that_the_filters_leave(model):
     step = run(model, sampling=Sampling(top_k=3), top_probs=97)[0]
-    probs = [math.exp(choice.logprob) for choice in step.top]
+    probs = [math.exp(choice.logprob) for choice in step.facts.top]
     assert abs(sum(probs) - 1) < 1e-5
-    assert abs(step.kept - sum(probs[:3])) < 1e-5
-    assert [c.id for c in step.drawn_top] == [c.id for c in step.top[:3]]
+    assert abs(step.facts.kept - sum(probs[:3])) < 1e-5
+    assert [c.id for c in step.facts.drawn_top] == [c.id for c in step.facts.top[:3]]
 
 
 def test_a_repetition_penalty_counts_the_prompt_within_its_window(model):

@@ -248,7 +248,7 @@ def test_the_draw_is_the_first_of_generate(pair, seed):
     made = sampling.view(run, ask)
     step = next_step(run.model, how, seed)
     assert made.drawn.id == step.id
-    assert made.drawn_prob == pytest.approx(math.exp(step.chosen.drawn_logprob), abs=1e-5)
+    assert made.drawn_prob == pytest.approx(math.exp(step.facts.chosen.drawn_logprob), abs=1e-5)
     assert [stage.stage for stage in made.stages] == [
         "model", "repetition_penalty", "temperature", "top_k", "top_p",
     ]  # fmt: skip

@@ -98,7 +98,7 @@ def test_a_text_is_the_same_with_a_script_and_without(save_gpt2, monkeypatch, st
     for worth in (99, 0):
         monkeypatch.setattr(generation, "WORTH_A_SCRIPT", worth)
         steps = run(model, prompts, WILD, stop_ids={11, 12})
-        told.append([(s.row, s.id, s.chosen.logprob, s.entropy_bits) for s in steps])
+        told.append([(s.row, s.id, s.facts.chosen.logprob, s.facts.entropy_bits) for s in steps])
     assert told[0] == told[1]
     assert model in script._OF_MODEL
 

@@ -215,7 +215,7 @@ def line_of(step):
     if isinstance(step, Begun):
         return step.line()
     texts = {c.id: c.text for c in (step.chosen, *step.top)}
-    return step_line(step.run, step, step.top, step.time_s, step.finish_reason, step.lens,
+    return step_line(step.run, step, step, step.top, step.time_s, step.finish_reason, step.lens,
                      lambda id: json_text(texts[id]))  # fmt: skip
 
 

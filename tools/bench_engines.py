@@ -91,7 +91,10 @@ class Ours:
 
         row: list[int] = []
         generators = [generator_for(0, place) for place in range(len(prompts))]
-        for step in generate(self.model, prompts, GREEDY, generators, max_new_tokens=new):
+        steps = generate(
+            self.model, prompts, GREEDY, generators, max_new_tokens=new, top_probs=None
+        )
+        for step in steps:
             row.append(step.id)
             if len(row) == len(prompts):
                 yield row

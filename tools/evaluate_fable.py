@@ -107,7 +107,7 @@ def write_stories(
     generators = [generator_for(seed, 0, 0) for seed in range(len(prompts))]
     for step in generate(
         model, prompts, sampling, generators, max_new_tokens=max_new_tokens,
-        stop_ids=model.config.eos_ids,
+        stop_ids=model.config.eos_ids, top_probs=None,
     ):  # fmt: skip
         if step.finish_reason == "stop":
             ended[step.row] = True

@@ -169,7 +169,8 @@ def generate(
         hidden_ids=frozenset(eos_ids) if keep_stop else stop_ids.union(eos_ids),
         stops=tuple(stop or ()), keep_stop=keep_stop,
         forced=forced_ids(opened, force or (), max_new_tokens),
-        top_probs=top_probs, use_cache=not no_cache,
+        top_probs=top_probs if top_probs or json or jsonl or color_probs else None,
+        use_cache=not no_cache,
     )  # fmt: skip
     given = asdict(interventions)
     changes = past.changes(given) if past else read_changes(opened, **given)

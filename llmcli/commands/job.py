@@ -35,12 +35,12 @@ class Job:
     stops: tuple[str, ...] = ()
     keep_stop: bool = False
     forced: dict[int, int] = field(default_factory=dict)
-    top_probs: int = 0
+    top_probs: int | None = None  # None: no step is told more of than its id
     use_cache: bool = True
     draw: tuple[int, int] = (0, 0)  # of one prompt's first sample: the prompt's place, the sample
 
     @property
-    def shown_probs(self) -> int:
+    def shown_probs(self) -> int | None:
         """How many of the likeliest tokens whoever takes the pieces is given with each step."""
         return self.top_probs
 

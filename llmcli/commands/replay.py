@@ -140,7 +140,8 @@ def _again(
 
 
 def _logprobs(step: generation.Step) -> dict[int, float]:
-    return {c.id: c.logprob for c in (step.chosen, *step.top, *step.drawn_top)}
+    facts = step.facts
+    return {c.id: c.logprob for c in (facts.chosen, *facts.top, *facts.drawn_top)}
 
 
 def _facts(past: Past, model: GPT) -> Iterator[Any]:

@@ -66,7 +66,7 @@ def perplexity(steps: Sequence[Step]) -> float | None:
     """exp of the mean of -log p over the tokens of `steps`."""
     if not steps:
         return None
-    nats = -sum(step.chosen.logprob for step in steps) / len(steps)
+    nats = -sum(step.facts.chosen.logprob for step in steps) / len(steps)
     return math.exp(nats) if nats < 700 else math.inf
 
 

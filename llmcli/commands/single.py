@@ -88,7 +88,7 @@ def run_one(
     if show.echo and (show.json or show.jsonl or show.color_probs or job.top_probs):
         from llmcli.gpt.generation import score
 
-        scored = score(model, ids, job.top_probs, tap)
+        scored = score(model, ids, job.top_probs or 0, tap)
     echo = _echo(job, ids, scored)
     head = results.header(
         job.opened, model, job.sampling, job.seed, load_s,

@@ -6,7 +6,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from functools import cache
 from math import isfinite
@@ -27,6 +27,7 @@ from llmcli.trace_lines import Begun, LensLayer, encoded, json_text, step_line
 
 if TYPE_CHECKING:
     from llmcli.commands.changes import Changes
+    from llmcli.gpt.generation import Step
     from llmcli.gpt.model import GPT
     from llmcli.gpt.tap import Tap
 
@@ -82,7 +83,7 @@ def traced(
         writer.write(encoded(header(job, model, changes, tracing.lens)))
     try:
         own = {field.name: getattr(job, field.name) for field in fields(Job)}
-        own["top_probs"] = max(TOP, job.top_probs)
+        own["top_probs"] = max(TOP, job.top_probs or 0)
         texts = cache(lambda id: json_text(job.opened.token_bytes(id)))
         yield TracedJob(**own, texts=texts, writer=writer, path=tracing.path, names=names or {},
                         n_shown=job.top_probs, lens=_lens(tracing, model, tap),
@@ -99,14 +100,14 @@ class TracedJob(Job):
     writer: Writer
     path: Path
     names: Mapping[int, str | int]
-    n_shown: int
+    n_shown: int | None
     lens: Callable[[], Lens] | None  # a new one for each batch
     started: float
     begun: list[Begun]  # of all texts so far
     texts: Callable[[int], str]  # a token's
 
     @property
-    def shown_probs(self) -> int:
+    def shown_probs(self) -> int | None:
         return self.n_shown
 
     def run(
@@ -127,7 +128,7 @@ class TracedJob(Job):
         for piece in super().run(model, prompts, draws, streams, tap):
             with writing(self.path):
                 self.writer.write(self._line(piece, first, start_s, lens))
-            yield Piece(piece.step.listing(k), piece.text, piece.finish_reason)
+            yield replace(piece, step=_shown(piece.step, k))
 
     def _begin(self, begun: Begun) -> None:
         self.begun.append(begun)
@@ -135,16 +136,22 @@ class TracedJob(Job):
             self.writer.write(begun.line())
 
     def _line(self, piece: Piece, first: int, start_s: float, lens: Lens | None) -> str:
-        step = piece.step
+        step, facts = piece.step, piece.step.facts
         return step_line(
             first + step.row,
             step,
-            {c.id: c for c in (*step.top, *step.drawn_top)}.values(),
+            facts,
+            {c.id: c for c in (*facts.top, *facts.drawn_top)}.values(),
             start_s + step.time_s,
             piece.finish_reason,
             lens(step.index, step.id) if lens else (),
             self.texts,
         )
+
+
+def _shown(step: Step, k: int | None) -> Step:
+    """`step` as a run that is to list `k` tokens would have made it."""
+    return replace(step, known=None if k is None else step.facts.listing(k))
 
 
 def header(job: Job, model: GPT, changes: Changes, lens: bool) -> dict[str, Any]:

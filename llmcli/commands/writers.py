@@ -123,11 +123,11 @@ class TintWriter:
         if self.echo:
             self._show(self.echo.before(0), None)  # what no token came before has no probability
             for text, step in zip(self.echo.texts, self.echo.steps, strict=True):
-                self._show(text, math.exp(step.chosen.logprob))
+                self._show(text, math.exp(step.facts.chosen.logprob))
 
     def take(self, piece: Piece) -> None:
         # Several tokens may make one character: the least probable of them gives the tint.
-        self.prob = min(self.prob, math.exp(piece.step.chosen.logprob))
+        self.prob = min(self.prob, math.exp(piece.step.facts.chosen.logprob))
         if piece.text:
             self._show(piece.text, self.prob)
             self.prob = 1.0
@@ -166,7 +166,7 @@ class TsvWriter:
         from llmcli.render.probs import tsv
 
         rows = candidates(step, self.opened)
-        print(tsv(sample, step.index, rows, step.entropy_bits), end="", flush=True)
+        print(tsv(sample, step.index, rows, step.facts.entropy_bits), end="", flush=True)
 
 
 class PictureWriter:
@@ -206,8 +206,8 @@ class PictureWriter:
     def _picture(self, before: str, step: Step) -> None:
         from llmcli.render.probs import picture
 
-        rows = candidates(step, self.opened)
-        lines = picture(step.index, before, rows, step.entropy_bits, step.kept, self.width)
+        rows, facts = candidates(step, self.opened), step.facts
+        lines = picture(step.index, before, rows, facts.entropy_bits, facts.kept, self.width)
         self.console.print(lines, end="")
 
 
@@ -313,13 +313,14 @@ def as_json(step: Step, opened: Opened) -> dict[str, Any]:
             "drawn_logprob": c.drawn_logprob,
         }  # fmt: skip
 
+    facts = step.facts
     return {
-        **choice(step.chosen),
-        "rank": step.rank,
-        "entropy_bits": step.entropy_bits,
-        "kept": step.kept,
-        "top": [choice(c) for c in step.top],
-        "drawn_top": [choice(c) for c in step.drawn_top],
+        **choice(facts.chosen),
+        "rank": facts.rank,
+        "entropy_bits": facts.entropy_bits,
+        "kept": facts.kept,
+        "top": [choice(c) for c in facts.top],
+        "drawn_top": [choice(c) for c in facts.drawn_top],
     }
 
 
@@ -343,7 +344,8 @@ def candidates(step: Step, opened: Opened) -> list[Candidate]:
             chosen=choice.id == step.id,
         )
 
-    rows = [shown(choice, rank) for rank, choice in enumerate(step.top)]
+    facts = step.facts
+    rows = [shown(choice, rank) for rank, choice in enumerate(facts.top)]
     if not any(row.chosen for row in rows):
-        rows.append(shown(step.chosen, step.rank))
+        rows.append(shown(facts.chosen, facts.rank))
     return rows

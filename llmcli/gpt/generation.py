@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,32 +38,39 @@ class Choice(NamedTuple):
     drawn_logprob: float  # -inf where the filters cut it
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One token of one row, and what the model thought when it was chosen."""
+class Facts(NamedTuple):
+    """What the model thought when a token was chosen."""
 
-    row: int
-    index: int  # from 0, of the tokens generated
     chosen: Choice
     rank: int  # of the chosen token by `logprob`, from 0
     entropy_bits: float  # of the model's own distribution
     kept: float  # the share of that distribution which the filters leave
     top: tuple[Choice, ...]  # by `logprob`, the most probable first
     drawn_top: tuple[Choice, ...]  # by `drawn_logprob`; what the filters cut is not listed
+
+    def listing(self, k: int) -> Facts:
+        """The same with no more than `k` in each list."""
+        return self._replace(top=self.top[:k], drawn_top=self.drawn_top[:k])
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One token of one row."""
+
+    row: int
+    index: int  # from 0, of the tokens generated
+    id: int
     forced: bool
     time_s: float  # since `generate` was called
     finish_reason: FinishReason | None
+    known: Facts | None  # None: nobody asked
 
     @property
-    def id(self) -> int:
-        return self.chosen.id
-
-    def listing(self, k: int) -> Step:
-        """The same step with no more than `k` in each list."""
-        return Step(
-            self.row, self.index, self.chosen, self.rank, self.entropy_bits, self.kept,
-            self.top[:k], self.drawn_top[:k], self.forced, self.time_s, self.finish_reason,
-        )  # fmt: skip
+    def facts(self) -> Facts:
+        """Raises ValueError where `top_probs` of `generate` was None."""
+        if self.known is None:
+            raise ValueError("this step was made without its facts")
+        return self.known
 
 
 @torch.inference_mode()
@@ -77,7 +84,7 @@ def generate(
     stop_ids: Collection[int] = (),
     forced: Mapping[int, int] = MappingProxyType({}),
     n_tokens: int | None = None,
-    top_probs: int = 0,
+    top_probs: int | None = 0,
     use_cache: bool = True,
     tap: Tap = NO_TAP,
     ended: Collection[int] = (),
@@ -86,7 +93,8 @@ def generate(
 
     A row ends at one of `stop_ids`, at `max_new_tokens`, when its context is full, or once the
     caller has put it into `ended`. `forced` gives the id at some indices whatever the draw says;
-    ids from `n_tokens` on, the padding of some vocabularies, are never drawn.
+    ids from `n_tokens` on, the padding of some vocabularies, are never drawn. The facts of a step
+    list the `top_probs` most probable tokens; None leaves them out: they take as long as a layer.
     `ended` is read again after each step, so that who listens can end a row while iterating.
     Without `use_cache` every step computes all tokens anew, which changes the time, not the text.
 
@@ -116,26 +124,19 @@ def generate(
         logits = next_logits(fed, cache)[:, -1].float()  # (B, V)
         real = logits.index_fill(1, padding, -math.inf) if len(padding) else logits
         kept = left(real, sampling, _counts(history, running, sampling, logits))
-        _check_left(kept, logits)
+        _check_logits(logits, kept)
         ids = _draw(kept, sampling, [generators[row] for row in running]).to(model.device)
         if index in forced:  # after the draw, so that later steps draw what they would have drawn
             ids = torch.full_like(ids, forced[index])
         time_s = time.perf_counter() - started
-        for place, facts in enumerate(_facts(logits, kept, ids, top_probs)):
-            row, id = running[place], facts["chosen"].id
+        facts = _facts(logits, kept, ids, top_probs)
+        for row, id, known in zip(running, ids.tolist(), facts, strict=True):
             history[row].append(id)
             last = index + 1 == room[row]
             reason: FinishReason | None = "stop" if id in stop_ids else "length" if last else None
             if reason:
                 finished.add(row)
-            yield Step(
-                row=row,
-                index=index,
-                forced=index in forced,
-                time_s=time_s,
-                finish_reason=reason,
-                **facts,
-            )
+            yield Step(row, index, id, index in forced, time_s, reason, known)
         over = [row in finished or row in ended for row in running]
         if all(over):
             return
@@ -160,15 +161,15 @@ def score(model: GPT, ids: Sequence[int], top_probs: int = 0, tap: Tap = NO_TAP)
         return []
     tensor = torch.tensor([ids], device=model.device)
     x = model.stream(tensor[:, :-1], None, tap)  # (1, T - 1, C)
-    facts: list[dict[str, Any]] = []
+    facts: list[Facts | None] = []
     for start in range(0, len(ids) - 1, 64):  # all logits at once would take V / C times the room
         logits = model.unembed(x[:, start : start + 64], start, tap)[0].float()
         kept = left(logits, Sampling())
-        _check_left(kept, logits)
+        _check_logits(logits, kept)
         facts += _facts(logits, kept, tensor[0, 1 + start :][:64], top_probs)
     return [
-        Step(row=0, index=position, forced=True, time_s=0.0, finish_reason=None, **values)
-        for position, values in enumerate(facts, start=1)
+        Step(0, position, id, True, 0.0, None, known)
+        for position, (id, known) in enumerate(zip(ids[1:], facts, strict=True), start=1)
     ]
 
 
@@ -208,20 +209,18 @@ def _counts(
     return seen(rows, sampling.penalty_window, logits.shape[-1]).to(logits.device)
 
 
-def _check_left(kept: Sequence[Left], logits: Tensor) -> None:
-    """Raises where nothing is left of a row: a filter leaves nothing of NaN, a bias of anything."""
-    if all(row.ids.numel() for row in kept):
-        return
-    if bool(logits.log_softmax(dim=-1).isnan().any()):
-        raise _not_numbers()
-    raise UsageError("No token is left to choose from.", "Let --bias forbid fewer of them.")
+def _check_logits(logits: Tensor, kept: Sequence[Left]) -> None:
+    """Raises where logits are no numbers, or the filters leave nothing of a row.
 
-
-def _not_numbers() -> IntegrityError:
-    return IntegrityError(
-        "The model's logits are not numbers (NaN or infinite).",
-        "Its weights are damaged, or too large for this dtype; try --dtype float32.",
-    )
+    A single NaN among the logits makes their maximum one.
+    """
+    if not math.isfinite(logits.max().item()):
+        raise IntegrityError(
+            "The model's logits are not numbers (NaN or infinite).",
+            "Its weights are damaged, or too large for this dtype; try --dtype float32.",
+        )
+    if not all(row.ids.numel() for row in kept):
+        raise UsageError("No token is left to choose from.", "Let --bias forbid fewer of them.")
 
 
 def _draw(
@@ -239,27 +238,23 @@ def _draw_one(row: Left, generator: torch.Generator) -> Tensor:
 
 
 def _facts(
-    logits: Tensor, kept: Sequence[Left], ids: Tensor, top_probs: int
-) -> list[dict[str, Any]]:
+    logits: Tensor, kept: Sequence[Left], ids: Tensor, top_probs: int | None
+) -> list[Facts | None]:
     """What there is to know of `ids` (B,), of what the filters `kept` of `logits` (B, V)."""
-    rows = zip(
-        logits.unbind(),
-        logits.log_softmax(dim=-1).unbind(),
-        logits.softmax(dim=-1).unbind(),
-        kept,
-        ids.split(1),
-        strict=True,
-    )
-    return [_row_facts(*row, min(top_probs, logits.shape[-1])) for row in rows]
+    if top_probs is None:
+        return [None] * len(kept)
+    logprobs = logits.log_softmax(dim=-1)
+    rows = (logits.unbind(), logprobs.unbind(), logprobs.exp().unbind(), kept, ids.split(1))
+    k = min(top_probs, logits.shape[-1])
+    return [_row_facts(*row, k) for row in zip(*rows, strict=True)]
 
 
 def _row_facts(
     logits: Tensor, logprobs: Tensor, probs: Tensor, kept: Left, ids: Tensor, k: int
-) -> dict[str, Any]:
+) -> Facts:
     """That of one row: (V,) each, and the id (1,).
 
-    A tensor that is asked for its numbers one by one takes longer than the model. Raises
-    IntegrityError for logits that are no numbers: a single one makes all logprobs NaN.
+    A tensor that is asked for its numbers one by one takes longer than the model.
     """
     if k:
         n = kept.ids.numel()
@@ -271,17 +266,15 @@ def _row_facts(
         logprobs.index_select(0, ids).tolist(),
         kept.logprobs_of(ids),
     )
-    if math.isnan(chosen.logprob):
-        raise _not_numbers()
     all_kept = kept.ids.numel() == logits.numel()
-    return {
-        "chosen": chosen,
-        "rank": _rank(logits, chosen.id),
-        "entropy_bits": -probs.dot(logprobs).item() / math.log(2),
-        "kept": 1.0 if all_kept else min(1.0, probs.index_select(0, kept.ids).sum().item()),
-        "top": tuple(sorted(tops[:k], key=lambda c: (-c.logprob, c.id))),
-        "drawn_top": tuple(sorted(tops[k:], key=lambda c: (-c.drawn_logprob, c.id))),
-    }
+    return Facts(
+        chosen,
+        rank=_rank(logits, chosen.id),
+        entropy_bits=-probs.dot(logprobs).item() / math.log(2),
+        kept=1.0 if all_kept else min(1.0, probs.index_select(0, kept.ids).sum().item()),
+        top=tuple(sorted(tops[:k], key=lambda c: (-c.logprob, c.id))),
+        drawn_top=tuple(sorted(tops[k:], key=lambda c: (-c.drawn_logprob, c.id))),
+    )
 
 
 def _rank(logits: Tensor, id: int) -> int:

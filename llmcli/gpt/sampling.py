@@ -184,7 +184,7 @@ def left(logits: Tensor, sampling: Sampling, counts: Tensor | None = None) -> li
         if name in CUTS:
             cuts.append(apply)
         elif name == "temperature" and not sampling.temperature:
-            return [_largest(row) for row in logits.unbind()]
+            return _largest(logits)
         else:
             logits = apply(logits)
     for apply in cuts[:1]:  # all rows at once: what each of them has left is small
@@ -192,10 +192,21 @@ def left(logits: Tensor, sampling: Sampling, counts: Tensor | None = None) -> li
     return [_left(row, cuts[1:]) for row in logits.unbind()]
 
 
-def _largest(row: Tensor) -> Left:
-    id = row.argmax(dim=0, keepdim=True)
-    id = id.masked_select(row.index_select(0, id) != -math.inf)
-    return Left(id, torch.zeros(id.shape, device=id.device))
+def _largest(logits: Tensor) -> list[Left]:
+    """The largest of each row of `logits` (B, V), unless it is -inf; among equals the lowest id.
+
+    On a CPU, NumPy finds it ten times as fast.
+    """
+    if logits.device.type == "cpu":
+        ids = torch.from_numpy(logits.detach().numpy().argmax(axis=-1))
+    else:
+        ids = logits.argmax(dim=-1)
+    certain = torch.zeros(1, device=logits.device)
+    there = (logits.gather(1, ids[:, None])[:, 0] != -math.inf).tolist()
+    return [
+        Left(id[:is_there], certain[:is_there])
+        for id, is_there in zip(ids.split(1), there, strict=True)
+    ]
 
 
 def _left(row: Tensor, cuts: Sequence[Filter]) -> Left:

@@ -272,7 +272,7 @@ def continued(run: Run, ask: Ask, sweep: Sweep) -> list[int]:
     steps = generate(
         run.model, [run.ids], sweep.sampling, [generator_for(ask.seed, 0, 0)],
         max_new_tokens=sweep.max_new_tokens, stop_ids=run.config.eos_ids, n_tokens=run.n_tokens,
-        tap=Probe(run.config.n_layer, patch=run.patch),
+        top_probs=None, tap=Probe(run.config.n_layer, patch=run.patch),
     )  # fmt: skip
     return [step.id for step in steps]
 
