@@ -187,7 +187,8 @@ class Int8Linear(nn.Module):
         self.scale = frozen(scale)
         self.bias = None if bias is None else frozen(bias.float())
         self.added = torch.zeros_like(scale) if self.bias is None else self.bias / scale
-        self.sums = values.sum(dim=1, dtype=torch.int32)
+        parts = (values[part] for part in chunks(values, 4))  # of 4 bytes a weight while summed
+        self.sums = torch.cat([part.sum(dim=1, dtype=torch.int32) for part in parts])
         self.packed = torch.fbgemm_pack_quantized_matrix(values)
         self.shape = torch.empty(1, 1, dtype=torch.int8).expand(weight.shape)  # all it needs now
         self(torch.zeros(1, weight.shape[1]))  # the kernel's one warning comes here, in `packing`
