@@ -43,7 +43,7 @@ def budget(
     rows = batch * tokens
     return Budget(
         weights=int(config.n_parameters * PER_WEIGHT[storage]),
-        cache=batch * tokens * config.kv_nbytes(itemsize),
+        cache=batch * tokens * config.kv_nbytes(4),
         # In the prefill: the stream, its norm, q, k, v and z, the MLP twice; then the logits,
         # of which sampling holds some ten copies.
         activations=rows * (8 * config.n_embd + 2 * config.mlp_dim) * itemsize

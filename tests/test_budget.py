@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import pytest
-import torch
 from test_model import VARIANTS, ours
 
 from llmcli.budget import available_nbytes, budget, check_fits, mib
 from llmcli.errors import ResourceError
-from llmcli.gpt.cache import KVCache
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -16,7 +14,7 @@ def test_parameters_and_cache_are_counted_exactly(name, save_gpt2):
     model = ours(save_gpt2(**VARIANTS[name])[0])
     config = model.config
     assert config.n_parameters == sum(weight.numel() for weight in model.parameters())
-    cache = KVCache(config, batch=3, capacity=20, dtype=torch.float16)
+    cache = model.bfloat16().new_cache(3, 20)
     real = cache.keys.nbytes + cache.values.nbytes
     plan = budget(config, "bfloat16", batch=3, n_tokens=20)
     assert plan.cache == real

@@ -13,7 +13,6 @@ import torch.nn.functional as F
 
 from llmcli.config import read_config
 from llmcli.gpt import linear
-from llmcli.gpt.cache import KVCache
 from llmcli.gpt.linear import (
     BFloat16Linear,
     HalfLinear,
@@ -197,7 +196,7 @@ def test_each_storage_gives_the_logits_of_transformers_within_its_tolerance(stor
     assert model.storage == storage
     with torch.inference_mode():
         theirs = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32).eval()(ids).logits
-        cache = KVCache(model.config, 1, 20, model.dtype)
+        cache = model.new_cache(1, 20)
         steps = [model(ids[:, i : i + 1], cache) for i in range(20)]
         for ours in (model(ids), torch.cat(steps, dim=1)):
             assert (ours.float() - theirs).abs().max() < TOLERANCE[storage] * theirs.abs().max()

@@ -11,7 +11,6 @@ from test_generation import PROMPT, WILD, run
 from test_model import ours
 
 from llmcli.gpt import generation, linear, script
-from llmcli.gpt.cache import KVCache
 from llmcli.gpt.script import DecodeStep, decode_step
 from llmcli.gpt.weights import load_model
 
@@ -27,7 +26,7 @@ def load(save_gpt2, storage):
 def filled(model, pads):
     """A cache with four tokens in each row, the first of them padding."""
     pad = torch.tensor(pads) if any(pads) else None
-    cache = KVCache(model.config, len(pads), 20, model.dtype, pad=pad)
+    cache = model.new_cache(len(pads), 20, pad)
     ids = torch.arange(4 * len(pads)).view(len(pads), 4)
     model(ids, cache)
     return cache

@@ -103,13 +103,11 @@ class Ours:
     def logits(self, ids: list[int], stepwise: bool) -> Any:
         import torch
 
-        from llmcli.gpt.cache import KVCache
-
         tensor = torch.tensor([ids], device=self.model.device)
         with torch.inference_mode():
             if not stepwise:
                 return self.model(tensor)[0].float().cpu().numpy()
-            cache = KVCache(self.model.config, 1, len(ids), self.model.dtype, self.model.device)
+            cache = self.model.new_cache(1, len(ids))
             steps = [self.model(tensor[:, i : i + 1], cache)[0] for i in range(len(ids))]
             return torch.cat(steps).float().cpu().numpy()
 

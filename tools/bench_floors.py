@@ -24,7 +24,7 @@ class Stored(NamedTuple):
 STORED = {
     "ours-float32": Stored(32, 32, 4),
     "ours-float16": Stored(16, 16, 4),
-    "ours-bfloat16": Stored(16, 16, 2),
+    "ours-bfloat16": Stored(16, 16, 4),
     "ours-int8": Stored(8, 8, 4),
     "ours-int4": Stored(5, 8, 4),  # 32 weights, a scale and a minimum in bfloat16
     "transformers-float32": Stored(32, 32, 4),

@@ -196,7 +196,7 @@ def _new_cache(model: GPT, rows: Sequence[Sequence[int]], capacity: int) -> KVCa
     longest = max(len(row) for row in rows)
     pad = torch.tensor([longest - len(row) for row in rows], device=model.device)
     ragged = pad if bool(pad.any()) else None
-    return KVCache(model.config, len(rows), capacity, model.dtype, model.device, ragged)
+    return model.new_cache(len(rows), capacity, ragged)
 
 
 def _counts(

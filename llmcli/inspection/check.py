@@ -8,7 +8,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from llmcli.gpt.cache import KVCache
 from llmcli.inspection import attribution
 from llmcli.inspection.run import Ask, Run
 from llmcli.inspection.values import View
@@ -106,7 +105,7 @@ def cached(run: Run) -> Tensor:
     T = len(run.ids)
     start = max(0, T - STEPS)
     ids, tap = run.ids_tensor[None], run.probe()
-    cache = KVCache(run.config, 1, T, dtype=run.dtype, device=run.device)
+    cache = run.model.new_cache(1, T)
     if start:
         run.model.stream(ids[:, :start], cache, tap)
     steps = [run.model(ids[:, i : i + 1], cache, tap)[0] for i in range(start, T)]

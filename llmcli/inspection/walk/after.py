@@ -181,8 +181,7 @@ def repeating(walk: Walk) -> Repeating:
 def filled_cache(walk: Walk, room: int) -> KVCache:
     """The keys and values of the walk's own forward, and room for more."""
     T = len(walk.run.ids)
-    past = KVCache(walk.config, 1, min(T + room, walk.config.n_ctx), walk.run.dtype,
-                   walk.run.device)  # fmt: skip
+    past = walk.model.new_cache(1, min(T + room, walk.config.n_ctx))
     for layer, kept in enumerate(past.extend(T).layers()):
         kept.append(walk.seen[f"{layer}.k"][None], walk.seen[f"{layer}.v"][None])
     return past
@@ -197,7 +196,7 @@ def next_logits(walk: Walk, id: int, past: KVCache) -> Tensor:
 
 def cache(walk: Walk) -> Cache:
     config, T = walk.config, len(walk.run.ids)
-    each = config.kv_nbytes(walk.run.dtype.itemsize)
+    each = config.kv_nbytes(walk.model.cache_dtype.itemsize)
     token, difference = None, None
     if config.n_ctx > T:
         id = walk.best[0]
