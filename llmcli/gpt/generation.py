@@ -14,14 +14,16 @@ from functools import partial
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from llmcli.config import Sampling
 from llmcli.errors import IntegrityError, UsageError
 from llmcli.gpt.cache import KVCache
 from llmcli.gpt.model import GPT, NO_TAP
-from llmcli.gpt.sampling import Left, draw, left, seen
+from llmcli.gpt.sampling import Left, draw, left, points, seen
 from llmcli.gpt.script import decode_step
 from llmcli.gpt.tap import Tap
 
@@ -106,9 +108,7 @@ def generate(
     # The last token of a full context needs no place in it.
     room = [min(max_new_tokens, model.config.n_ctx + 1 - len(prompt)) for prompt in prompts]
     vocab_size = model.config.vocab_size
-    padding = torch.arange(
-        vocab_size if n_tokens is None else n_tokens, vocab_size, device=model.device
-    )
+    padding = torch.arange(vocab_size if n_tokens is None else n_tokens, vocab_size)
     running = list(range(len(prompts)))  # which row of the caller's each row of the batch is
     history = [list(prompt) for prompt in prompts]
     finished: set[int] = set()
@@ -118,36 +118,33 @@ def generate(
         if index == 0 or not use_cache:
             now = [history[row] for row in running]
             cache = _new_cache(model, now, capacity=longest + max(room) - 1)
-            fed = _left_padded(now).to(model.device)
+            fed = _left_padded(now)
         elif index == 1 and scripted:
             next_logits = decode_step(model)
-        logits = next_logits(fed, cache)[:, -1].float()  # (B, V)
+        logits = next_logits(fed.to(model.device), cache).select(1, -1).float().cpu()  # (B, V)
         real = logits.index_fill(1, padding, -math.inf) if len(padding) else logits
-        kept = left(real, sampling, _counts(history, running, sampling, logits))
+        kept = left(real, sampling, _counts(history, running, sampling, vocab_size))
         _check_logits(logits, kept)
-        ids = _draw(kept, sampling, [generators[row] for row in running]).to(model.device)
+        ids = _draw(kept, sampling, [generators[row] for row in running])
         if index in forced:  # after the draw, so that later steps draw what they would have drawn
-            ids = torch.full_like(ids, forced[index])
+            ids = [forced[index]] * len(ids)
         time_s = time.perf_counter() - started
         facts = _facts(logits, kept, ids, top_probs)
-        for row, id, known in zip(running, ids.tolist(), facts, strict=True):
+        for row, id, known in zip(running, ids, facts, strict=True):
             history[row].append(id)
             last = index + 1 == room[row]
             reason: FinishReason | None = "stop" if id in stop_ids else "length" if last else None
             if reason:
                 finished.add(row)
             yield Step(row, index, id, index in forced, time_s, reason, known)
-        over = [row in finished or row in ended for row in running]
-        if all(over):
-            return
-        fed = ids[:, None]
         for place in reversed(range(len(running))):
-            if over[place]:
+            if running[place] in finished or running[place] in ended:
                 cache.drop(place)  # the last row takes its place
                 running[place] = running[-1]
-                fed[place] = fed[len(running) - 1]
                 running.pop()
-        fed = fed[: len(running)]
+        if not running:
+            return
+        fed = torch.tensor([history[row][-1:] for row in running])
 
 
 @torch.inference_mode()
@@ -163,10 +160,10 @@ def score(model: GPT, ids: Sequence[int], top_probs: int = 0, tap: Tap = NO_TAP)
     x = model.stream(tensor[:, :-1], None, tap)  # (1, T - 1, C)
     facts: list[Facts | None] = []
     for start in range(0, len(ids) - 1, 64):  # all logits at once would take V / C times the room
-        logits = model.unembed(x[:, start : start + 64], start, tap)[0].float()
+        logits = model.unembed(x[:, start : start + 64], start, tap)[0].float().cpu()
         kept = left(logits, Sampling())
         _check_logits(logits, kept)
-        facts += _facts(logits, kept, tensor[0, 1 + start :][:64], top_probs)
+        facts += _facts(logits, kept, ids[1 + start :][:64], top_probs)
     return [
         Step(0, position, id, True, 0.0, None, known)
         for position, (id, known) in enumerate(zip(ids[1:], facts, strict=True), start=1)
@@ -200,13 +197,12 @@ def _new_cache(model: GPT, rows: Sequence[Sequence[int]], capacity: int) -> KVCa
 
 
 def _counts(
-    history: Sequence[Sequence[int]], running: Sequence[int], sampling: Sampling, logits: Tensor
+    history: Sequence[Sequence[int]], running: Sequence[int], sampling: Sampling, vocab_size: int
 ) -> Tensor | None:
     """What the penalties need to know of the ids before; None where none is in force."""
     if not sampling.penalises:
         return None
-    rows = [history[row] for row in running]
-    return seen(rows, sampling.penalty_window, logits.shape[-1]).to(logits.device)
+    return seen([history[row] for row in running], sampling.penalty_window, vocab_size)
 
 
 def _check_logits(logits: Tensor, kept: Sequence[Left]) -> None:
@@ -214,73 +210,62 @@ def _check_logits(logits: Tensor, kept: Sequence[Left]) -> None:
 
     A single NaN among the logits makes their maximum one.
     """
-    if not math.isfinite(logits.max().item()):
+    if not math.isfinite(logits.numpy().max()):
         raise IntegrityError(
             "The model's logits are not numbers (NaN or infinite).",
             "Its weights are damaged, or too large for this dtype; try --dtype float32.",
         )
-    if not all(row.ids.numel() for row in kept):
+    if not all(len(row.ids) for row in kept):
         raise UsageError("No token is left to choose from.", "Let --bias forbid fewer of them.")
 
 
 def _draw(
     kept: Sequence[Left], sampling: Sampling, generators: Sequence[torch.Generator]
-) -> Tensor:
-    """An id of what the filters `kept` of each row, from its own generator: (B,)."""
+) -> list[int]:
+    """An id of what the filters `kept` of each row, from its own generator."""
     if not sampling.temperature:
-        return torch.cat([row.ids for row in kept])  # the only one left
-    return torch.cat([_draw_one(*of) for of in zip(kept, generators, strict=True)])
-
-
-def _draw_one(row: Left, generator: torch.Generator) -> Tensor:
-    point = torch.rand(1, generator=generator, dtype=torch.float64)
-    return row.ids[draw(row.logprobs.exp()[None].cpu(), point)]
+        return [int(row.ids[0]) for row in kept]  # the only one left
+    return [
+        int(row.ids[draw(np.exp(row.logprobs), *points(generator, 1))])
+        for row, generator in zip(kept, generators, strict=True)
+    ]
 
 
 def _facts(
-    logits: Tensor, kept: Sequence[Left], ids: Tensor, top_probs: int | None
+    logits: Tensor, kept: Sequence[Left], ids: Sequence[int], top_probs: int | None
 ) -> list[Facts | None]:
-    """What there is to know of `ids` (B,), of what the filters `kept` of `logits` (B, V)."""
+    """What there is to know of an id of each row, of what the filters `kept` of `logits` (B, V)."""
     if top_probs is None:
-        return [None] * len(kept)
+        return [None] * len(ids)
     logprobs = logits.log_softmax(dim=-1)
-    rows = (logits.unbind(), logprobs.unbind(), logprobs.exp().unbind(), kept, ids.split(1))
+    rows = zip(logits.numpy(), logprobs, logprobs.exp(), kept, ids, strict=True)
     k = min(top_probs, logits.shape[-1])
-    return [_row_facts(*row, k) for row in zip(*rows, strict=True)]
+    return [_row_facts(*row, k) for row in rows]
 
 
 def _row_facts(
-    logits: Tensor, logprobs: Tensor, probs: Tensor, kept: Left, ids: Tensor, k: int
+    logits: NDArray[np.float32], logprobs: Tensor, probs: Tensor, kept: Left, id: int, k: int
 ) -> Facts:
-    """That of one row: (V,) each, and the id (1,).
-
-    A tensor that is asked for its numbers one by one takes longer than the model.
-    """
+    """That of one row: (V,) each."""
+    ids, n = [id], len(kept.ids)
     if k:
-        n = kept.ids.numel()
-        drawn_top = kept.ids.index_select(0, kept.logprobs.topk(min(k, n), sorted=False).indices)
-        ids = torch.cat([ids, logprobs.topk(k, sorted=False).indices, drawn_top])
-    chosen, *tops = map(
-        Choice,
-        ids.tolist(),
-        logprobs.index_select(0, ids).tolist(),
-        kept.logprobs_of(ids),
-    )
-    all_kept = kept.ids.numel() == logits.numel()
+        ids += logprobs.topk(k, sorted=False).indices.tolist()
+        drawn = torch.from_numpy(kept.logprobs).topk(min(k, n), sorted=False).indices
+        ids += kept.ids[drawn.numpy()].tolist()
+    told = logprobs.numpy()[ids].tolist()
+    chosen, *tops = map(Choice, ids, told, kept.logprobs_of(ids))
+    all_kept = n == len(logits)
     return Facts(
         chosen,
-        rank=_rank(logits, chosen.id),
+        rank=_rank(logits, id),
         entropy_bits=-probs.dot(logprobs).item() / math.log(2),
-        kept=1.0 if all_kept else min(1.0, probs.index_select(0, kept.ids).sum().item()),
+        kept=1.0 if all_kept else min(1.0, float(probs.numpy()[kept.ids].sum())),
         top=tuple(sorted(tops[:k], key=lambda c: (-c.logprob, c.id))),
         drawn_top=tuple(sorted(tops[k:], key=lambda c: (-c.drawn_logprob, c.id))),
     )
 
 
-def _rank(logits: Tensor, id: int) -> int:
+def _rank(logits: NDArray[np.float32], id: int) -> int:
     """How many of `logits` (V,) come before that of `id`, equal ones by id."""
-    chosen = logits[id]
-    before = int((logits >= chosen).count_nonzero()) - 1
-    if before:  # minus those that are equal, and come after it
-        before -= int((logits[id + 1 :] == chosen).count_nonzero())
-    return before
+    before = np.count_nonzero(logits > logits[id])
+    return int(before + np.count_nonzero(logits[:id] == logits[id]))

@@ -50,7 +50,7 @@ def visible(T: int, S: int, pad: Tensor | None, device: torch.device) -> Tensor 
 
 def positions(T: int, S: int, pad: Tensor | None, device: torch.device) -> Tensor:
     """Where the last T of S tokens stand: (1, T), or (B, T) with padding, which stands at 0."""
-    places = torch.arange(S - T, S, device=device)[None]
+    places = torch.arange(S - T, S, device=device).unsqueeze(0)
     return places if pad is None else (places - pad[:, None]).clamp(min=0)
 
 

@@ -9,9 +9,12 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from llmcli.config import ORDER, Sampling
@@ -108,49 +111,57 @@ def _first(key: Tensor, probs: Tensor, p: float) -> Tensor:
     return key.sort(dim=-1, stable=True).indices
 
 
-Filter = Callable[[Tensor], Tensor]
+Filter = Callable[
+    [Tensor, "Tensor | None"], Tensor
+]  # logits and counts (..., V), as `seen` has them
 CUTS = ORDER[ORDER.index("temperature") + 1 :]  # these only set logits to -inf
 
 
-def in_force(sampling: Sampling, counts: Tensor | None = None) -> Iterator[tuple[str, Filter]]:
+@lru_cache(maxsize=16)
+def in_force(sampling: Sampling) -> tuple[tuple[str, Filter], ...]:
     """The filters that change anything, by name and in their order.
 
-    `counts` (..., V), as `seen` makes them, is needed only where `sampling.penalises`.
+    Only those that penalise look at the counts; without any, no id was seen.
     """
     s = sampling
 
-    def penalised(x: Tensor, by: Callable[..., Tensor], penalty: float) -> Tensor:
-        return by(x, torch.zeros_like(x) if counts is None else counts, penalty)
+    def alone(function: Callable[..., Tensor], value: object) -> Filter:
+        return lambda x, counts: function(x, value)
+
+    def counted(function: Callable[..., Tensor], penalty: float) -> Filter:
+        return lambda x, counts: function(
+            x, torch.zeros_like(x) if counts is None else counts, penalty
+        )
 
     filters: dict[str, tuple[object, Filter]] = {  # in force?, what it does
-        "bias": (s.bias, lambda x: with_bias(x, dict(s.bias))),
+        "bias": (s.bias, alone(with_bias, dict(s.bias))),
         "repetition_penalty": (
             s.repetition_penalty != 1,
-            lambda x: penalised(x, with_repetition_penalty, s.repetition_penalty),
+            counted(with_repetition_penalty, s.repetition_penalty),
         ),
         "presence_penalty": (
             s.presence_penalty,
-            lambda x: penalised(x, with_presence_penalty, s.presence_penalty),
+            counted(with_presence_penalty, s.presence_penalty),
         ),
         "frequency_penalty": (
             s.frequency_penalty,
-            lambda x: penalised(x, with_frequency_penalty, s.frequency_penalty),
+            counted(with_frequency_penalty, s.frequency_penalty),
         ),
-        "temperature": (s.temperature != 1, lambda x: with_temperature(x, s.temperature)),
-        "top_k": (s.top_k, lambda x: with_top_k(x, s.top_k)),
-        "top_p": (s.top_p < 1, lambda x: with_top_p(x, s.top_p)),
-        "min_p": (s.min_p, lambda x: with_min_p(x, s.min_p)),
-        "typical_p": (s.typical_p < 1, lambda x: with_typical_p(x, s.typical_p)),
+        "temperature": (s.temperature != 1, alone(with_temperature, s.temperature)),
+        "top_k": (s.top_k, alone(with_top_k, s.top_k)),
+        "top_p": (s.top_p < 1, alone(with_top_p, s.top_p)),
+        "min_p": (s.min_p, alone(with_min_p, s.min_p)),
+        "typical_p": (s.typical_p < 1, alone(with_typical_p, s.typical_p)),
     }
-    return ((name, filters[name][1]) for name in ORDER if filters[name][0])
+    return tuple((name, filters[name][1]) for name in ORDER if filters[name][0])
 
 
 def stages(
     logits: Tensor, sampling: Sampling, counts: Tensor | None = None
 ) -> Iterator[tuple[str, Tensor]]:
     """Each filter in force, by name, with the logits that it leaves; the last are drawn from."""
-    for name, apply in in_force(sampling, counts):
-        logits = apply(logits)
+    for name, apply in in_force(sampling):
+        logits = apply(logits, counts)
         yield name, logits
 
 
@@ -160,65 +171,53 @@ def filtered(logits: Tensor, sampling: Sampling, counts: Tensor | None = None) -
 
 
 class Left(NamedTuple):
-    """What the filters leave of one row, rarely much."""
+    """What the filters leave of one row, rarely much: so NumPy has it, whose calls cost little."""
 
-    ids: Tensor  # (n,), ascending
-    logprobs: Tensor  # (n,), natural logs of probabilities that sum to 1
+    ids: NDArray[np.int64]  # (n,), ascending
+    logprobs: NDArray[np.float32]  # (n,), natural logs of probabilities that sum to 1
 
-    def logprobs_of(self, ids: Tensor) -> list[float]:
-        """Those of `ids` (k,), -inf where the filters cut them."""
-        places = torch.searchsorted(self.ids, ids).clamp_(max=self.ids.numel() - 1)
-        there = self.ids.index_select(0, places).tolist()
-        logprobs = self.logprobs.index_select(0, places).tolist()
-        found = zip(ids.tolist(), there, logprobs, strict=True)
-        return [logprob if id == other else -math.inf for id, other, logprob in found]
+    def logprobs_of(self, ids: Sequence[int]) -> list[float]:
+        """Those of `ids`, -inf where the filters cut them."""
+        places = self.ids.searchsorted(ids).clip(max=len(self.ids) - 1)
+        there = self.ids[places] == ids
+        return np.where(there, self.logprobs[places], -math.inf).tolist()
 
 
 def left(logits: Tensor, sampling: Sampling, counts: Tensor | None = None) -> list[Left]:
     """What is left of each row of `logits` (B, V), if anything: what is not -inf in `filtered`.
 
-    Of each filter that cuts, the next is only given what it left.
+    Of each filter that cuts, the next is only given what it left. For logits on a CPU.
     """
     cuts: list[Filter] = []
-    for name, apply in in_force(sampling, counts):
+    for name, apply in in_force(sampling):
         if name in CUTS:
             cuts.append(apply)
         elif name == "temperature" and not sampling.temperature:
-            return _largest(logits)
+            return [_largest(row) for row in logits.detach().numpy()]
         else:
-            logits = apply(logits)
+            logits = apply(logits, counts)
     for apply in cuts[:1]:  # all rows at once: what each of them has left is small
-        logits = apply(logits)
-    return [_left(row, cuts[1:]) for row in logits.unbind()]
+        logits = apply(logits, counts)
+    return [_left(row, cuts[1:]) for row in logits.detach().numpy()]
 
 
-def _largest(logits: Tensor) -> list[Left]:
-    """The largest of each row of `logits` (B, V), unless it is -inf; among equals the lowest id.
-
-    On a CPU, NumPy finds it ten times as fast.
-    """
-    if logits.device.type == "cpu":
-        ids = torch.from_numpy(logits.detach().numpy().argmax(axis=-1))
-    else:
-        ids = logits.argmax(dim=-1)
-    certain = torch.zeros(1, device=logits.device)
-    there = (logits.gather(1, ids[:, None])[:, 0] != -math.inf).tolist()
-    return [
-        Left(id[:is_there], certain[:is_there])
-        for id, is_there in zip(ids.split(1), there, strict=True)
-    ]
+def _largest(row: NDArray[np.float32]) -> Left:
+    """The largest of a row (V,), among equals the lowest id; nothing of a row of -inf."""
+    id = int(row.argmax())
+    ids = [id] if row[id] != -math.inf else []
+    return Left(np.array(ids, np.int64), np.zeros(len(ids), np.float32))
 
 
-def _left(row: Tensor, cuts: Sequence[Filter]) -> Left:
-    ids = (row != -math.inf).nonzero().flatten()
-    row = row.index_select(0, ids)
+def _left(row: NDArray[np.float32], cuts: Sequence[Filter]) -> Left:
+    ids = np.flatnonzero(row != -math.inf)
+    row = row[ids]
     for cut in cuts:
-        if not row.numel():
+        if not len(row):
             break
-        row = cut(row)
-        there = (row != -math.inf).nonzero().flatten()
-        row, ids = row.index_select(0, there), ids.index_select(0, there)
-    return Left(ids, row.log_softmax(dim=0))
+        row = cut(torch.from_numpy(row), None).numpy()
+        there = np.flatnonzero(row != -math.inf)
+        row, ids = row[there], ids[there]
+    return Left(ids, torch.from_numpy(row).log_softmax(dim=0).numpy())
 
 
 def seen(rows: Sequence[Sequence[int]], window: int, vocab_size: int) -> Tensor:
@@ -227,15 +226,20 @@ def seen(rows: Sequence[Sequence[int]], window: int, vocab_size: int) -> Tensor:
     return torch.stack([tail.bincount(minlength=vocab_size) for tail in tails])
 
 
-def draw(probs: Tensor, points: Tensor) -> Tensor:
-    """Where numbers `points` (B,) from 0 to 1 fall in the running sums of `probs` (B, V): (B,).
+def draw(probs: NDArray[np.float32], point: float) -> int:
+    """Where a number `point` from 0 to 1 falls in the running sums of `probs` (V,).
 
     One number a token, whatever V is, so that the last bits of the logits hardly ever change the
     choice: the same seed gives the same text with and without cache, stream and batch.
     """
-    sums = probs.double().cumsum(dim=-1)  # (B, V)
-    places = torch.searchsorted(sums, points[:, None] * sums[:, -1:], right=True)[:, 0]
-    return places.clamp(max=probs.shape[-1] - 1)
+    sums = probs.cumsum(dtype=np.float64)
+    place = int(sums.searchsorted(point * sums[-1], side="right"))
+    return min(place, len(probs) - 1)
+
+
+def points(generator: torch.Generator, n: int) -> list[float]:
+    """The next `n` numbers to draw with, from 0 to 1."""
+    return torch.rand(n, generator=generator, dtype=torch.float64).tolist()
 
 
 def generator_for(seed: int, *path: int) -> torch.Generator:
