@@ -55,6 +55,12 @@ class KVCache:
         self.capacity = capacity
         self.length = 0  # S, the tokens seen so far
         self.pad = pad
+        places = torch.arange(capacity, device=device).unsqueeze(0)
+        self.places = places if pad is None else (places - pad[:, None]).clamp(min=0)
+
+    def positions(self, T: int) -> Tensor:
+        """Where the next `T` tokens stand: (1, T), or (B, T) with padding, which stands at 0."""
+        return self.places.narrow(1, self.length, T)
 
     def extend(self, T: int) -> Past:
         """Room for `T` more tokens; from now on they count as seen."""
@@ -69,4 +75,5 @@ class KVCache:
         self.keys, self.values = self.keys[:, :-1], self.values[:, :-1]
         if self.pad is not None:
             self.pad[row] = self.pad[-1]
-            self.pad = self.pad[:-1]
+            self.places[row] = self.places[-1]
+            self.pad, self.places = self.pad[:-1], self.places[:-1]

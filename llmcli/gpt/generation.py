@@ -107,13 +107,13 @@ def generate(
     longest = _check(prompts, model.config.n_ctx)
     # The last token of a full context needs no place in it.
     room = [min(max_new_tokens, model.config.n_ctx + 1 - len(prompt)) for prompt in prompts]
-    vocab_size = model.config.vocab_size
+    vocab_size, device = model.config.vocab_size, model.device
     padding = torch.arange(vocab_size if n_tokens is None else n_tokens, vocab_size)
     running = list(range(len(prompts)))  # which row of the caller's each row of the batch is
     history = [list(prompt) for prompt in prompts]
     finished: set[int] = set()
     next_logits: Callable[[Tensor, KVCache], Tensor] = partial(model, tap=tap, last_only=True)
-    scripted = tap is NO_TAP and max(room) > WORTH_A_SCRIPT and model.device.type == "cpu"
+    scripted = tap is NO_TAP and max(room) > WORTH_A_SCRIPT and device.type == "cpu"
     for index in range(max(room)):
         if index == 0 or not use_cache:
             now = [history[row] for row in running]
@@ -121,7 +121,7 @@ def generate(
             fed = _left_padded(now)
         elif index == 1 and scripted:
             next_logits = decode_step(model)
-        logits = next_logits(fed.to(model.device), cache).select(1, -1).float().cpu()  # (B, V)
+        logits = next_logits(fed.to(device), cache).select(1, -1).float().cpu()  # (B, V)
         real = logits.index_fill(1, padding, -math.inf) if len(padding) else logits
         kept = left(real, sampling, _counts(history, running, sampling, vocab_size))
         _check_logits(logits, kept)
@@ -144,7 +144,7 @@ def generate(
                 running.pop()
         if not running:
             return
-        fed = torch.tensor([history[row][-1:] for row in running])
+        fed = torch.from_numpy(np.array([history[row][-1:] for row in running], np.int64))
 
 
 @torch.inference_mode()
@@ -206,17 +206,15 @@ def _counts(
 
 
 def _check_logits(logits: Tensor, kept: Sequence[Left]) -> None:
-    """Raises where logits are no numbers, or the filters leave nothing of a row.
-
-    A single NaN among the logits makes their maximum one.
-    """
-    if not math.isfinite(logits.numpy().max()):
-        raise IntegrityError(
-            "The model's logits are not numbers (NaN or infinite).",
-            "Its weights are damaged, or too large for this dtype; try --dtype float32.",
-        )
-    if not all(len(row.ids) for row in kept):
+    """Raises where logits are no numbers, or a bias leaves nothing of a row."""
+    if all(math.isfinite(row.largest) for row in kept):
+        return
+    if math.isfinite(logits.max().item()):
         raise UsageError("No token is left to choose from.", "Let --bias forbid fewer of them.")
+    raise IntegrityError(
+        "The model's logits are not numbers (NaN or infinite).",
+        "Its weights are damaged, or too large for this dtype; try --dtype float32.",
+    )
 
 
 def _draw(

@@ -48,12 +48,6 @@ def visible(T: int, S: int, pad: Tensor | None, device: torch.device) -> Tensor 
     return causal_mask(T, S, device)
 
 
-def positions(T: int, S: int, pad: Tensor | None, device: torch.device) -> Tensor:
-    """Where the last T of S tokens stand: (1, T), or (B, T) with padding, which stands at 0."""
-    places = torch.arange(S - T, S, device=device).unsqueeze(0)
-    return places if pad is None else (places - pad[:, None]).clamp(min=0)
-
-
 def attention(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, tap: Tap
 ) -> Tensor:
@@ -190,7 +184,8 @@ class GPT(nn.Module):
         T = ids.shape[1]
         start = cache.length if cache is not None else 0
         pad = cache.pad if cache is not None else None
-        x = self.embed(ids, positions(T, start + T, pad, ids.device), tap.at(start))
+        where = torch.arange(T, device=ids.device)[None] if cache is None else cache.positions(T)
+        x = self.embed(ids, where, tap.at(start))
         mask = visible(T, start + T, pad, ids.device)
         return self.through(x, mask, cache.extend(T) if cache is not None else None, start, tap)
 

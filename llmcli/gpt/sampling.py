@@ -114,6 +114,7 @@ def _first(key: Tensor, probs: Tensor, p: float) -> Tensor:
 Filter = Callable[
     [Tensor, "Tensor | None"], Tensor
 ]  # logits and counts (..., V), as `seen` has them
+CERTAIN = np.zeros(1, np.float32)  # the logprob of what is left alone
 CUTS = ORDER[ORDER.index("temperature") + 1 :]  # these only set logits to -inf
 
 
@@ -175,6 +176,7 @@ class Left(NamedTuple):
 
     ids: NDArray[np.int64]  # (n,), ascending
     logprobs: NDArray[np.float32]  # (n,), natural logs of probabilities that sum to 1
+    largest: float  # of the row's logits before any was cut: NaN if one of them is
 
     def logprobs_of(self, ids: Sequence[int]) -> list[float]:
         """Those of `ids`, -inf where the filters cut them."""
@@ -193,22 +195,24 @@ def left(logits: Tensor, sampling: Sampling, counts: Tensor | None = None) -> li
         if name in CUTS:
             cuts.append(apply)
         elif name == "temperature" and not sampling.temperature:
-            return [_largest(row) for row in logits.detach().numpy()]
+            return [_largest(row) for row in logits.numpy()]
         else:
             logits = apply(logits, counts)
+    largest = logits.numpy().max(axis=1).tolist()
     for apply in cuts[:1]:  # all rows at once: what each of them has left is small
         logits = apply(logits, counts)
-    return [_left(row, cuts[1:]) for row in logits.detach().numpy()]
+    return [_left(*row, cuts[1:]) for row in zip(logits.numpy(), largest, strict=True)]
 
 
 def _largest(row: NDArray[np.float32]) -> Left:
     """The largest of a row (V,), among equals the lowest id; nothing of a row of -inf."""
-    id = int(row.argmax())
-    ids = [id] if row[id] != -math.inf else []
-    return Left(np.array(ids, np.int64), np.zeros(len(ids), np.float32))
+    id = row.argmax()
+    largest = float(row[id])
+    n = int(largest != -math.inf)
+    return Left(np.array([id])[:n], CERTAIN[:n], largest)
 
 
-def _left(row: NDArray[np.float32], cuts: Sequence[Filter]) -> Left:
+def _left(row: NDArray[np.float32], largest: float, cuts: Sequence[Filter]) -> Left:
     ids = np.flatnonzero(row != -math.inf)
     row = row[ids]
     for cut in cuts:
@@ -217,7 +221,7 @@ def _left(row: NDArray[np.float32], cuts: Sequence[Filter]) -> Left:
         row = cut(torch.from_numpy(row), None).numpy()
         there = np.flatnonzero(row != -math.inf)
         row, ids = row[there], ids[there]
-    return Left(ids, torch.from_numpy(row).log_softmax(dim=0).numpy())
+    return Left(ids, torch.from_numpy(row).log_softmax(dim=0).numpy(), largest)
 
 
 def seen(rows: Sequence[Sequence[int]], window: int, vocab_size: int) -> Tensor:

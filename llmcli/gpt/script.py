@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from llmcli.gpt.cache import KVCache, Past
-from llmcli.gpt.model import GPT, NO_TAP, positions, visible
+from llmcli.gpt.model import GPT, NO_TAP, visible
 
 
 def decode_step(model: GPT) -> DecodeStep:
@@ -41,14 +41,16 @@ class DecodeStep:
         self.scripts: dict[bool, Callable[..., Tensor]] = {}  # True: without a mask
 
     def __call__(self, ids: Tensor, cache: KVCache) -> Tensor:
-        S = cache.length + 1
-        mask = visible(1, S, cache.pad, ids.device)
-        where = positions(1, S, cache.pad, ids.device)
-        call = [ids, where, *cache.extend(1), *([] if mask is None else [mask])]
+        mask = visible(1, cache.length + 1, cache.pad, ids.device)
+        call = [ids, cache.positions(1), *cache.extend(1), *([] if mask is None else [mask])]
         if (mask is None) not in self.scripts:
             self.scripts[mask is None] = _written(self.forward, call)
-        with torch.jit.optimized_execution(False):  # to optimise takes longer than it saves
+        optimised = torch._C._get_graph_executor_optimize()
+        torch._C._set_graph_executor_optimize(False)  # to optimise takes longer than it saves
+        try:
             return self.scripts[mask is None](*call)
+        finally:
+            torch._C._set_graph_executor_optimize(optimised)
 
 
 class _Forward(nn.Module):
