@@ -166,6 +166,11 @@ class GPT(nn.Module):
         return self.norm_f.weight.dtype
 
     @property
+    def token_vectors(self) -> Tensor:
+        """The token embedding in what is computed in; it is kept as the file has it: (V, C)."""
+        return self.token_embedding.weight.to(self.dtype)
+
+    @property
     def cache_dtype(self) -> torch.dtype:
         """Of cached keys and values: to attend in bfloat16 takes a CPU 3 to 7 times as long."""
         return torch.float32 if self.device.type == "cpu" else self.dtype
@@ -191,7 +196,7 @@ class GPT(nn.Module):
 
     def embed(self, ids: Tensor, positions: Tensor, tap: Tap) -> Tensor:
         """The residual stream's first value, token vector plus position vector: (B, T, C)."""
-        tokens = tap("embed", self.token_embedding(ids))
+        tokens = tap("embed", self.token_embedding(ids).to(self.dtype))
         return tokens + tap("pos_embed", self.position_embedding(positions).expand_as(tokens))
 
     def through(

@@ -79,6 +79,7 @@ def load_model(
 
     What the file has so already stays memory-mapped. The last three are ways in which linear layers
     store their weights while everything is computed in fp32; a GPU computes in float16 itself.
+    Where layers store weights in their own way, the token embedding stays as the file has it.
     Raises IntegrityError where the file and the config contradict each other.
     """
     on_cpu = torch.device(device).type == "cpu"
@@ -88,15 +89,17 @@ def load_model(
         model = GPT(config)
     sources = _match(folder, read_checkpoint(folder), model)
     weights: dict[str, Tensor] = {}
-    if not computes_so or (on_cpu and storage == "bfloat16" and has_bfloat16_kernel()):
+    packed = not computes_so or (on_cpu and storage == "bfloat16" and has_bfloat16_kernel())
+    if packed:
         _store_linears(model, sources, storage)
     left = {name for name, weight in model.named_parameters() if weight.is_meta}
     for name in sources.keys() & left:
         info, transposed = sources[name]
-        weight = _read(info, dtype).to(device)
+        as_it_is = packed and name == "token_embedding.weight"
+        weight = _read(info, DTYPES[info.dtype] if as_it_is else dtype).to(device)
         weights[name] = weight.t() if transposed else weight
     model.load_state_dict(weights, strict=False, assign=True)
-    if config.tie_embeddings and computes_so:
+    if config.tie_embeddings and not packed:
         model.head.weight = model.token_embedding.weight
     return model.eval().requires_grad_(False)
 
@@ -107,12 +110,9 @@ def _store_linears(model: GPT, sources: Mapping[str, Stored], storage: str) -> N
     As many at once as torch has threads, the largest first: while it is converted there is little
     else in memory.
     """
-    tied = model.config.tie_embeddings
     names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    if tied and storage == "bfloat16":  # the embedding is stored so too: the head is the same
-        names.remove("head")
-    of = {name: sources["token_embedding.weight" if tied and name == "head" else f"{name}.weight"]
-          for name in names}  # fmt: skip
+    of = {name: sources[f"{name}.weight"] for name in names if f"{name}.weight" in sources}
+    of.setdefault("head", sources["token_embedding.weight"])  # where they are tied
 
     def made(name: str) -> nn.Module:
         info, transposed = of[name]

@@ -180,7 +180,7 @@ def factors_of(model: GPT, layer: int, head: int) -> Factors:
     over the outputs: what the head writes wherever it looks is in neither.
     """
     w, block = weights_of(model, layer, head), _block(model, layer)
-    x = block.norm_1(model.token_embedding.weight).float()  # (V, C)
+    x = block.norm_1(model.token_vectors).float()  # (V, C)
     queries, keys, values = (x @ m.T + b for m, b in zip((w.q, w.k, w.v), w.biases, strict=True))
     outputs = _unembedding(model, w.out)  # (V, D)
     made = Factors(

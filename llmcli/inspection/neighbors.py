@@ -146,7 +146,7 @@ def round_trips(run: Run) -> tuple[int, int]:
 
     All tokens, or as many at even distances as TRIP_PRODUCTS allows.
     """
-    table = run.model.token_embedding.weight
+    table = run.model.token_vectors
     n = min(len(table), int(TRIP_PRODUCTS / table.numel()) + 1)
     ids = torch.arange(n, device=table.device) * len(table) // n
     back = 0

@@ -248,7 +248,7 @@ def parameters(walk: Walk) -> Parameters:
         n_layer=walk.config.n_layer,
         tied=walk.config.tie_embeddings,
         token=walk.token,
-        example=float(walk.model.token_embedding.weight[walk.token.id, 0]),
+        example=float(walk.model.token_vectors[walk.token.id, 0]),
         groups=tuple(Group(name, n, n / total) for name, n in counts.items()),
     )
 

@@ -88,7 +88,7 @@ class Projection:
 
 
 def vectors(walk: Walk) -> Vectors:
-    table = walk.model.token_embedding.weight  # (V, C)
+    table = walk.model.token_vectors  # (V, C)
     own = table[walk.token.id].float()
     lengths = table.norm(dim=-1).float()
     cosines = (table @ table[walk.token.id]).float() / (lengths * own.norm()).clamp(min=1e-30)
@@ -116,7 +116,7 @@ def _pair(a: Tensor, b: Tensor) -> Pair:
 
 
 def lookup(walk: Walk) -> Lookup:
-    table, id = walk.model.token_embedding.weight, walk.token.id  # (V, C)
+    table, id = walk.model.token_vectors, walk.token.id  # (V, C)
     one_hot = torch.zeros(len(table), dtype=table.dtype, device=table.device)
     one_hot[id] = 1
     product = one_hot @ table  # (C,)
@@ -139,7 +139,7 @@ def projection(walk: Walk) -> Projection:
     x = walk.inside["norm_1"][-1].float()  # (C,)
     basis = torch.linalg.qr(query_weight(walk).float().T).Q  # (C, D): what the query depends on
     tried = torch.tensor(sorted(set(walk.run.ids))[:TRIED], device=x.device)
-    back = walk.model.token_embedding.weight[tried] @ walk.model.head.weight.T  # (n, V)
+    back = walk.model.token_vectors[tried] @ walk.model.head.weight.T  # (n, V)
     return Projection(
         points=POINTS,
         onto=ONTO,
