@@ -16,14 +16,13 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from llmcli.config import Sampling
 from llmcli.errors import IntegrityError, UsageError
 from llmcli.gpt.cache import KVCache
 from llmcli.gpt.model import GPT, NO_TAP
-from llmcli.gpt.sampling import Left, draw, left, points, seen
+from llmcli.gpt.sampling import Left, Row, draw, left, points, seen
 from llmcli.gpt.script import decode_step
 from llmcli.gpt.tap import Tap
 
@@ -107,8 +106,7 @@ def generate(
     longest = _check(prompts, model.config.n_ctx)
     # The last token of a full context needs no place in it.
     room = [min(max_new_tokens, model.config.n_ctx + 1 - len(prompt)) for prompt in prompts]
-    vocab_size, device = model.config.vocab_size, model.device
-    padding = torch.arange(vocab_size if n_tokens is None else n_tokens, vocab_size)
+    device = model.device
     running = list(range(len(prompts)))  # which row of the caller's each row of the batch is
     history = [list(prompt) for prompt in prompts]
     finished: set[int] = set()
@@ -122,8 +120,8 @@ def generate(
         elif index == 1 and scripted:
             next_logits = decode_step(model)
         logits = next_logits(fed.to(device), cache).select(1, -1).float().cpu()  # (B, V)
-        real = logits.index_fill(1, padding, -math.inf) if len(padding) else logits
-        kept = left(real, sampling, _counts(history, running, sampling, vocab_size))
+        rows = zip(logits.numpy()[:, :n_tokens], running, strict=True)
+        kept = [_left(of, history[row], sampling) for of, row in rows]
         _check_logits(logits, kept)
         ids = _draw(kept, sampling, [generators[row] for row in running])
         if index in forced:  # after the draw, so that later steps draw what they would have drawn
@@ -161,7 +159,7 @@ def score(model: GPT, ids: Sequence[int], top_probs: int = 0, tap: Tap = NO_TAP)
     facts: list[Facts | None] = []
     for start in range(0, len(ids) - 1, 64):  # all logits at once would take V / C times the room
         logits = model.unembed(x[:, start : start + 64], start, tap)[0].float().cpu()
-        kept = left(logits, Sampling())
+        kept = [left(row, Sampling()) for row in logits.numpy()]
         _check_logits(logits, kept)
         facts += _facts(logits, kept, ids[1 + start :][:64], top_probs)
     return [
@@ -196,18 +194,15 @@ def _new_cache(model: GPT, rows: Sequence[Sequence[int]], capacity: int) -> KVCa
     return model.new_cache(len(rows), capacity, ragged)
 
 
-def _counts(
-    history: Sequence[Sequence[int]], running: Sequence[int], sampling: Sampling, vocab_size: int
-) -> Tensor | None:
-    """What the penalties need to know of the ids before; None where none is in force."""
-    if not sampling.penalises:
-        return None
-    return seen([history[row] for row in running], sampling.penalty_window, vocab_size)
+def _left(logits: Row, ids: Sequence[int], sampling: Sampling) -> Left:
+    """What the filters leave of `logits` (V,), which follow `ids`."""
+    counts = seen(ids, sampling.penalty_window, len(logits)) if sampling.penalises else None
+    return left(logits, sampling, counts)
 
 
 def _check_logits(logits: Tensor, kept: Sequence[Left]) -> None:
     """Raises where logits are no numbers, or a bias leaves nothing of a row."""
-    if all(math.isfinite(row.largest) for row in kept):
+    if not any(len(row.ids) == 0 or math.isnan(row.logprobs[0]) for row in kept):
         return
     if math.isfinite(logits.max().item()):
         raise UsageError("No token is left to choose from.", "Let --bias forbid fewer of them.")
@@ -235,35 +230,39 @@ def _facts(
     """What there is to know of an id of each row, of what the filters `kept` of `logits` (B, V)."""
     if top_probs is None:
         return [None] * len(ids)
-    logprobs = logits.log_softmax(dim=-1)
-    rows = zip(logits.numpy(), logprobs, logprobs.exp(), kept, ids, strict=True)
     k = min(top_probs, logits.shape[-1])
-    return [_row_facts(*row, k) for row in rows]
+    return [_row_facts(*of, k) for of in zip(logits.numpy(), kept, ids, strict=True)]
 
 
-def _row_facts(
-    logits: NDArray[np.float32], logprobs: Tensor, probs: Tensor, kept: Left, id: int, k: int
-) -> Facts:
-    """That of one row: (V,) each."""
-    ids, n = [id], len(kept.ids)
+def _row_facts(logits: Row, kept: Left, id: int, k: int) -> Facts:
+    """That of one row (V,)."""
+    below = logits - logits.max()
+    exponentials = np.exp(below)
+    total = exponentials.sum()
+    log_total = math.log(total)
+    ids = [id]
     if k:
-        ids += logprobs.topk(k, sorted=False).indices.tolist()
-        drawn = torch.from_numpy(kept.logprobs).topk(min(k, n), sorted=False).indices
-        ids += kept.ids[drawn.numpy()].tolist()
-    told = logprobs.numpy()[ids].tolist()
-    chosen, *tops = map(Choice, ids, told, kept.logprobs_of(ids))
-    all_kept = n == len(logits)
+        ids += _largest(logits, k)
+        ids += kept.ids[_largest(kept.logprobs, k)].tolist()
+    chosen, *tops = map(Choice, ids, (below[ids] - log_total).tolist(), kept.logprobs_of(ids))
+    all_kept = len(kept.ids) == len(logits)
     return Facts(
         chosen,
         rank=_rank(logits, id),
-        entropy_bits=-probs.dot(logprobs).item() / math.log(2),
-        kept=1.0 if all_kept else min(1.0, float(probs.numpy()[kept.ids].sum())),
+        entropy_bits=(log_total - float(exponentials.dot(below) / total)) / math.log(2),
+        kept=1.0 if all_kept else min(1.0, float(exponentials[kept.ids].sum() / total)),
         top=tuple(sorted(tops[:k], key=lambda c: (-c.logprob, c.id))),
         drawn_top=tuple(sorted(tops[k:], key=lambda c: (-c.drawn_logprob, c.id))),
     )
 
 
-def _rank(logits: NDArray[np.float32], id: int) -> int:
+def _largest(values: Row, k: int) -> list[int]:
+    """Where the `k` largest of `values` are, or all that there are; torch finds them fastest."""
+    places: list[int] = torch.from_numpy(values).topk(min(k, len(values))).indices.tolist()
+    return places
+
+
+def _rank(logits: Row, id: int) -> int:
     """How many of `logits` (V,) come before that of `id`, equal ones by id."""
     before = np.count_nonzero(logits > logits[id])
     return int(before + np.count_nonzero(logits[:id] == logits[id]))

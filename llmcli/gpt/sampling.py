@@ -1,7 +1,8 @@
-"""From logits to a token: pure filters (..., V) -> (..., V), and the order in which they apply.
+"""From logits to a token: pure filters of one row, and the order in which they apply.
 
-A filter that cuts sets logits to -inf; none knows of models or text. The order stands once, in
-`config.ORDER`: help text, the sampling view and the draw all follow it.
+Some change logits, others cut: they say which places stay. None knows of models or text. The order
+stands once, in `config.ORDER`: help text, the sampling view and the draw all follow it. In NumPy:
+torch takes longer to be called than a row takes to be looked at.
 """
 
 from __future__ import annotations
@@ -15,127 +16,127 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from llmcli.config import ORDER, Sampling
 
+Row = NDArray[np.float32]  # logits (V,), or (n,) where others were cut
+Places = NDArray[np.int64]  # in a row, ascending
 
-def with_bias(logits: Tensor, bias: Mapping[int, float]) -> Tensor:
+# --- what changes logits: (V,) -> (V,) -----------------------------------------------------------
+
+
+def with_bias(logits: Row, bias: Mapping[int, float]) -> Row:
     """Logits with something added to some ids; -inf forbids an id."""
-    added = torch.zeros_like(logits)
+    logits = logits.copy()
     for id, value in bias.items():
-        added[..., id] = value
-    return logits + added
+        logits[id] += np.float32(value)
+    return logits
 
 
-def with_repetition_penalty(logits: Tensor, counts: Tensor, penalty: float) -> Tensor:
+def with_repetition_penalty(logits: Row, counts: Row, penalty: float) -> Row:
     """Ids seen before made less likely: divided if positive, else multiplied (arXiv:1909.05858)."""
-    lower = torch.where(logits > 0, logits / penalty, logits * penalty)
-    return torch.where(counts > 0, lower, logits)
+    lower = np.where(logits > 0, logits / np.float32(penalty), logits * np.float32(penalty))
+    return np.where(counts > 0, lower, logits)
 
 
-def with_presence_penalty(logits: Tensor, counts: Tensor, penalty: float) -> Tensor:
+def with_presence_penalty(logits: Row, counts: Row, penalty: float) -> Row:
     """`penalty` taken off each id seen before."""
-    return logits - penalty * (counts > 0)
+    return np.where(counts > 0, logits - np.float32(penalty), logits)
 
 
-def with_frequency_penalty(logits: Tensor, counts: Tensor, penalty: float) -> Tensor:
+def with_frequency_penalty(logits: Row, counts: Row, penalty: float) -> Row:
     """`penalty` taken off each id as often as it was seen."""
-    return logits - penalty * counts
+    return logits - np.float32(penalty) * counts
 
 
-def with_temperature(logits: Tensor, temperature: float) -> Tensor:
-    """Logits divided by `temperature`: below 1 the likely become likelier; 0 leaves the largest."""
-    return logits / temperature if temperature else with_top_k(logits, 1)
+def with_temperature(logits: Row, temperature: float) -> Row:
+    """Logits divided by `temperature`: below 1 the likely become likelier."""
+    return logits / np.float32(temperature)
 
 
-def with_top_k(logits: Tensor, k: int) -> Tensor:
+# --- what cuts: (n,) -> the places that stay -----------------------------------------------------
+
+
+def largest(logits: Row) -> Places:
+    """The largest logit, as at temperature 0; among equals the lowest id."""
+    return np.array([logits.argmax()])
+
+
+def top_k(logits: Row, k: int) -> Places:
     """The `k` largest logits, exactly; among equals the lowest ids stay (arXiv:1805.04833)."""
-    if k >= logits.shape[-1]:
-        return logits
-    if k == 1:  # every step of a greedy text
-        largest, id = logits.max(dim=-1, keepdim=True)
-        return torch.full_like(logits, -math.inf).scatter_(-1, id, largest)
-    smallest = logits.topk(k, dim=-1).values[..., -1:]  # the k-th largest
-    keep = logits >= smallest
-    if (keep.sum(dim=-1) > k).any():  # several are equal to it
-        above, equal = logits > smallest, logits == smallest
-        places = k - above.sum(dim=-1, keepdim=True)
-        keep = above | (equal & (equal.cumsum(dim=-1) <= places))
-    return logits.masked_fill(~keep, -math.inf)
+    if k >= len(logits):
+        return np.arange(len(logits))
+    least = np.float32(torch.from_numpy(logits).topk(k, sorted=True).values[-1].item())
+    places = np.flatnonzero(~(logits < least))  # NaN stays, to be seen
+    if len(places) > k:  # several are equal to it
+        last = np.flatnonzero(logits == least)[k - len(places) :]
+        places = np.setdiff1d(places, last, assume_unique=True)
+    return places
 
 
-def with_top_p(logits: Tensor, p: float) -> Tensor:
+def top_p(logits: Row, p: float) -> Places:
     """The fewest most probable tokens that together reach `p`, at least one (arXiv:1904.09751)."""
-    return _keep_first(logits, -logits, p)
+    probs = softmax(logits)
+    # All less probable than this have together less than 1 - p: they are not needed to reach p.
+    likely = np.flatnonzero(probs >= (1 - p) / (2 * len(probs)))
+    return _first(-logits, probs, likely, p)
 
 
-def with_min_p(logits: Tensor, p: float) -> Tensor:
+def min_p(logits: Row, p: float) -> Places:
     """Tokens at least `p` times as probable as the most probable one (arXiv:2407.01082)."""
-    least = logits.amax(dim=-1, keepdim=True) + math.log(p)
-    return logits.masked_fill(logits < least, -math.inf)
+    return np.flatnonzero(logits >= logits.max(initial=-math.inf) + np.float32(math.log(p)))
 
 
-def with_typical_p(logits: Tensor, p: float) -> Tensor:
+def typical_p(logits: Row, p: float) -> Places:
     """The tokens whose surprise is nearest the entropy, until they reach `p` (arXiv:2202.00666)."""
-    logprobs = logits.log_softmax(dim=-1)
-    entropy = torch.special.entr(logprobs.exp()).sum(dim=-1, keepdim=True)  # nats
-    return _keep_first(logits, (-logprobs - entropy).abs(), p)
+    logprobs = log_softmax(logits)
+    probs = np.exp(logprobs)
+    possible = probs > 0
+    entropy = -np.dot(probs[possible], logprobs[possible])  # nats
+    return _first(abs(logprobs + entropy), probs, np.flatnonzero(possible), p)
 
 
-def _keep_first(logits: Tensor, key: Tensor, p: float) -> Tensor:
-    """The tokens with the smallest `key` whose predecessors have not reached `p`; at least one."""
-    probs = logits.softmax(dim=-1)
-    order = _first(key, probs, p)
-    sums = probs.gather(-1, order)
-    keep = sums.cumsum(dim=-1) - sums < p
-    keep[..., 0] = True
-    return logits.masked_fill(
-        ~torch.zeros_like(probs, dtype=torch.bool).scatter(-1, order, keep), -math.inf
-    )
+def _first(key: Row, probs: Row, among: Places, p: float) -> Places:
+    """Of `among`, those with the smallest `key` whose predecessors have not reached `p`."""
+    order = among[key[among].argsort(kind="stable")]
+    sums = probs[order].cumsum(dtype=np.float64)
+    n = 1 + int(sums.searchsorted(p))  # the first to reach it stays
+    return np.sort(order[:n])
 
 
-FIRST = 256  # tokens looked at first: to sort a vocabulary takes half as long as a decode step
+def softmax(logits: Row) -> Row:
+    exponentials = np.exp(logits - logits.max(initial=-math.inf))
+    return exponentials / exponentials.sum()
 
 
-def _first(key: Tensor, probs: Tensor, p: float) -> Tensor:
-    """Ids (..., n) by `key`, equal ones by id: the first that together reach `p`, or all V."""
-    if key.shape[-1] > FIRST:
-        ids = key.topk(FIRST, dim=-1, largest=False, sorted=False).indices.sort(dim=-1).values
-        keys, places = key.gather(-1, ids).sort(dim=-1, stable=True)
-        order = ids.gather(-1, places)
-        # Others may be equal to the last of these: what counts is what comes before it for certain.
-        certain = probs.gather(-1, order).masked_fill(keys == keys[..., -1:], 0)
-        if (certain.sum(dim=-1) >= p).all():
-            return order
-    return key.sort(dim=-1, stable=True).indices
+def log_softmax(logits: Row) -> Row:
+    logits = logits - logits.max(initial=-math.inf)
+    return logits - np.log(np.exp(logits).sum())
 
 
-Filter = Callable[
-    [Tensor, "Tensor | None"], Tensor
-]  # logits and counts (..., V), as `seen` has them
-CERTAIN = np.zeros(1, np.float32)  # the logprob of what is left alone
-CUTS = ORDER[ORDER.index("temperature") + 1 :]  # these only set logits to -inf
+# --- in their order ------------------------------------------------------------------------------
+
+Change = Callable[[Row, "Row | None"], Row]  # of logits and counts (V,), as `seen` has them
+Cut = Callable[[Row], Places]
+
+
+class Filters(NamedTuple):
+    """Those in force, by name; none changes logits after the first cut."""
+
+    changes: tuple[tuple[str, Change], ...]
+    cuts: tuple[tuple[str, Cut], ...]
 
 
 @lru_cache(maxsize=16)
-def in_force(sampling: Sampling) -> tuple[tuple[str, Filter], ...]:
-    """The filters that change anything, by name and in their order.
-
-    Only those that penalise look at the counts; without any, no id was seen.
-    """
+def in_force(sampling: Sampling) -> Filters:
+    """The filters that do anything, in their order."""
     s = sampling
 
-    def alone(function: Callable[..., Tensor], value: object) -> Filter:
-        return lambda x, counts: function(x, value)
+    def counted(function: Callable[[Row, Row, float], Row], penalty: float) -> Change:
+        return lambda x, counts: x if counts is None else function(x, counts, penalty)
 
-    def counted(function: Callable[..., Tensor], penalty: float) -> Filter:
-        return lambda x, counts: function(
-            x, torch.zeros_like(x) if counts is None else counts, penalty
-        )
-
-    filters: dict[str, tuple[object, Filter]] = {  # in force?, what it does
-        "bias": (s.bias, alone(with_bias, dict(s.bias))),
+    changes: dict[str, tuple[object, Change]] = {  # in force?, what it does
+        "bias": (s.bias, lambda x, _: with_bias(x, dict(s.bias))),
         "repetition_penalty": (
             s.repetition_penalty != 1,
             counted(with_repetition_penalty, s.repetition_penalty),
@@ -148,92 +149,88 @@ def in_force(sampling: Sampling) -> tuple[tuple[str, Filter], ...]:
             s.frequency_penalty,
             counted(with_frequency_penalty, s.frequency_penalty),
         ),
-        "temperature": (s.temperature != 1, alone(with_temperature, s.temperature)),
-        "top_k": (s.top_k, alone(with_top_k, s.top_k)),
-        "top_p": (s.top_p < 1, alone(with_top_p, s.top_p)),
-        "min_p": (s.min_p, alone(with_min_p, s.min_p)),
-        "typical_p": (s.typical_p < 1, alone(with_typical_p, s.typical_p)),
+        "temperature": (
+            s.temperature not in (0, 1),
+            lambda x, _: with_temperature(x, s.temperature),
+        ),
     }
-    return tuple((name, filters[name][1]) for name in ORDER if filters[name][0])
+    cuts: dict[str, tuple[object, Cut]] = {
+        "temperature": (s.temperature == 0, largest),
+        "top_k": (s.top_k, lambda x: top_k(x, s.top_k)),
+        "top_p": (s.top_p < 1, lambda x: top_p(x, s.top_p)),
+        "min_p": (s.min_p, lambda x: min_p(x, s.min_p)),
+        "typical_p": (s.typical_p < 1, lambda x: typical_p(x, s.typical_p)),
+    }
+    return Filters(
+        tuple((name, changes[name][1]) for name in ORDER if changes.get(name, (0,))[0]),
+        tuple((name, cuts[name][1]) for name in ORDER if cuts.get(name, (0,))[0]),
+    )
 
 
-def stages(
-    logits: Tensor, sampling: Sampling, counts: Tensor | None = None
-) -> Iterator[tuple[str, Tensor]]:
-    """Each filter in force, by name, with the logits that it leaves; the last are drawn from."""
-    for name, apply in in_force(sampling):
-        logits = apply(logits, counts)
+def stages(logits: Row, sampling: Sampling, counts: Row | None = None) -> Iterator[tuple[str, Row]]:
+    """Each filter in force, by name, with what it leaves of `logits` (V,): -inf where it cut."""
+    changes, cuts = in_force(sampling)
+    for name, change in changes:
+        logits = change(logits, counts)
         yield name, logits
+    ids = np.arange(len(logits))
+    for name, cut in cuts:
+        ids = ids[cut(logits[ids])]
+        left = np.full_like(logits, -math.inf)
+        left[ids] = logits[ids]
+        yield name, left
 
 
-def filtered(logits: Tensor, sampling: Sampling, counts: Tensor | None = None) -> Tensor:
-    """The logits to draw from: (..., V) -> (..., V)."""
-    return [logits, *(stage for _, stage in stages(logits, sampling, counts))][-1]
+def filtered(logits: Row, sampling: Sampling, counts: Row | None = None) -> Row:
+    """Logits (V,) after all filters: their softmax is what is drawn from."""
+    return [logits, *(left for _, left in stages(logits, sampling, counts))][-1]
 
 
 class Left(NamedTuple):
-    """What the filters leave of one row, rarely much: so NumPy has it, whose calls cost little."""
+    """What the filters leave of one row, rarely much."""
 
-    ids: NDArray[np.int64]  # (n,), ascending
-    logprobs: NDArray[np.float32]  # (n,), natural logs of probabilities that sum to 1
-    largest: float  # of the row's logits before any was cut: NaN if one of them is
+    ids: Places  # (n,)
+    logprobs: Row  # (n,), natural logs of probabilities that sum to 1
 
     def logprobs_of(self, ids: Sequence[int]) -> list[float]:
         """Those of `ids`, -inf where the filters cut them."""
-        places = self.ids.searchsorted(ids).clip(max=len(self.ids) - 1)
-        there = self.ids[places] == ids
-        return np.where(there, self.logprobs[places], -math.inf).tolist()
+        asked = np.array(ids)
+        places = np.minimum(self.ids.searchsorted(asked), len(self.ids) - 1)
+        logprobs = self.logprobs[places]
+        logprobs[self.ids[places] != asked] = -math.inf
+        return logprobs.tolist()
 
 
-def left(logits: Tensor, sampling: Sampling, counts: Tensor | None = None) -> list[Left]:
-    """What is left of each row of `logits` (B, V), if anything: what is not -inf in `filtered`.
+@np.errstate(all="ignore")
+def left(logits: Row, sampling: Sampling, counts: Row | None = None) -> Left:
+    """What is left of `logits` (V,), if anything: what is not -inf in `filtered`.
 
-    Of each filter that cuts, the next is only given what it left. For logits on a CPU.
+    Of each filter that cuts, the next is only given what it left. Where a logit is NaN or infinite
+    nothing is, or all logprobs are NaN.
     """
-    cuts: list[Filter] = []
-    for name, apply in in_force(sampling):
-        if name in CUTS:
-            cuts.append(apply)
-        elif name == "temperature" and not sampling.temperature:
-            return [_largest(row) for row in logits.numpy()]
-        else:
-            logits = apply(logits, counts)
-    largest = logits.numpy().max(axis=1).tolist()
-    for apply in cuts[:1]:  # all rows at once: what each of them has left is small
-        logits = apply(logits, counts)
-    return [_left(*row, cuts[1:]) for row in zip(logits.numpy(), largest, strict=True)]
+    changes, cuts = in_force(sampling)
+    for _, change in changes:
+        logits = change(logits, counts)
+    ids = None
+    for _, cut in cuts:
+        places = cut(logits)
+        logits, ids = logits[places], places if ids is None else ids[places]
+    there = np.flatnonzero(logits != -math.inf)
+    if ids is None or len(there) < len(ids):
+        logits, ids = logits[there], there if ids is None else ids[there]
+    return Left(ids, log_softmax(logits) if len(ids) else logits)
 
 
-def _largest(row: NDArray[np.float32]) -> Left:
-    """The largest of a row (V,), among equals the lowest id; nothing of a row of -inf."""
-    id = row.argmax()
-    largest = float(row[id])
-    n = int(largest != -math.inf)
-    return Left(np.array([id])[:n], CERTAIN[:n], largest)
+def seen(row: Sequence[int], window: int, vocab_size: int) -> Row:
+    """How often each id occurs among the last `window` ids of `row`, 0: of all: (V,)."""
+    counts = np.bincount(row[-window:] if window else row, minlength=vocab_size)
+    return counts[:vocab_size].astype(np.float32)
 
 
-def _left(row: NDArray[np.float32], largest: float, cuts: Sequence[Filter]) -> Left:
-    ids = np.flatnonzero(row != -math.inf)
-    row = row[ids]
-    for cut in cuts:
-        if not len(row):
-            break
-        row = cut(torch.from_numpy(row), None).numpy()
-        there = np.flatnonzero(row != -math.inf)
-        row, ids = row[there], ids[there]
-    return Left(ids, torch.from_numpy(row).log_softmax(dim=0).numpy(), largest)
+def draw(probs: Row, point: float) -> int:
+    """Where a number `point` from 0 to 1 falls in the running sums of `probs` (n,).
 
-
-def seen(rows: Sequence[Sequence[int]], window: int, vocab_size: int) -> Tensor:
-    """How often each id occurs among the last `window` ids of each row, 0: of all: (B, V)."""
-    tails = [torch.tensor(row[-window:] if window else row, dtype=torch.long) for row in rows]
-    return torch.stack([tail.bincount(minlength=vocab_size) for tail in tails])
-
-
-def draw(probs: NDArray[np.float32], point: float) -> int:
-    """Where a number `point` from 0 to 1 falls in the running sums of `probs` (V,).
-
-    One number a token, whatever V is, so that the last bits of the logits hardly ever change the
+    One number a token, whatever n is, so that the last bits of the logits hardly ever change the
     choice: the same seed gives the same text with and without cache, stream and batch.
     """
     sums = probs.cumsum(dtype=np.float64)

@@ -98,8 +98,9 @@ def staged(run: Run, ask: Ask) -> dict[str, Tensor]:
     """The logits (V,) that each stage leaves; the first, "model", is before any."""
     logits = run.logits(range(ask.position, ask.position + 1))[0]
     before = list(run.ids[: ask.position + 1])
-    counts = seen([before], ask.sampling.penalty_window, len(logits))[0].to(logits.device)
-    return {"model": logits, **dict(stages(logits, ask.sampling, counts))}
+    counts = seen(before, ask.sampling.penalty_window, len(logits))
+    after = stages(logits.float().numpy(force=True), ask.sampling, counts)
+    return {"model": logits, **{name: torch.from_numpy(row).to(logits) for name, row in after}}
 
 
 def drawn_by(probs: Tensor, ask: Ask) -> int:

@@ -140,7 +140,8 @@ class Changing:
 
 def choosing(walk: Walk) -> Choosing:
     def probs(**options: float) -> Tensor:
-        return filtered(walk.logits, Sampling(**options)).softmax(dim=-1)  # type: ignore[arg-type]
+        left = filtered(walk.logits.float().numpy(force=True), Sampling(**options))  # type: ignore[arg-type]
+        return torch.from_numpy(left).softmax(dim=-1)
 
     k = min(TOP_K, walk.config.vocab_size)
     ways = [probs(), probs(temperature=COLD), probs(temperature=HOT), probs(top_k=k),
