@@ -37,6 +37,7 @@ class Given:
     models: Path  # where other formats of it lie, or are put
     threads: int
     device: str = "cpu"
+    rows: int = 1  # of the largest batch
 
 
 class Engine(Protocol):
@@ -72,7 +73,7 @@ def load_ours(mode: str, given: Given) -> Any:
     torch.set_num_threads(given.threads)
     use_threads(config)  # a small model takes one, as it does on the command line
     storage = choose(given.device, "auto")[1] if mode == "auto" else mode
-    return load_model(given.folder, config, storage, given.device)
+    return load_model(given.folder, config, storage, given.device, given.rows)
 
 
 OURS = ("float32", "bfloat16", "float16", "int8", "int4", "auto")
@@ -330,8 +331,8 @@ def main() -> None:
     # What an engine prints must not come between the answers: stdout is stderr from here on.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    given = Given(Path(asked["folder"]), Path(asked["models"]), asked["threads"], asked["device"])
-    serve(asked["name"], given, answers)
+    name, folder, where = asked.pop("name"), Path(asked.pop("folder")), Path(asked.pop("models"))
+    serve(name, Given(folder, where, **asked), answers)
 
 
 if __name__ == "__main__":

@@ -99,6 +99,7 @@ def run(given: argparse.Namespace) -> None:
         "models": str(where),
         "threads": given.threads,
         "device": given.device,
+        "rows": BATCH if "batch" in given.measure else 1,
     }
     workers: dict[str, Worker] = {}
     absent = {}

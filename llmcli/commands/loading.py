@@ -127,7 +127,7 @@ def load(opened: Opened, place: Place, batch: int = 1, n_tokens: int | None = No
     if missing := missing_kernel(storage):
         print(missing, file=sys.stderr)
     use_threads(opened.config, place.threads)
-    return load_model(opened.folder, opened.config, storage, device)
+    return load_model(opened.folder, opened.config, storage, device, batch)
 
 
 def as_options(sampling: Sampling) -> Mapping[str, Any]:

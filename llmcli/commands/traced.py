@@ -125,10 +125,11 @@ class TracedJob(Job):
             name = self.names.get(draw[0])
             self._begin(Begun(len(self.begun), tuple(ids), text, name, draw, start_s))
         k, lens = self.n_shown, self.lens() if self.lens else None
-        for piece in super().run(model, prompts, draws, streams, tap):
-            with writing(self.path):
+        pieces = super().run(model, prompts, draws, streams, tap)
+        with writing(self.path):
+            for piece in pieces:
                 self.writer.write(self._line(piece, first, start_s, lens))
-            yield replace(piece, step=_shown(piece.step, k))
+                yield Piece(_shown(piece.step, k), piece.text, piece.finish_reason)
 
     def _begin(self, begun: Begun) -> None:
         self.begun.append(begun)

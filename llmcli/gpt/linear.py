@@ -30,6 +30,7 @@ CHUNK_NBYTES = 8 << 20  # of weights converted at once: what the processor's cac
 SCRIPTING = Lock()  # layers are made side by side
 LARGE = 1 << 18  # weights of one matrix
 ROWS = 32  # of x that oneDNN orders weights for; fewer and more are as fast
+MANY = 8  # rows of a step that pay for ordering float32 weights, which takes some 30 steps' gain
 GROUP = 32  # weights that share a scale and a minimum in 4 bits
 
 
@@ -63,27 +64,34 @@ class Linear(nn.Linear):
         return known and large and torch.get_num_threads() > 1
 
 
-class BFloat16Linear(nn.Module):
-    """Weights in bfloat16 in oneDNN's own order: as they are, each call would order them anew."""
+class OrderedLinear(nn.Module):
+    """Weights in oneDNN's own order: as they are, each call of several rows orders them anew."""
 
-    storage: ClassVar[str] = "bfloat16"
+    storage: ClassVar[str] = "float32"
+    dtype: ClassVar[torch.dtype] = torch.float32
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
-        self.bias = None if bias is None else frozen(bias.bfloat16())
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.bfloat16().contiguous(), ROWS)
-        self.product = scripted(BFloat16Product(self.packed, self.bias))
+        weight = weight.to(self.dtype).contiguous()
+        self.bias = None if bias is None else frozen(bias.to(self.dtype))
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
+        self.product = scripted(OrderedProduct(self.packed, self.bias))
 
     @property
     def weight(self) -> Tensor:
-        """The stored weights: (out, in), bfloat16."""
+        """The stored weights: (out, in)."""
         return self.packed.to_dense()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.product(x) if x.dim() > 1 else self(x[None])[0]
 
 
-class BFloat16Product(nn.Module):
+class BFloat16Linear(OrderedLinear):
+    storage = "bfloat16"
+    dtype = torch.bfloat16
+
+
+class OrderedProduct(nn.Module):
     def __init__(self, packed: Tensor, bias: Tensor | None) -> None:
         super().__init__()
         self.packed, self.bias = packed, bias
@@ -330,6 +338,16 @@ def frozen(values: Tensor) -> nn.Parameter:
 Make = Callable[[Tensor, "Tensor | None"], nn.Module]
 
 
+def packs(storage: str, rows: int) -> bool:
+    """Whether on a CPU layers store such weights in a way of their own, for steps of `rows` rows.
+
+    float32 stays as the file has it, mapped, unless there are many rows.
+    """
+    if storage == "float32":
+        return rows >= MANY and has_onednn() and torch.get_num_threads() > 1
+    return storage != "bfloat16" or has_bfloat16_kernel()
+
+
 def maker(storage: str, shape: Sequence[int]) -> Make:
     """What stores weights of `shape` (out, in) so: the plain and slow layer if it must be.
 
@@ -339,6 +357,7 @@ def maker(storage: str, shape: Sequence[int]) -> Make:
         storage = "int8"
     half = SerialHalfLinear if torch.get_num_threads() == 1 else HalfLinear
     return {
+        "float32": OrderedLinear,
         "bfloat16": BFloat16Linear,
         "float16": half if has_fbgemm() else PlainHalfLinear,
         "int8": Int8Linear if has_fbgemm() else PlainInt8Linear,

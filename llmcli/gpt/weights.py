@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from llmcli.checkpoint import TensorInfo, read_checkpoint
 from llmcli.config import ModelConfig
 from llmcli.errors import IntegrityError, UnsupportedModelError, shown, shown_path
-from llmcli.gpt.linear import has_bfloat16_kernel, maker, packing
+from llmcli.gpt.linear import maker, packing, packs
 from llmcli.gpt.model import GPT
 
 
@@ -74,22 +74,24 @@ def load_model(
     config: ModelConfig,
     storage: str = "float32",
     device: torch.device | str = "cpu",
+    rows: int = 1,
 ) -> GPT:
     """The model in `folder`, with weights in float32, bfloat16, float16, int8 or int4 (`storage`).
 
     What the file has so already stays memory-mapped. The last three are ways in which linear layers
     store their weights while everything is computed in fp32; a GPU computes in float16 itself.
-    Where layers store weights in their own way, the token embedding stays as the file has it.
+    Where layers store weights in their own way, the token embedding stays as the file has it;
+    float32 they do so where a decode step will have many `rows`.
     Raises IntegrityError where the file and the config contradict each other.
     """
     on_cpu = torch.device(device).type == "cpu"
     computes_so = storage in ("float32", "bfloat16") or not on_cpu
     dtype = getattr(torch, storage) if computes_so else torch.float32
+    packed = on_cpu and packs(storage, rows)
     with torch.device("meta"):
         model = GPT(config)
     sources = _match(folder, read_checkpoint(folder), model)
     weights: dict[str, Tensor] = {}
-    packed = not computes_so or (on_cpu and storage == "bfloat16" and has_bfloat16_kernel())
     if packed:
         _store_linears(model, sources, storage)
     left = {name for name, weight in model.named_parameters() if weight.is_meta}
