@@ -23,6 +23,7 @@ from llmcli.gpt.linear import (
     PlainInt4Linear,
     PlainInt8Linear,
     SerialHalfLinear,
+    UnpackedHalfLinear,
     maker,
 )
 from llmcli.gpt.place import choose
@@ -233,6 +234,40 @@ def test_loading_leaves_no_parameter_out(untied, folder, save_gpt2):
     for storage in TOLERANCE:
         model = load_model(path, read_config(path), storage)
         assert not any(weight.is_meta for weight in model.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@torch.inference_mode()
+def test_unpacked_float16_is_the_same_and_pack_makes_it_what_it_is_to_be(dtype, save_gpt2):
+    folder, _ = save_gpt2(dtype=dtype)
+    config, ids = read_config(folder), torch.arange(12)[None]
+    packed = load_model(folder, config, "float16")
+    model = load_model(folder, config, "float16", unpacked=True)
+    kind = UnpackedHalfLinear if linear.has_fbgemm() else PlainHalfLinear
+    assert {type(model.get_submodule(name)) for name in ("head", "blocks.1.mlp.up")} == {kind}
+    assert model.storage == "float16"
+    torch.testing.assert_close(
+        model.head.weight.float(), packed.head.weight.float(), atol=0, rtol=0
+    )
+    torch.testing.assert_close(model(ids), packed(ids), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(model(ids[:, :1]), packed(ids[:, :1]), atol=1e-5, rtol=1e-5)
+    model.pack()
+    assert type(model.head) is type(packed.head)
+    torch.testing.assert_close(model(ids), packed(ids), atol=0, rtol=0)
+
+
+def test_the_second_token_is_what_packs(folder):
+    from test_generation import ids, run
+
+    if not linear.has_fbgemm():
+        pytest.skip("this processor has no kernel")
+    config = read_config(folder)
+    packed = load_model(folder, config, "float16")
+    model = load_model(folder, config, "float16", unpacked=True)
+    assert ids(run(model, max_new_tokens=1)) == ids(run(packed, max_new_tokens=1))
+    assert isinstance(model.head, UnpackedHalfLinear)
+    assert ids(run(model, max_new_tokens=20)) == ids(run(packed, max_new_tokens=20))
+    assert isinstance(model.head, type(packed.head))
 
 
 @torch.inference_mode()

@@ -9,6 +9,7 @@ from llmcli.budget import TORCH_NBYTES, budget, mib
 from llmcli.commands.job import Job
 from llmcli.commands.loading import load
 from llmcli.commands.options import Place
+from llmcli.commands.results import decode_rate
 from llmcli.render.json import strict
 
 MEASURED_TOKENS = 16
@@ -58,10 +59,9 @@ def _measured(
 ) -> tuple[float, float | None]:
     """Seconds to the first token, and tokens a second after it, over a few tokens."""
     ids = ids[: max(1, job.opened.config.n_ctx // 2)]
-    model = load(job.opened, place, n_rows, len(ids) + MEASURED_TOKENS)
+    model = load(job.opened, place, n_rows, len(ids) + MEASURED_TOKENS, unpacked=True)
     few = replace(job, max_new_tokens=MEASURED_TOKENS, stop_ids=frozenset(), stops=(), forced={})
     rows = [(0, row) for row in range(n_rows)]
     pieces = list(few.run(model, [ids] * n_rows, rows, few.streams(n_rows)))
-    times = sorted({piece.step.time_s for piece in pieces})
-    rate = n_rows * (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else None
-    return times[0], rate
+    times = [piece.step.time_s for piece in pieces]
+    return times[0], decode_rate(times)

@@ -111,7 +111,13 @@ def _bias(tokenizer: Tokenizer, entry: str) -> tuple[int, float]:
     return token_named("--bias", token, tokenizer, digits=True), value
 
 
-def load(opened: Opened, place: Place, batch: int = 1, n_tokens: int | None = None) -> GPT:
+def load(
+    opened: Opened,
+    place: Place,
+    batch: int = 1,
+    n_tokens: int | None = None,
+    unpacked: bool = False,
+) -> GPT:
     """The model with its weights; `n_tokens` a row, of `batch` rows, are what it must hold.
 
     Raises ResourceError, before anything is loaded, where memory would not suffice.
@@ -127,7 +133,7 @@ def load(opened: Opened, place: Place, batch: int = 1, n_tokens: int | None = No
     if missing := missing_kernel(storage):
         print(missing, file=sys.stderr)
     use_threads(opened.config, place.threads)
-    return load_model(opened.folder, opened.config, storage, device, batch)
+    return load_model(opened.folder, opened.config, storage, device, batch, unpacked)
 
 
 def as_options(sampling: Sampling) -> Mapping[str, Any]:

@@ -38,18 +38,26 @@ def header(
 
 def timings(head: dict[str, Any], times: Sequence[float]) -> dict[str, Any]:
     """Seconds to the first token and after it, tokens a second, and the process's peak memory."""
-    first_s = times[0] if times else None
-    decode_s = times[-1] - times[0] if times else 0.0
-    n_first = sum(time == first_s for time in times)  # the rows of a batch share their steps
     return {
         "timings": {
             "load_s": head["load_s"],
-            "first_token_s": first_s,
-            "decode_s": decode_s,
-            "decode_tokens_per_s": (len(times) - n_first) / decode_s if decode_s else None,
+            "first_token_s": times[0] if times else None,
+            "decode_s": times[-1] - times[0] if times else 0.0,
+            "decode_tokens_per_s": decode_rate(times),
         },
         "peak_memory_nbytes": peak_nbytes(),
     }
+
+
+def decode_rate(times: Sequence[float]) -> float | None:
+    """Tokens a second after the second step, before which weights may have been packed.
+
+    `times` (s) are those of tokens, ascending; the rows of a batch share their steps.
+    """
+    steps = sorted(set(times))
+    if len(steps) < 3:
+        return None
+    return sum(time > steps[1] for time in times) / (steps[-1] - steps[1])
 
 
 def peak_nbytes() -> int | None:
@@ -71,12 +79,12 @@ def perplexity(steps: Sequence[Step]) -> float | None:
 
 
 def stats_line(head: dict[str, Any], n_prompt: int, times: Sequence[float], reason: str) -> str:
-    """One line of timings; decoding is timed from the first token to the last."""
+    """One line of timings; decoding is timed from the second token to the last."""
     told = timings(head, times)["timings"]
     first_s, rate = told["first_token_s"], told["decode_tokens_per_s"]
     if first_s is None:
         return f"load {told['load_s']:.2f} s | no token"
-    decode = f", {rate:.0f} tok/s" if rate else ""  # one token has no time between two
+    decode = f", {rate:.0f} tok/s" if rate else ""
     return (
         f"load {told['load_s']:.2f} s | first token {1000 * first_s:.0f} ms | "
         f"prefill {n_prompt} token{'s' * (n_prompt != 1)}, {n_prompt / first_s:.0f} tok/s | "

@@ -117,8 +117,9 @@ def generate(
             now = [history[row] for row in running]
             cache = _new_cache(model, now, capacity=longest + max(room) - 1)
             fed = _left_padded(now)
-        elif index == 1 and scripted:
-            next_logits = decode_step(model)
+        elif index == 1:
+            model.pack()
+            next_logits = decode_step(model) if scripted else next_logits
         logits = next_logits(fed.to(device), cache).select(1, -1).float().cpu()  # (B, V)
         rows = zip(logits.numpy()[:, :n_tokens], running, strict=True)
         kept = [_left(of, history[row], sampling) for of, row in rows]

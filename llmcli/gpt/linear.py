@@ -10,9 +10,11 @@ arXiv:1712.05877 and arXiv:2208.07339; groups of 32 weights in 4 bits, arXiv:221
 
 from __future__ import annotations
 
+import ctypes
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from functools import cache
 from threading import Lock
 from typing import Any, ClassVar
@@ -45,23 +47,24 @@ def scripted_onednn() -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
     return scripted(onednn)
 
 
-class Linear(nn.Linear):
-    """Weights in what is computed in, as a file may have them: those of a mapped file stay mapped.
+def product(x: Tensor, weight: Tensor, bias: Tensor | None, n_weights: int) -> Tensor:
+    """x W^T + b, by whom it is fastest; `n_weights` is a number while `weight.numel()` is traced.
 
     oneDNN multiplies large float32 matrices up to 2.7 times as fast as what torch would call, MKL,
     does on an AMD; small ones, and on one thread a single row, MKL.
     """
+    known = has_onednn() and x.dtype == torch.float32 and x.device.type == "cpu"
+    large = n_weights >= LARGE and torch.get_num_threads() > 1
+    if not (known and large) or x.dim() == 1 or torch.is_grad_enabled():
+        return F.linear(x, weight, bias)
+    return (scripted_onednn() if torch.jit.is_tracing() else onednn)(x, weight, bias)
+
+
+class Linear(nn.Linear):
+    """Weights in what is computed in, as a file may have them; of a mapped one they stay mapped."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dim() == 1 or torch.is_grad_enabled() or not self._is_for_onednn(x):
-            return super().forward(x)
-        product = scripted_onednn() if torch.jit.is_tracing() else onednn
-        return product(x, self.weight, self.bias)
-
-    def _is_for_onednn(self, x: Tensor) -> bool:
-        known = has_onednn() and x.dtype == torch.float32 and x.device.type == "cpu"
-        large = self.in_features * self.out_features >= LARGE
-        return known and large and torch.get_num_threads() > 1
+        return product(x, self.weight, self.bias, self.in_features * self.out_features)
 
 
 class OrderedLinear(nn.Module):
@@ -178,6 +181,33 @@ class PlainHalfLinear(nn.Module):
         if x.numel() == x.shape[-1]:
             return F.linear(x.half(), self.weight, self.bias).to(x.dtype)
         return by_chunks(x, self.weight, self.bias)
+
+
+class UnpackedHalfLinear(nn.Module):
+    """`HalfLinear` until `pack` makes it one, which takes a second for 124 M weights.
+
+    The weights are where the file has them, rounded to float16 as they are read: for the many rows
+    of a prompt that is as fast.
+    """
+
+    storage: ClassVar[str] = "float16"
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.source = weight
+        self.bias = None if bias is None else frozen(bias.float())
+
+    @property
+    def weight(self) -> Tensor:
+        """The stored weights: (out, in), fp32."""
+        return self.source.half().float()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return by_chunks(x, self.source, self.bias, torch.float16)
+
+    def packed(self) -> nn.Module:
+        """The layer that it is to become."""
+        return maker(self.storage, self.source.shape)(self.source, self.bias)
 
 
 class Int8Linear(nn.Module):
@@ -304,12 +334,15 @@ def to_int4(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return values.flatten(1).int(), scale, low
 
 
-def by_chunks(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x W^T + b with W (out, in) converted to x's dtype a chunk of rows at a time."""
+def by_chunks(
+    x: Tensor, weight: Tensor, bias: Tensor | None, rounded: torch.dtype | None = None
+) -> Tensor:
+    """x W^T + b with W (out, in) converted to x's dtype, `rounded` before, some rows at a time."""
     y = x.new_empty(*x.shape[:-1], len(weight))
     for part in chunks(weight, x.element_size()):
         b = None if bias is None else bias[part].to(x.dtype)
-        y[..., part] = F.linear(x, weight[part].to(x.dtype), b)
+        w = weight[part].to(rounded or weight.dtype).to(x.dtype)
+        y[..., part] = product(x, w, b, w.numel())
     return y
 
 
@@ -406,6 +439,36 @@ def storage_of(layer: nn.Module) -> str:
 def _has_vnni() -> bool:
     """Whether 8-bit products are summed without saturation; else weights get 7 bits."""
     return bool(getattr(torch.cpu, "_is_vnni_supported", lambda: False)())
+
+
+def pack(model: nn.Module) -> None:
+    """Pack the layers that were left unpacked, if there are any."""
+    layers = model.named_modules()
+    waiting = [(name, layer) for name, layer in layers if isinstance(layer, UnpackedHalfLinear)]
+    waiting.sort(key=lambda named: -named[1].source.numel())
+    replace(model, {name: layer.packed for name, layer in waiting})
+
+
+def replace(model: nn.Module, making: Mapping[str, Callable[[], nn.Module]]) -> None:
+    """Put what is made into the places named, as many at once as torch has threads.
+
+    The largest should come first: the others are made beside it.
+    """
+
+    def made(make: Callable[[], nn.Module]) -> nn.Module:
+        layer = make()
+        _trim()
+        return layer
+
+    with packing(), ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        for name, layer in zip(making, pool.map(made, making.values()), strict=True):
+            model.set_submodule(name, layer)
+
+
+def _trim() -> None:
+    """Give the system what was freed: glibc keeps holes between what stays, 280 MB on 124 M."""
+    with suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @contextmanager

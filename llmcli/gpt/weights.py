@@ -6,11 +6,9 @@ what does not fit. Pickle is never loaded.
 
 from __future__ import annotations
 
-import ctypes
 import re
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +20,7 @@ from torch import Tensor, nn
 from llmcli.checkpoint import TensorInfo, read_checkpoint
 from llmcli.config import ModelConfig
 from llmcli.errors import IntegrityError, UnsupportedModelError, shown, shown_path
-from llmcli.gpt.linear import maker, packing, packs
+from llmcli.gpt.linear import UnpackedHalfLinear, has_fbgemm, maker, packs, replace
 from llmcli.gpt.model import GPT
 
 
@@ -75,13 +73,15 @@ def load_model(
     storage: str = "float32",
     device: torch.device | str = "cpu",
     rows: int = 1,
+    unpacked: bool = False,
 ) -> GPT:
     """The model in `folder`, with weights in float32, bfloat16, float16, int8 or int4 (`storage`).
 
     What the file has so already stays memory-mapped. The last three are ways in which linear layers
     store their weights while everything is computed in fp32; a GPU computes in float16 itself.
     Where layers store weights in their own way, the token embedding stays as the file has it;
-    float32 they do so where a decode step will have many `rows`.
+    float32 they do so where a decode step will have many `rows`. `unpacked` leaves float16 to be
+    packed when `GPT.pack` is called, since a prompt needs no packed weights.
     Raises IntegrityError where the file and the config contradict each other.
     """
     on_cpu = torch.device(device).type == "cpu"
@@ -93,7 +93,8 @@ def load_model(
     sources = _match(folder, read_checkpoint(folder), model)
     weights: dict[str, Tensor] = {}
     if packed:
-        _store_linears(model, sources, storage)
+        later = unpacked and storage == "float16" and has_fbgemm()
+        _store_linears(model, sources, storage, later)
     left = {name for name, weight in model.named_parameters() if weight.is_meta}
     for name in sources.keys() & left:
         info, transposed = sources[name]
@@ -106,11 +107,10 @@ def load_model(
     return model.eval().requires_grad_(False)
 
 
-def _store_linears(model: GPT, sources: Mapping[str, Stored], storage: str) -> None:
-    """Make every linear layer one that stores its weights so.
+def _store_linears(model: GPT, sources: Mapping[str, Stored], storage: str, unpacked: bool) -> None:
+    """Make every linear layer one that stores its weights so, the largest first.
 
-    As many at once as torch has threads, the largest first: while it is converted there is little
-    else in memory.
+    While that is converted there is little else in memory.
     """
     names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     of = {name: sources[f"{name}.weight"] for name in names if f"{name}.weight" in sources}
@@ -118,25 +118,16 @@ def _store_linears(model: GPT, sources: Mapping[str, Stored], storage: str) -> N
 
     def made(name: str) -> nn.Module:
         info, transposed = of[name]
-        weight = _read(info, torch.float32, mapped=False)
+        weight = _read(info, DTYPES[info.dtype] if unpacked else torch.float32, mapped=False)
         weight = weight.t() if transposed else weight
         bias = sources.get(f"{name}.bias")
         # An error of the head goes straight into the logits: it keeps 8 bits.
         kind = "int8" if storage == "int4" and name == "head" else storage
-        layer = maker(kind, weight.shape)(weight, _read(bias.info, torch.float32) if bias else None)
-        _trim()
-        return layer
+        layer = UnpackedHalfLinear if unpacked else maker(kind, weight.shape)
+        return layer(weight, _read(bias.info, torch.float32) if bias else None)
 
     names.sort(key=lambda name: -of[name].info.nbytes)
-    with packing(), ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        for name, layer in zip(names, pool.map(made, names), strict=True):
-            model.set_submodule(name, layer)
-
-
-def _trim() -> None:
-    """Give the system what was freed: glibc keeps holes between what stays, 280 MB on 124 M."""
-    with suppress(OSError, AttributeError):  # another C library
-        ctypes.CDLL(None).malloc_trim(0)
+    replace(model, {name: partial(made, name) for name in names})
 
 
 def _read(info: TensorInfo, dtype: torch.dtype, mapped: bool = True) -> Tensor:

@@ -39,7 +39,7 @@ class TraceRun:
     finish_reason: str | None  # None: it was not finished
     perplexity: float | None
     first_token_s: float | None  # since it began
-    tokens_per_s: float | None  # after the first
+    tokens_per_s: float | None  # after the second, before which weights may have been packed
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,19 +125,22 @@ class _Sums:
     n: int = 0
     bits: float = 0.0
     first_s: float = 0.0
+    second_s: float = 0.0
     last_s: float = 0.0
     finish_reason: str | None = None
 
     def add(self, step: Step) -> None:
-        if not self.n:
+        if self.n == 0:
             self.first_s = step.time_s
+        elif self.n == 1:
+            self.second_s = step.time_s
         self.n += 1
         self.bits += step.surprisal_bits
         self.last_s = step.time_s
         self.finish_reason = step.finish_reason
 
     def row(self) -> TraceRun:
-        decode_s = self.last_s - self.first_s
+        decode_s = self.last_s - self.second_s
         return TraceRun(
             run=self.begun.run,
             prompt_id=self.begun.prompt_id,
@@ -147,7 +150,7 @@ class _Sums:
             finish_reason=self.finish_reason,
             perplexity=_perplexity(self.bits, self.n),
             first_token_s=self.first_s - self.begun.time_s if self.n else None,
-            tokens_per_s=(self.n - 1) / decode_s if decode_s > 0 else None,
+            tokens_per_s=(self.n - 2) / decode_s if self.n > 2 and decode_s > 0 else None,
         )
 
 
