@@ -35,8 +35,9 @@ MAY_IMPORT = {
     "gpt.cache": {"config"},
     "gpt.sampling": {"config"},
     "gpt.linear": set(),
-    "gpt.model": {"gpt.linear", "gpt.tap", "gpt.cache", "config"},
-    "gpt.weights": {"gpt.model", "gpt.linear", "config", "checkpoint", "errors"},
+    "gpt.packing": {"gpt.linear"},
+    "gpt.model": {"gpt.linear", "gpt.packing", "gpt.tap", "gpt.cache", "config"},
+    "gpt.weights": {"gpt.model", "gpt.linear", "gpt.packing", "config", "checkpoint", "errors"},
     "gpt.place": {"config", "errors"},
     "gpt.script": {"gpt.model", "gpt.cache"},
     "gpt.generation": {

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from llmcli.config import read_config
-from llmcli.gpt import linear
+from llmcli.gpt import linear, packing
 from llmcli.gpt.linear import (
     BFloat16Linear,
     HalfLinear,
@@ -24,8 +24,8 @@ from llmcli.gpt.linear import (
     PlainInt8Linear,
     SerialHalfLinear,
     UnpackedHalfLinear,
-    maker,
 )
+from llmcli.gpt.packing import maker
 from llmcli.gpt.place import choose
 from llmcli.gpt.weights import load_model
 
@@ -56,7 +56,7 @@ def made(kind, n_out=64, n_in=96, bias=True):
         pytest.skip(f"{kind.__name__}: this processor has no kernel")
     torch.manual_seed(1)
     weight = torch.randn(n_out, n_in) * torch.rand(n_out, 1)  # rows of different sizes
-    with linear.packing():
+    with packing.for_fbgemm():
         return kind(weight, torch.randn(n_out) if bias else None), weight
 
 
@@ -138,7 +138,7 @@ def test_without_vnni_sums_of_8_bit_products_do_not_saturate():
         pytest.skip("this processor has no kernel")
     code = """if True:
         import torch
-        from llmcli.gpt import linear
+        from llmcli.gpt import linear, packing
         linear._has_vnni = lambda: False
         x = torch.ones(1, 64)
         x[0, 0] = 0  # the range of 8 bits begins here
@@ -317,7 +317,7 @@ def test_quantize_and_another_dtype_contradict_each_other(llmcli, model_folder):
 def test_a_missing_kernel_is_said_and_the_text_still_comes(llmcli, model_folder, monkeypatch):
     arguments = ("generate", "Once", "-m", model_folder, "--max-new-tokens", 4, "--seed", 1,
                  "--quantize", "int8", "--json")  # fmt: skip
-    monkeypatch.setattr(linear, "has_fbgemm", lambda: False)
+    monkeypatch.setattr(packing, "has_fbgemm", lambda: False)
     run = llmcli(*arguments)
     assert run.exit_code == 0, run.stderr
     assert "no kernel for int8" in run.stderr

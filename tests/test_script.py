@@ -10,7 +10,7 @@ import torch
 from test_generation import PROMPT, WILD, run
 from test_model import ours
 
-from llmcli.gpt import generation, linear, script
+from llmcli.gpt import generation, linear, packing, script
 from llmcli.gpt.script import DecodeStep, decode_step
 from llmcli.gpt.weights import load_model
 
@@ -68,7 +68,7 @@ def test_one_step_serves_batches_with_padding_and_without_of_any_size(save_gpt2)
 
 @torch.inference_mode()
 def test_a_layer_that_treats_one_row_otherwise_is_not_written_down(save_gpt2, monkeypatch):
-    monkeypatch.setattr(linear, "has_fbgemm", lambda: False)
+    monkeypatch.setattr(packing, "has_fbgemm", lambda: False)
     model = load(save_gpt2, "float16")
     step = DecodeStep(model)
     for pads in [(0,), (0, 0)]:

@@ -123,7 +123,7 @@ def load(
     Raises ResourceError, before anything is loaded, where memory would not suffice.
     """
     from llmcli.budget import budget, check_fits
-    from llmcli.gpt.linear import missing_kernel
+    from llmcli.gpt.packing import missing_kernel
     from llmcli.gpt.place import choose, use_threads
     from llmcli.gpt.weights import load_model
 

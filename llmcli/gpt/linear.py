@@ -10,11 +10,8 @@ arXiv:1712.05877 and arXiv:2208.07339; groups of 32 weights in 4 bits, arXiv:221
 
 from __future__ import annotations
 
-import ctypes
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
 from functools import cache
 from threading import Lock
 from typing import Any, ClassVar
@@ -32,7 +29,6 @@ CHUNK_NBYTES = 8 << 20  # of weights converted at once: what the processor's cac
 SCRIPTING = Lock()  # layers are made side by side
 LARGE = 1 << 18  # weights of one matrix
 ROWS = 32  # of x that oneDNN orders weights for; fewer and more are as fast
-MANY = 8  # rows of a step that pay for ordering float32 weights, which takes some 30 steps' gain
 GROUP = 32  # weights that share a scale and a minimum in 4 bits
 
 
@@ -149,7 +145,7 @@ class SerialHalfLinear(nn.Module):
         self.bias = None if bias is None else frozen(bias.float())
         self.added = torch.zeros(self.n_out) if self.bias is None else self.bias
         self.packed = torch.fbgemm_pack_gemm_matrix_fp16(weight.float())
-        self(torch.zeros(1, self.n_in))  # the kernel's one warning comes here, in `packing`
+        self(torch.zeros(1, self.n_in))  # the kernel's one warning comes here
 
     @property
     def weight(self) -> Tensor:
@@ -184,7 +180,7 @@ class PlainHalfLinear(nn.Module):
 
 
 class UnpackedHalfLinear(nn.Module):
-    """`HalfLinear` until `pack` makes it one, which takes a second for 124 M weights.
+    """`HalfLinear` until `packing.pack` makes it one, which takes a second for 124 M weights.
 
     The weights are where the file has them, rounded to float16 as they are read: for the many rows
     of a prompt that is as fast.
@@ -204,10 +200,6 @@ class UnpackedHalfLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return by_chunks(x, self.source, self.bias, torch.float16)
-
-    def packed(self) -> nn.Module:
-        """The layer that it is to become."""
-        return maker(self.storage, self.source.shape)(self.source, self.bias)
 
 
 class Int8Linear(nn.Module):
@@ -229,7 +221,7 @@ class Int8Linear(nn.Module):
         self.sums = torch.cat([part.sum(dim=1, dtype=torch.int32) for part in parts])
         self.packed = torch.fbgemm_pack_quantized_matrix(values)
         self.shape = torch.empty(1, 1, dtype=torch.int8).expand(weight.shape)  # all it needs now
-        self(torch.zeros(1, weight.shape[1]))  # the kernel's one warning comes here, in `packing`
+        self(torch.zeros(1, weight.shape[1]))  # the kernel's one warning comes here
 
     @property
     def weight(self) -> Tensor:
@@ -366,44 +358,13 @@ def frozen(values: Tensor) -> nn.Parameter:
     return nn.Parameter(values, requires_grad=False)
 
 
-# --- which of them ---------------------------------------------------------------------------
-
-Make = Callable[[Tensor, "Tensor | None"], nn.Module]
-
-
-def packs(storage: str, rows: int) -> bool:
-    """Whether on a CPU layers store such weights in a way of their own, for steps of `rows` rows.
-
-    float32 stays as the file has it, mapped, unless there are many rows.
-    """
-    if storage == "float32":
-        return rows >= MANY and has_onednn() and torch.get_num_threads() > 1
-    return storage != "bfloat16" or has_bfloat16_kernel()
+def storage_of(layer: nn.Module) -> str:
+    """How a layer stores its weights: "float32", ..., "int8", "int4"."""
+    found = getattr(layer, "storage", None)
+    return found or str(layer.weight.dtype).removeprefix("torch.")
 
 
-def maker(storage: str, shape: Sequence[int]) -> Make:
-    """What stores weights of `shape` (out, in) so: the plain and slow layer if it must be.
-
-    A width that groups of 4-bit weights do not divide is stored in 8 bits.
-    """
-    if storage == "int4" and (shape[0] % 16 or shape[1] % GROUP):
-        storage = "int8"
-    half = SerialHalfLinear if torch.get_num_threads() == 1 else HalfLinear
-    return {
-        "float32": OrderedLinear,
-        "bfloat16": BFloat16Linear,
-        "float16": half if has_fbgemm() else PlainHalfLinear,
-        "int8": Int8Linear if has_fbgemm() else PlainInt8Linear,
-        "int4": Int4Linear if has_int4_kernel() else PlainInt4Linear,
-    }[storage]
-
-
-def missing_kernel(storage: str) -> str | None:
-    """What is missing on this machine to multiply such weights fast; None: nothing is."""
-    there = {"float16": has_fbgemm, "int8": has_fbgemm, "int4": has_int4_kernel}
-    if storage in there and not there[storage]():
-        return f"This processor, or build of torch, has no kernel for {storage}: slower, the same."
-    return None
+# --- what the processor and this build of torch have --------------------------------------------
 
 
 def has_fbgemm() -> bool:
@@ -430,60 +391,6 @@ def has_int4_kernel() -> bool:
     return fast and INT4_PRODUCT is not None
 
 
-def storage_of(layer: nn.Module) -> str:
-    """How a layer stores its weights: "float32", ..., "int8", "int4"."""
-    found = getattr(layer, "storage", None)
-    return found or str(layer.weight.dtype).removeprefix("torch.")
-
-
 def _has_vnni() -> bool:
     """Whether 8-bit products are summed without saturation; else weights get 7 bits."""
     return bool(getattr(torch.cpu, "_is_vnni_supported", lambda: False)())
-
-
-def pack(model: nn.Module) -> None:
-    """Pack the layers that were left unpacked, if there are any."""
-    layers = model.named_modules()
-    waiting = [(name, layer) for name, layer in layers if isinstance(layer, UnpackedHalfLinear)]
-    waiting.sort(key=lambda named: -named[1].source.numel())
-    replace(model, {name: layer.packed for name, layer in waiting})
-
-
-def replace(model: nn.Module, making: Mapping[str, Callable[[], nn.Module]]) -> None:
-    """Put what is made into the places named, as many at once as torch has threads.
-
-    The largest should come first: the others are made beside it.
-    """
-
-    def made(make: Callable[[], nn.Module]) -> nn.Module:
-        layer = make()
-        _trim()
-        return layer
-
-    with packing(), ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        for name, layer in zip(making, pool.map(made, making.values()), strict=True):
-            model.set_submodule(name, layer)
-
-
-def _trim() -> None:
-    """Give the system what was freed: glibc keeps holes between what stays, 280 MB on 124 M."""
-    with suppress(OSError, AttributeError):  # another C library
-        ctypes.CDLL(None).malloc_trim(0)
-
-
-@contextmanager
-def packing() -> Iterator[None]:
-    """While layers are made: packed for fbgemm, of which each packed weight remembers that it is.
-
-    These operators are announced to leave torch one day; the range in pyproject has them.
-    """
-    before = torch.backends.quantized.engine
-    if has_fbgemm():
-        torch.backends.quantized.engine = "fbgemm"
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "fbgemm_", UserWarning)
-            warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
-            yield
-    finally:
-        torch.backends.quantized.engine = before

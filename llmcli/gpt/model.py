@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from llmcli.config import ModelConfig
 from llmcli.gpt.cache import KVCache, Past
-from llmcli.gpt.linear import Linear, pack, storage_of
+from llmcli.gpt.linear import Linear, storage_of
+from llmcli.gpt.packing import pack
 from llmcli.gpt.tap import Tap
 
 NO_TAP = Tap()

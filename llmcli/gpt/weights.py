@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from llmcli.checkpoint import TensorInfo, read_checkpoint
 from llmcli.config import ModelConfig
 from llmcli.errors import IntegrityError, UnsupportedModelError, shown, shown_path
-from llmcli.gpt.linear import UnpackedHalfLinear, has_fbgemm, maker, packs, replace
+from llmcli.gpt.linear import UnpackedHalfLinear, has_fbgemm
 from llmcli.gpt.model import GPT
+from llmcli.gpt.packing import maker, packs, replace
 
 
 class Source(NamedTuple):
