@@ -44,10 +44,10 @@ def budget(
     return Budget(
         weights=int(config.n_parameters * PER_WEIGHT[storage]),
         cache=batch * tokens * config.kv_nbytes(4),
-        # In the prefill: the stream, its norm, q, k, v and z, the MLP twice; then the logits,
-        # of which sampling holds some ten copies.
+        # In the prefill: the stream, its norm, q, k, v and z, the MLP twice; then the logits
+        # twice, and of one row what sampling makes of it.
         activations=rows * (8 * config.n_embd + 2 * config.mlp_dim) * itemsize
-        + 10 * batch * config.vocab_size * 4,
+        + (2 * batch + 10) * config.vocab_size * 4,
         available=available_nbytes(),
     )
 

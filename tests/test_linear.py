@@ -270,6 +270,27 @@ def test_the_second_token_is_what_packs(folder):
     assert isinstance(model.head, type(packed.head))
 
 
+def test_without_cache_the_second_token_packs_too(folder):
+    from test_generation import run
+
+    if not linear.has_fbgemm():
+        pytest.skip("this processor has no kernel")
+    model = load_model(folder, read_config(folder), "float16", unpacked=True)
+    run(model, max_new_tokens=2, use_cache=False)
+    assert not any(isinstance(layer, UnpackedHalfLinear) for layer in model.modules())
+
+
+@pytest.mark.parametrize("kind", [HalfLinear, SerialHalfLinear, PlainHalfLinear])
+@pytest.mark.filterwarnings("ignore:FOUND weight out of range")
+@torch.inference_mode()
+def test_a_weight_too_large_for_float16_is_its_largest(kind):
+    weight = torch.tensor([[1e6, 1.0], [-1e5, 0.5]])
+    layers = [kind(weight, None), UnpackedHalfLinear(weight, None)]
+    for layer in layers:
+        assert layer.weight.tolist() == [[65504, 1], [-65504, 0.5]]
+        assert layer(torch.tensor([[1.0, 1.0], [0.0, 2.0]])).isfinite().all()
+
+
 @torch.inference_mode()
 def test_float32_for_many_rows_is_put_in_order_and_computes_the_same(folder, monkeypatch):
     if not linear.has_onednn():

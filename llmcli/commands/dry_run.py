@@ -57,7 +57,7 @@ def tell_budget(job: Job, place: Place, ids: Sequence[int], n_rows: int, json: b
 def _measured(
     job: Job, place: Place, ids: Sequence[int], n_rows: int
 ) -> tuple[float, float | None]:
-    """Seconds to the first token, and tokens a second after it, over a few tokens."""
+    """Seconds to the first token, and tokens a second after the second, over a few tokens."""
     ids = ids[: max(1, job.opened.config.n_ctx // 2)]
     model = load(job.opened, place, n_rows, len(ids) + MEASURED_TOKENS, unpacked=True)
     few = replace(job, max_new_tokens=MEASURED_TOKENS, stop_ids=frozenset(), stops=(), forced={})

@@ -268,8 +268,8 @@ def run_many(
         )
     lengths = [len(ids) for _, ids in todo]
     longest = max(lengths) + job.room(min(lengths))  # beside each other, a row is as wide as this
-    rows = min(batch_size, len(todo)) * num_samples
-    model = load(job.opened, place, rows, longest, unpacked=True)
+    rows, once = min(batch_size, len(todo)) * num_samples, len(todo) <= batch_size
+    model = load(job.opened, place, rows, longest, unpacked=once)
     some = todo[0][1]  # the changes are the same for any of them
     patch = patches_of(changes.plan(job.opened, some), model, some)
     tap = tap_for(patch, model, tracing.points if tracing else ())

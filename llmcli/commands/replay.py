@@ -70,7 +70,7 @@ def replay(
     past = open_past(path, run, model, quiet)
     place = place_of(past, place)
     longest = max(len(record.begun.ids) + len(record.steps) for record in past.records.values())
-    loaded = load(past.opened, place, 1, longest, unpacked=True)
+    loaded = load(past.opened, place, 1, longest, unpacked=len(past.records) == 1)
     dtype = loaded.storage
     allowed = tolerance(past.dtype, dtype)
     rows, steps = [], []

@@ -38,10 +38,12 @@ def header(
 
 def timings(head: dict[str, Any], times: Sequence[float]) -> dict[str, Any]:
     """Seconds to the first token and after it, tokens a second, and the process's peak memory."""
+    steps = _steps(times)
     return {
         "timings": {
             "load_s": head["load_s"],
             "first_token_s": times[0] if times else None,
+            "second_token_s": steps[1] if len(steps) > 1 else None,
             "decode_s": times[-1] - times[0] if times else 0.0,
             "decode_tokens_per_s": decode_rate(times),
         },
@@ -54,10 +56,14 @@ def decode_rate(times: Sequence[float]) -> float | None:
 
     `times` (s) are those of tokens, ascending; the rows of a batch share their steps.
     """
-    steps = sorted(set(times))
+    steps = _steps(times)
     if len(steps) < 3:
         return None
     return sum(time > steps[1] for time in times) / (steps[-1] - steps[1])
+
+
+def _steps(times: Sequence[float]) -> list[float]:
+    return sorted(set(times))
 
 
 def peak_nbytes() -> int | None:

@@ -80,7 +80,8 @@ def run_one(
     """Continue one prompt, as many times as asked for, and show it as it comes."""
     plan = changes.plan(job.opened, ids)
     started, n = time.perf_counter(), show.num_samples
-    model = load(job.opened, place, n, len(ids) + job.room(len(ids)), unpacked=True)
+    n_tokens = len(ids) + job.room(len(ids))
+    model = load(job.opened, place, n, n_tokens, unpacked=not show.baseline)
     load_s = time.perf_counter() - started
     patch = patches_of(plan, model, ids)
     tap = tap_for(patch, model, tracing.points if tracing else ())

@@ -126,10 +126,10 @@ class TracedJob(Job):
             self._begin(Begun(len(self.begun), tuple(ids), text, name, draw, start_s))
         k, lens = self.n_shown, self.lens() if self.lens else None
         pieces = super().run(model, prompts, draws, streams, tap)
-        with writing(self.path):
-            for piece in pieces:
+        for piece in pieces:
+            with writing(self.path):
                 self.writer.write(self._line(piece, first, start_s, lens))
-                yield Piece(_shown(piece.step, k), piece.text, piece.finish_reason)
+            yield Piece(_shown(piece.step, k), piece.text, piece.finish_reason)
 
     def _begin(self, begun: Begun) -> None:
         self.begun.append(begun)

@@ -170,7 +170,7 @@ class PlainHalfLinear(nn.Module):
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
-        self.weight = frozen(weight.half().contiguous())
+        self.weight = frozen(to_half(weight).contiguous())
         self.bias = None if bias is None else frozen(bias.half())
 
     def forward(self, x: Tensor) -> Tensor:
@@ -182,8 +182,8 @@ class PlainHalfLinear(nn.Module):
 class UnpackedHalfLinear(nn.Module):
     """`HalfLinear` until `packing.pack` makes it one, which takes a second for 124 M weights.
 
-    The weights are where the file has them, rounded to float16 as they are read: for the many rows
-    of a prompt that is as fast.
+    The weights are where the file has them, rounded to float16 as they are read: for the rows of
+    one prompt that takes longer, but by far less than to pack them.
     """
 
     storage: ClassVar[str] = "float16"
@@ -196,10 +196,10 @@ class UnpackedHalfLinear(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The stored weights: (out, in), fp32."""
-        return self.source.half().float()
+        return to_half(self.source).float()
 
     def forward(self, x: Tensor) -> Tensor:
-        return by_chunks(x, self.source, self.bias, torch.float16)
+        return by_chunks(x, self.source, self.bias, to_half)
 
 
 class Int8Linear(nn.Module):
@@ -307,6 +307,12 @@ class PlainInt4Linear(nn.Module):
         return F.linear(x.float(), self.weight, self.bias).to(x.dtype)
 
 
+def to_half(weight: Tensor) -> Tensor:
+    """float16, what is too large for it as the largest that it has, as the kernels do."""
+    most = torch.finfo(torch.float16).max
+    return weight.clamp(-most, most).half()
+
+
 def to_int8(weight: Tensor, most: int = 127) -> tuple[Tensor, Tensor]:
     """Integers (out, in) from -most to most and a scale (out,) with weight = integers * scale."""
     low, high = weight.aminmax(dim=1)
@@ -327,13 +333,16 @@ def to_int4(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def by_chunks(
-    x: Tensor, weight: Tensor, bias: Tensor | None, rounded: torch.dtype | None = None
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    rounded: Callable[[Tensor], Tensor] = lambda w: w,
 ) -> Tensor:
-    """x W^T + b with W (out, in) converted to x's dtype, `rounded` before, some rows at a time."""
+    """x W^T + b with W (out, in) `rounded` and converted to x's dtype, some rows at a time."""
     y = x.new_empty(*x.shape[:-1], len(weight))
     for part in chunks(weight, x.element_size()):
         b = None if bias is None else bias[part].to(x.dtype)
-        w = weight[part].to(rounded or weight.dtype).to(x.dtype)
+        w = rounded(weight[part]).to(x.dtype)
         y[..., part] = product(x, w, b, w.numel())
     return y
 

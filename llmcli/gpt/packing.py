@@ -45,14 +45,17 @@ def packs(storage: str, rows: int) -> bool:
     return storage != "bfloat16" or has_bfloat16_kernel()
 
 
-def maker(storage: str, shape: Sequence[int]) -> Make:
+def maker(storage: str, shape: Sequence[int], unpacked: bool = False) -> Make:
     """What stores weights of `shape` (out, in) so: the plain and slow layer if it must be.
 
-    A width that groups of 4-bit weights do not divide is stored in 8 bits.
+    A width that groups of 4-bit weights do not divide is stored in 8 bits. `unpacked` puts off what
+    takes long and can be done later, by `pack`.
     """
     if storage == "int4" and (shape[0] % 16 or shape[1] % GROUP):
         storage = "int8"
-    half = SerialHalfLinear if torch.get_num_threads() == 1 else HalfLinear
+    half: Make = SerialHalfLinear if torch.get_num_threads() == 1 else HalfLinear
+    if unpacked:
+        half = UnpackedHalfLinear
     return {
         "float32": OrderedLinear,
         "bfloat16": BFloat16Linear,

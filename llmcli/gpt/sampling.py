@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from llmcli.config import ORDER, Sampling
 
-Row = NDArray[np.float32]  # logits (V,), or (n,) where others were cut
+Row = NDArray[np.float32]  # logits (V,), or (n,) where others were cut; torch can share it
 Places = NDArray[np.int64]  # in a row, ascending
 
 # --- what changes logits: (V,) -> (V,) -----------------------------------------------------------
@@ -104,11 +104,13 @@ def _first(key: Row, probs: Row, among: Places, p: float) -> Places:
     return np.sort(order[:n])
 
 
+@np.errstate(all="ignore")  # what is no number is found where it counts
 def softmax(logits: Row) -> Row:
     exponentials = np.exp(logits - logits.max(initial=-math.inf))
     return exponentials / exponentials.sum()
 
 
+@np.errstate(all="ignore")
 def log_softmax(logits: Row) -> Row:
     logits = logits - logits.max(initial=-math.inf)
     return logits - np.log(np.exp(logits).sum())
@@ -201,7 +203,6 @@ class Left(NamedTuple):
         return logprobs.tolist()
 
 
-@np.errstate(all="ignore")
 def left(logits: Row, sampling: Sampling, counts: Row | None = None) -> Left:
     """What is left of `logits` (V,), if anything: what is not -inf in `filtered`.
 

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from llmcli.checkpoint import TensorInfo, read_checkpoint
 from llmcli.config import ModelConfig
 from llmcli.errors import IntegrityError, UnsupportedModelError, shown, shown_path
-from llmcli.gpt.linear import UnpackedHalfLinear, has_fbgemm
 from llmcli.gpt.model import GPT
 from llmcli.gpt.packing import maker, packs, replace
 
@@ -94,8 +93,7 @@ def load_model(
     sources = _match(folder, read_checkpoint(folder), model)
     weights: dict[str, Tensor] = {}
     if packed:
-        later = unpacked and storage == "float16" and has_fbgemm()
-        _store_linears(model, sources, storage, later)
+        _store_linears(model, sources, storage, unpacked)
     left = {name for name, weight in model.named_parameters() if weight.is_meta}
     for name in sources.keys() & left:
         info, transposed = sources[name]
@@ -119,12 +117,12 @@ def _store_linears(model: GPT, sources: Mapping[str, Stored], storage: str, unpa
 
     def made(name: str) -> nn.Module:
         info, transposed = of[name]
-        weight = _read(info, DTYPES[info.dtype] if unpacked else torch.float32, mapped=False)
+        weight = _read(info, DTYPES[info.dtype], mapped=False)
         weight = weight.t() if transposed else weight
         bias = sources.get(f"{name}.bias")
         # An error of the head goes straight into the logits: it keeps 8 bits.
         kind = "int8" if storage == "int4" and name == "head" else storage
-        layer = UnpackedHalfLinear if unpacked else maker(kind, weight.shape)
+        layer = maker(kind, weight.shape, unpacked)
         return layer(weight, _read(bias.info, torch.float32) if bias else None)
 
     names.sort(key=lambda name: -of[name].info.nbytes)
