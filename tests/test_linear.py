@@ -291,6 +291,47 @@ def test_a_weight_too_large_for_float16_is_its_largest(kind):
         assert layer(torch.tensor([[1.0, 1.0], [0.0, 2.0]])).isfinite().all()
 
 
+@pytest.mark.parametrize("storage", TOLERANCE)
+@torch.inference_mode()
+def test_a_file_read_in_many_parts_is_loaded_as_in_one(storage, folder, monkeypatch):
+    config, ids = read_config(folder), torch.arange(12)[None]
+    whole = load_model(folder, config, storage, unpacked=True)(ids)
+    monkeypatch.setattr(linear, "CHUNK_NBYTES", 64 * 4 * 7)  # not a divisor of any width
+    torch.testing.assert_close(load_model(folder, config, storage, unpacked=True)(ids), whole)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux for what a process holds")
+@pytest.mark.parametrize("storage", ["float16", "int8"])
+def test_of_a_large_matrix_only_a_part_is_in_memory_at_once(storage, save_gpt2):
+    """A prompt through 100 MB of weights: unpacked, or the quarter of them that 8 bits take."""
+    if not linear.has_fbgemm():
+        pytest.skip("this processor has no kernel")
+    folder, _ = save_gpt2(vocab_size=50257, n_embd=512, n_layer=1, n_head=4)
+    code = f"""if True:
+        from pathlib import Path
+        import torch
+        from llmcli.config import read_config
+        from llmcli.gpt.weights import load_model
+
+        def mib(key):
+            status = Path("/proc/self/status").read_text()
+            return int(status.split(key + ":")[1].split()[0]) >> 10
+
+        torch.set_num_threads(1)
+        ids = torch.arange(8)[None]
+        torch.nn.Linear(8, 8)(torch.ones(1, 8))
+        config = read_config(Path({str(folder)!r}))
+        Path("/proc/self/clear_refs").write_text("5")  # forget the peak
+        before = mib("VmRSS")
+        with torch.inference_mode():
+            load_model(Path({str(folder)!r}), config, {storage!r}, unpacked=True)(ids)
+        print(mib("VmHWM") - before)
+    """
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 90
+
+
 @torch.inference_mode()
 def test_float32_for_many_rows_is_put_in_order_and_computes_the_same(folder, monkeypatch):
     if not linear.has_onednn():

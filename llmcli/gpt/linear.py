@@ -11,10 +11,10 @@ arXiv:1712.05877 and arXiv:2208.07339; groups of 32 weights in 4 bits, arXiv:221
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from threading import Lock
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +30,17 @@ SCRIPTING = Lock()  # layers are made side by side
 LARGE = 1 << 18  # weights of one matrix
 ROWS = 32  # of x that oneDNN orders weights for; fewer and more are as fast
 GROUP = 32  # weights that share a scale and a minimum in 4 bits
+
+
+class Rows(Protocol):
+    """A matrix (out, in) that is read by its rows: a tensor, or one that still lies in a file.
+
+    What reads some rows at a time need not have all of a file's in memory at once.
+    """
+
+    @property
+    def shape(self) -> Sequence[int]: ...
+    def __getitem__(self, rows: slice, /) -> Tensor: ...
 
 
 def onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -69,11 +80,10 @@ class OrderedLinear(nn.Module):
     storage: ClassVar[str] = "float32"
     dtype: ClassVar[torch.dtype] = torch.float32
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+    def __init__(self, weight: Rows, bias: Tensor | None) -> None:
         super().__init__()
-        weight = weight.to(self.dtype).contiguous()
         self.bias = None if bias is None else frozen(bias.to(self.dtype))
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(as_dtype(weight, self.dtype), ROWS)
         self.product = scripted(OrderedProduct(self.packed, self.bias))
 
     @property
@@ -104,10 +114,10 @@ class HalfLinear(nn.Module):
 
     storage: ClassVar[str] = "float16"
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+    def __init__(self, weight: Rows, bias: Tensor | None) -> None:
         super().__init__()
         self.bias = None if bias is None else frozen(bias.float())
-        self.packed = torch.ops.quantized.linear_prepack_fp16(weight.float(), self.bias)
+        self.packed = torch.ops.quantized.linear_prepack_fp16(weight[:].float(), self.bias)
         self.product = scripted(HalfProduct(self.packed))
 
     @property
@@ -139,12 +149,12 @@ class SerialHalfLinear(nn.Module):
 
     storage: ClassVar[str] = "float16"
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+    def __init__(self, weight: Rows, bias: Tensor | None) -> None:
         super().__init__()
         self.n_out, self.n_in = weight.shape
         self.bias = None if bias is None else frozen(bias.float())
         self.added = torch.zeros(self.n_out) if self.bias is None else self.bias
-        self.packed = torch.fbgemm_pack_gemm_matrix_fp16(weight.float())
+        self.packed = torch.fbgemm_pack_gemm_matrix_fp16(weight[:].float())
         self(torch.zeros(1, self.n_in))  # the kernel's one warning comes here
 
     @property
@@ -168,9 +178,9 @@ class PlainHalfLinear(nn.Module):
 
     storage: ClassVar[str] = "float16"
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+    def __init__(self, weight: Rows, bias: Tensor | None) -> None:
         super().__init__()
-        self.weight = frozen(to_half(weight).contiguous())
+        self.weight = frozen(to_half(weight[:]).contiguous())
         self.bias = None if bias is None else frozen(bias.half())
 
     def forward(self, x: Tensor) -> Tensor:
@@ -188,7 +198,7 @@ class UnpackedHalfLinear(nn.Module):
 
     storage: ClassVar[str] = "float16"
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+    def __init__(self, weight: Rows, bias: Tensor | None) -> None:
         super().__init__()
         self.source = weight
         self.bias = None if bias is None else frozen(bias.float())
@@ -196,7 +206,7 @@ class UnpackedHalfLinear(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The stored weights: (out, in), fp32."""
-        return to_half(self.source).float()
+        return to_half(self.source[:]).float()
 
     def forward(self, x: Tensor) -> Tensor:
         return by_chunks(x, self.source, self.bias, to_half)
@@ -211,7 +221,7 @@ class Int8Linear(nn.Module):
 
     storage: ClassVar[str] = "int8"
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+    def __init__(self, weight: Rows, bias: Tensor | None) -> None:
         super().__init__()
         values, scale = to_int8(weight, 127 if _has_vnni() else 63)
         self.scale = frozen(scale)
@@ -220,7 +230,7 @@ class Int8Linear(nn.Module):
         parts = (values[part] for part in chunks(values, 4))  # of 4 bytes a weight while summed
         self.sums = torch.cat([part.sum(dim=1, dtype=torch.int32) for part in parts])
         self.packed = torch.fbgemm_pack_quantized_matrix(values)
-        self.shape = torch.empty(1, 1, dtype=torch.int8).expand(weight.shape)  # all it needs now
+        self.shape = torch.empty(1, 1, dtype=torch.int8).expand(values.shape)  # all it needs now
         self(torch.zeros(1, weight.shape[1]))  # the kernel's one warning comes here
 
     @property
@@ -243,7 +253,7 @@ class PlainInt8Linear(nn.Module):
 
     storage: ClassVar[str] = "int8"
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+    def __init__(self, weight: Rows, bias: Tensor | None) -> None:
         super().__init__()
         values, scale = to_int8(weight)
         self.values, self.scale = frozen(values), frozen(scale)
@@ -263,7 +273,7 @@ class Int4Linear(nn.Module):
 
     storage: ClassVar[str] = "int4"
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+    def __init__(self, weight: Rows, bias: Tensor | None) -> None:
         super().__init__()
         values, scale, minimum = to_int4(weight)
         middle = minimum + 8 * scale  # the kernel computes (value - 8) * scale + middle
@@ -290,7 +300,7 @@ class PlainInt4Linear(nn.Module):
 
     storage: ClassVar[str] = "int4"
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+    def __init__(self, weight: Rows, bias: Tensor | None) -> None:
         super().__init__()
         values, scale, minimum = to_int4(weight)
         self.pairs = frozen((values[:, ::2] << 4 | values[:, 1::2]).to(torch.uint8))
@@ -313,19 +323,29 @@ def to_half(weight: Tensor) -> Tensor:
     return weight.clamp(-most, most).half()
 
 
-def to_int8(weight: Tensor, most: int = 127) -> tuple[Tensor, Tensor]:
-    """Integers (out, in) from -most to most and a scale (out,) with weight = integers * scale."""
-    low, high = weight.aminmax(dim=1)
-    scale = torch.maximum(-low, high).float().clamp(min=1e-12) / most
-    values = torch.empty(weight.shape, dtype=torch.int8)
+def as_dtype(weight: Rows, dtype: torch.dtype) -> Tensor:
+    """The whole matrix in `dtype`, one row after the other: (out, in)."""
+    whole = torch.empty(tuple(weight.shape), dtype=dtype)
     for part in chunks(weight, 4):
-        values[part] = (weight[part] / scale[part, None]).round_()
+        whole[part] = weight[part]
+    return whole
+
+
+def to_int8(weight: Rows, most: int = 127) -> tuple[Tensor, Tensor]:
+    """Integers (out, in) from -most to most and a scale (out,) with weight = integers * scale."""
+    values = torch.empty(tuple(weight.shape), dtype=torch.int8)
+    scale = torch.empty(len(values))
+    for part in chunks(weight, 4):
+        rows = weight[part]
+        low, high = rows.aminmax(dim=1)
+        scale[part] = torch.maximum(-low, high).float().clamp(min=1e-12) / most
+        values[part] = (rows / scale[part, None]).round_()
     return values, scale
 
 
-def to_int4(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def to_int4(weight: Rows) -> tuple[Tensor, Tensor, Tensor]:
     """Integers (out, in) from 0 to 15, scales and minima (out, in / GROUP) of their groups."""
-    groups = weight.float().unflatten(1, (-1, GROUP))
+    groups = weight[:].float().unflatten(1, (-1, GROUP))
     low, high = groups.aminmax(dim=2)
     scale = ((high - low) / 15).clamp(min=1e-8)
     values = ((groups - low[..., None]) / scale[..., None]).round_().clamp_(0, 15)
@@ -334,12 +354,12 @@ def to_int4(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def by_chunks(
     x: Tensor,
-    weight: Tensor,
+    weight: Rows,
     bias: Tensor | None,
     rounded: Callable[[Tensor], Tensor] = lambda w: w,
 ) -> Tensor:
     """x W^T + b with W (out, in) `rounded` and converted to x's dtype, some rows at a time."""
-    y = x.new_empty(*x.shape[:-1], len(weight))
+    y = x.new_empty(*x.shape[:-1], weight.shape[0])
     for part in chunks(weight, x.element_size()):
         b = None if bias is None else bias[part].to(x.dtype)
         w = rounded(weight[part]).to(x.dtype)
@@ -347,10 +367,10 @@ def by_chunks(
     return y
 
 
-def chunks(weight: Tensor, itemsize: int) -> Iterator[slice]:
+def chunks(weight: Rows, itemsize: int) -> Iterator[slice]:
     """Rows of `weight` (out, in), as many at once as make CHUNK_NBYTES at `itemsize` bytes each."""
     n = max(1, CHUNK_NBYTES // (weight.shape[1] * itemsize))
-    return (slice(start, start + n) for start in range(0, len(weight), n))
+    return (slice(start, start + n) for start in range(0, weight.shape[0], n))
 
 
 def scripted(function: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,7 @@ from llmcli.gpt.linear import (
     PlainHalfLinear,
     PlainInt4Linear,
     PlainInt8Linear,
+    Rows,
     SerialHalfLinear,
     UnpackedHalfLinear,
     has_bfloat16_kernel,
@@ -32,7 +34,7 @@ from llmcli.gpt.linear import (
 
 MANY = 8  # rows of a step that pay for ordering float32 weights, which takes some 30 steps' gain
 
-Make = Callable[[Tensor, "Tensor | None"], nn.Module]
+Make = Callable[[Rows, "Tensor | None"], nn.Module]
 
 
 def packs(storage: str, rows: int) -> bool:
@@ -77,7 +79,7 @@ def pack(model: nn.Module) -> None:
     """Pack the layers that were left unpacked, if there are any."""
     layers = model.named_modules()
     waiting = [(name, layer) for name, layer in layers if isinstance(layer, UnpackedHalfLinear)]
-    waiting.sort(key=lambda named: -named[1].source.numel())
+    waiting.sort(key=lambda named: -math.prod(named[1].source.shape))
     replace(model, {name: partial(_packed, layer) for name, layer in waiting})
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -31,11 +32,23 @@ class Source(NamedTuple):
     transposed: bool = False
 
 
-class Stored(NamedTuple):
-    """A tensor of a file, and whether ours is its transpose."""
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A tensor of a file as ours is, the transpose of it or not; a matrix is read by its rows.
+
+    They are mapped anew each time, and so in memory only while they are used.
+    """
 
     info: TensorInfo
     transposed: bool
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.info.shape[::-1] if self.transposed else self.info.shape
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        """Those rows of ours, in the file's dtype."""
+        return _mapped(self.info).t()[rows] if self.transposed else _mapped(self.info, rows)
 
 
 # GPT-2 as Hugging Face stores it; `{}` is the layer. None: known and ignored.
@@ -96,10 +109,10 @@ def load_model(
         _store_linears(model, sources, storage, unpacked)
     left = {name for name, weight in model.named_parameters() if weight.is_meta}
     for name in sources.keys() & left:
-        info, transposed = sources[name]
+        info = sources[name].info
         as_it_is = packed and name == "token_embedding.weight"
         weight = _read(info, DTYPES[info.dtype] if as_it_is else dtype).to(device)
-        weights[name] = weight.t() if transposed else weight
+        weights[name] = weight.t() if sources[name].transposed else weight
     model.load_state_dict(weights, strict=False, assign=True)
     if config.tie_embeddings and not packed:
         model.head.weight = model.token_embedding.weight
@@ -116,9 +129,7 @@ def _store_linears(model: GPT, sources: Mapping[str, Stored], storage: str, unpa
     of.setdefault("head", sources["token_embedding.weight"])  # where they are tied
 
     def made(name: str) -> nn.Module:
-        info, transposed = of[name]
-        weight = _read(info, DTYPES[info.dtype], mapped=False)
-        weight = weight.t() if transposed else weight
+        weight = of[name]
         bias = sources.get(f"{name}.bias")
         # An error of the head goes straight into the logits: it keeps 8 bits.
         kind = "int8" if storage == "int4" and name == "head" else storage
@@ -129,14 +140,23 @@ def _store_linears(model: GPT, sources: Mapping[str, Stored], storage: str, unpa
     replace(model, {name: partial(made, name) for name in names})
 
 
-def _read(info: TensorInfo, dtype: torch.dtype, mapped: bool = True) -> Tensor:
-    """A tensor of a file in `dtype`; if it is stored so, and may be, memory-mapped."""
-    stored = DTYPES[info.dtype]
-    if stored == dtype and mapped:
-        with safe_open(info.file, framework="pt") as file:
-            return file.get_tensor(info.name)
-    raw = np.memmap(info.file, np.uint8, "c", offset=info.start, shape=(info.nbytes,))
-    return torch.from_numpy(raw).view(stored).view(info.shape).to(dtype)
+def _read(info: TensorInfo, dtype: torch.dtype) -> Tensor:
+    """A tensor of a file in `dtype`; memory-mapped if it is stored so."""
+    if DTYPES[info.dtype] != dtype:
+        return _mapped(info).to(dtype)
+    with safe_open(info.file, framework="pt") as file:
+        return file.get_tensor(info.name)
+
+
+def _mapped(info: TensorInfo, rows: slice = slice(None)) -> Tensor:
+    """The tensor, or some of its rows, mapped until nobody has it any more."""
+    start, stop, _ = rows.indices(info.shape[0])
+    row_nbytes = info.nbytes // info.shape[0]
+    n_bytes = (stop - start) * row_nbytes
+    at = info.start + start * row_nbytes
+    raw = np.memmap(info.file, np.uint8, "c", offset=at, shape=(n_bytes,))
+    stored = torch.from_numpy(raw).view(DTYPES[info.dtype])
+    return stored.view(stop - start, *info.shape[1:])
 
 
 def _match(folder: Path, infos: Mapping[str, TensorInfo], model: GPT) -> dict[str, Stored]:
