@@ -163,11 +163,11 @@ def test_one_thread_has_a_kernel_of_its_own():
         torch.set_num_threads(threads)
 
 
-def test_a_large_matrix_is_converted_in_chunks_and_all_of_it_is(monkeypatch):
+def test_a_large_matrix_is_converted_in_parts_and_all_of_it_is(monkeypatch):
     layer, weight = made(PlainHalfLinear, n_out=70)
     x = torch.randn(9, 96)
     whole = layer(x)
-    monkeypatch.setattr(linear, "CHUNK_NBYTES", 96 * 4 * 16)
+    monkeypatch.setattr(linear, "PART_NBYTES", 96 * 4 * 16)
     torch.testing.assert_close(layer(x), whole)
     torch.testing.assert_close(whole, x @ weight.t() + layer.bias, atol=0.1, rtol=0.01)
 
@@ -296,7 +296,7 @@ def test_a_weight_too_large_for_float16_is_its_largest(kind):
 def test_a_file_read_in_many_parts_is_loaded_as_in_one(storage, folder, monkeypatch):
     config, ids = read_config(folder), torch.arange(12)[None]
     whole = load_model(folder, config, storage, unpacked=True)(ids)
-    monkeypatch.setattr(linear, "CHUNK_NBYTES", 64 * 4 * 7)  # not a divisor of any width
+    monkeypatch.setattr(linear, "PART_NBYTES", 64 * 4 * 7)  # not a divisor of any width
     torch.testing.assert_close(load_model(folder, config, storage, unpacked=True)(ids), whole)
 
 

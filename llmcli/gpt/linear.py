@@ -25,7 +25,8 @@ SERIAL_HALF_PRODUCT = torch.fbgemm_linear_fp16_weight_fp32_activation
 INT8_PRODUCT = torch.fbgemm_linear_int8_weight_fp32_activation
 INT4_PRODUCT: Any = getattr(torch.ops.aten, "_weight_int4pack_mm_for_cpu", None)
 
-CHUNK_NBYTES = 8 << 20  # of weights converted at once: what the processor's caches hold
+PART_NBYTES = 2 << 20  # of weights converted at once: what the processor's caches hold
+HELD = 1 << 24  # weights of a matrix that is read as a whole: a layer's, and not the head's
 SCRIPTING = Lock()  # layers are made side by side
 LARGE = 1 << 18  # weights of one matrix
 ROWS = 32  # of x that oneDNN orders weights for; fewer and more are as fast
@@ -170,7 +171,7 @@ class SerialHalfLinear(nn.Module):
 
 
 class PlainHalfLinear(nn.Module):
-    """The weights of `HalfLinear` without its kernel: one row as it is, more converted in chunks.
+    """The weights of `HalfLinear` without its kernel: one row as it is, more converted in parts.
 
     A processor multiplies a float16 matrix by one vector as fast as it reads it, and two matrices
     very slowly.
@@ -186,7 +187,7 @@ class PlainHalfLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.numel() == x.shape[-1]:
             return F.linear(x.half(), self.weight, self.bias).to(x.dtype)
-        return by_chunks(x, self.weight, self.bias)
+        return by_parts(x, self.weight, self.bias)
 
 
 class UnpackedHalfLinear(nn.Module):
@@ -209,7 +210,7 @@ class UnpackedHalfLinear(nn.Module):
         return to_half(self.source[:]).float()
 
     def forward(self, x: Tensor) -> Tensor:
-        return by_chunks(x, self.source, self.bias, to_half)
+        return by_parts(x, self.source, self.bias, to_half)
 
 
 class Int8Linear(nn.Module):
@@ -227,8 +228,8 @@ class Int8Linear(nn.Module):
         self.scale = frozen(scale)
         self.bias = None if bias is None else frozen(bias.float())
         self.added = torch.zeros_like(scale) if self.bias is None else self.bias / scale
-        parts = (values[part] for part in chunks(values, 4))  # of 4 bytes a weight while summed
-        self.sums = torch.cat([part.sum(dim=1, dtype=torch.int32) for part in parts])
+        summed = [part.sum(dim=1, dtype=torch.int32) for _, part in parts(values, 4)]
+        self.sums = torch.cat(summed)
         self.packed = torch.fbgemm_pack_quantized_matrix(values)
         self.shape = torch.empty(1, 1, dtype=torch.int8).expand(values.shape)  # all it needs now
         self(torch.zeros(1, weight.shape[1]))  # the kernel's one warning comes here
@@ -249,7 +250,7 @@ class Int8Linear(nn.Module):
 
 
 class PlainInt8Linear(nn.Module):
-    """The weights of `Int8Linear`, multiplied without its kernel: converted, a chunk at a time."""
+    """The weights of `Int8Linear`, multiplied without its kernel: converted, a part at a time."""
 
     storage: ClassVar[str] = "int8"
 
@@ -264,7 +265,7 @@ class PlainInt8Linear(nn.Module):
         return self.values * self.scale[:, None]
 
     def forward(self, x: Tensor) -> Tensor:
-        y = by_chunks(x, self.values, None) * self.scale.to(x.dtype)
+        y = by_parts(x, self.values, None) * self.scale.to(x.dtype)
         return y if self.bias is None else y + self.bias.to(x.dtype)
 
 
@@ -296,7 +297,7 @@ class Int4Linear(nn.Module):
 
 
 class PlainInt4Linear(nn.Module):
-    """The weights of `Int4Linear` without its kernel: two to a byte, converted in chunks."""
+    """The weights of `Int4Linear` without its kernel: two to a byte, converted in parts."""
 
     storage: ClassVar[str] = "int4"
 
@@ -326,8 +327,8 @@ def to_half(weight: Tensor) -> Tensor:
 def as_dtype(weight: Rows, dtype: torch.dtype) -> Tensor:
     """The whole matrix in `dtype`, one row after the other: (out, in)."""
     whole = torch.empty(tuple(weight.shape), dtype=dtype)
-    for part in chunks(weight, 4):
-        whole[part] = weight[part]
+    for where, part in parts(weight, 4):
+        whole[where] = part
     return whole
 
 
@@ -335,11 +336,10 @@ def to_int8(weight: Rows, most: int = 127) -> tuple[Tensor, Tensor]:
     """Integers (out, in) from -most to most and a scale (out,) with weight = integers * scale."""
     values = torch.empty(tuple(weight.shape), dtype=torch.int8)
     scale = torch.empty(len(values))
-    for part in chunks(weight, 4):
-        rows = weight[part]
-        low, high = rows.aminmax(dim=1)
-        scale[part] = torch.maximum(-low, high).float().clamp(min=1e-12) / most
-        values[part] = (rows / scale[part, None]).round_()
+    for where, part in parts(weight, 4):
+        low, high = part.aminmax(dim=1)
+        scale[where] = torch.maximum(-low, high).float().clamp(min=1e-12) / most
+        values[where] = (part / scale[where, None]).round_()
     return values, scale
 
 
@@ -352,7 +352,7 @@ def to_int4(weight: Rows) -> tuple[Tensor, Tensor, Tensor]:
     return values.flatten(1).int(), scale, low
 
 
-def by_chunks(
+def by_parts(
     x: Tensor,
     weight: Rows,
     bias: Tensor | None,
@@ -360,17 +360,21 @@ def by_chunks(
 ) -> Tensor:
     """x W^T + b with W (out, in) `rounded` and converted to x's dtype, some rows at a time."""
     y = x.new_empty(*x.shape[:-1], weight.shape[0])
-    for part in chunks(weight, x.element_size()):
-        b = None if bias is None else bias[part].to(x.dtype)
-        w = rounded(weight[part]).to(x.dtype)
-        y[..., part] = product(x, w, b, w.numel())
+    for where, part in parts(weight, x.element_size()):
+        w = rounded(part).to(x.dtype)
+        b = None if bias is None else bias[where].to(x.dtype)
+        y[..., where] = product(x, w, b, w.numel())
     return y
 
 
-def chunks(weight: Rows, itemsize: int) -> Iterator[slice]:
-    """Rows of `weight` (out, in), as many at once as make CHUNK_NBYTES at `itemsize` bytes each."""
-    n = max(1, CHUNK_NBYTES // (weight.shape[1] * itemsize))
-    return (slice(start, start + n) for start in range(0, weight.shape[0], n))
+def parts(weight: Rows, itemsize: int) -> Iterator[tuple[slice, Tensor]]:
+    """Rows of `weight` (out, in), as many at once as make PART_NBYTES at `itemsize` bytes each."""
+    n_out, n_in = weight.shape
+    n = max(1, PART_NBYTES // (n_in * itemsize))
+    weight = weight[:] if n_out * n_in <= HELD else weight
+    for start in range(0, n_out, n):
+        where = slice(start, start + n)
+        yield where, weight[where]
 
 
 def scripted(function: Any) -> Any:
