@@ -63,7 +63,7 @@ def read_checkpoint(folder: Path) -> dict[str, TensorInfo]:
     try:
         names = set(os.listdir(folder))
     except OSError as error:
-        raise _unreadable(folder, error) from error
+        raise unreadable(folder, error) from error
     if _WEIGHTS in names:
         return read_header(folder / _WEIGHTS)
     if _INDEX in names:
@@ -199,7 +199,7 @@ def _opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
         with path.open("rb") as file:
             yield file, os.fstat(file.fileno()).st_size
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
 
 
 def _parse_object(path: Path, text: bytes) -> dict[str, Any]:
@@ -260,7 +260,8 @@ def _no_weights(folder: Path, names: set[str]) -> NotFoundError | UnsupportedMod
     )
 
 
-def _unreadable(path: Path, error: OSError) -> NotFoundError:
+def unreadable(path: Path, error: OSError) -> NotFoundError:
+    """What to say where the system refuses a file of weights."""
     reason = error.strerror or type(error).__name__
     return NotFoundError(
         f"{shown_path(path)} cannot be read: {reason}.", "Check the path and its permissions."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from unittest.mock import Mock
@@ -12,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from llmcli.config import read_config
-from llmcli.gpt import linear, packing
+from llmcli.gpt import linear, packing, rounding
 from llmcli.gpt.linear import (
     BFloat16Linear,
     HalfLinear,
@@ -105,7 +106,7 @@ def test_a_large_plain_layer_is_torchs_and_has_gradients(shape, transposed, monk
 
 def test_8_bit_weights_are_those_of_torch():
     weight = made(PlainInt8Linear)[1]
-    values, scale = linear.to_int8(weight)
+    values, scale = rounding.to_int8(weight)
     zero = torch.zeros(len(scale), dtype=torch.int32)
     theirs = torch.fake_quantize_per_channel_affine(weight, scale, zero, 0, -127, 127)
     torch.testing.assert_close(values * scale[:, None], theirs)
@@ -138,7 +139,7 @@ def test_without_vnni_sums_of_8_bit_products_do_not_saturate():
         pytest.skip("this processor has no kernel")
     code = """if True:
         import torch
-        from llmcli.gpt import linear, packing
+        from llmcli.gpt import linear, packing, rounding
         linear._has_vnni = lambda: False
         x = torch.ones(1, 64)
         x[0, 0] = 0  # the range of 8 bits begins here
@@ -167,7 +168,7 @@ def test_a_large_matrix_is_converted_in_parts_and_all_of_it_is(monkeypatch):
     layer, weight = made(PlainHalfLinear, n_out=70)
     x = torch.randn(9, 96)
     whole = layer(x)
-    monkeypatch.setattr(linear, "PART_NBYTES", 96 * 4 * 16)
+    monkeypatch.setattr(rounding, "PART_NBYTES", 96 * 4 * 16)
     torch.testing.assert_close(layer(x), whole)
     torch.testing.assert_close(whole, x @ weight.t() + layer.bias, atol=0.1, rtol=0.01)
 
@@ -280,15 +281,17 @@ def test_without_cache_the_second_token_packs_too(folder):
     assert not any(isinstance(layer, UnpackedHalfLinear) for layer in model.modules())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("kind", [HalfLinear, SerialHalfLinear, PlainHalfLinear])
 @pytest.mark.filterwarnings("ignore:FOUND weight out of range")
 @torch.inference_mode()
-def test_a_weight_too_large_for_float16_is_its_largest(kind):
-    weight = torch.tensor([[1e6, 1.0], [-1e5, 0.5]])
+def test_a_weight_too_large_for_float16_is_its_largest(kind, dtype):
+    weight = torch.tensor([[1e6, 1.0], [-1e5, 0.5]], dtype=dtype)
     layers = [kind(weight, None), UnpackedHalfLinear(weight, None)]
     for layer in layers:
         assert layer.weight.tolist() == [[65504, 1], [-65504, 0.5]]
         assert layer(torch.tensor([[1.0, 1.0], [0.0, 2.0]])).isfinite().all()
+        assert layer(torch.tensor([[0.0, 7e4]]))[0, 1] == pytest.approx(3.5e4, rel=0.1)
 
 
 @pytest.mark.parametrize("storage", TOLERANCE)
@@ -296,8 +299,25 @@ def test_a_weight_too_large_for_float16_is_its_largest(kind):
 def test_a_file_read_in_many_parts_is_loaded_as_in_one(storage, folder, monkeypatch):
     config, ids = read_config(folder), torch.arange(12)[None]
     whole = load_model(folder, config, storage, unpacked=True)(ids)
-    monkeypatch.setattr(linear, "PART_NBYTES", 64 * 4 * 7)  # not a divisor of any width
+    monkeypatch.setattr(rounding, "PART_NBYTES", 64 * 4 * 7)  # not a divisor of any width
     torch.testing.assert_close(load_model(folder, config, storage, unpacked=True)(ids), whole)
+
+
+@torch.inference_mode()
+def test_a_file_that_is_replaced_after_loading_is_still_the_one_that_is_read(folder, tmp_path):
+    from conftest import random_gpt2
+
+    path = tmp_path / "model"
+    shutil.copytree(folder, path)
+    config, ids = read_config(path), torch.arange(12)[None]
+    model = load_model(path, config, "float16", unpacked=True)
+    expected = model(ids)
+    random_gpt2(seed=6, n_embd=64, vocab_size=160).save_pretrained(tmp_path / "other")
+    (tmp_path / "other" / "model.safetensors").replace(path / "model.safetensors")
+    torch.testing.assert_close(model(ids), expected, atol=0, rtol=0)
+    shutil.rmtree(path)
+    model.pack()
+    torch.testing.assert_close(model(ids), expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux for what a process holds")

@@ -3,45 +3,30 @@
 Each layer here maps x (..., in) to x W^T + b (..., out) like `nn.Linear`, computes in x's dtype as
 far as its kernel does, and has `weight` (out, in), whatever it stores. One row of x, a decode step,
 waits for the bytes of W: what reads fewer of them is faster. Knows no model and no files.
-
-Sources: weights as integers with a scale per output channel, activations quantised as they come,
-arXiv:1712.05877 and arXiv:2208.07339; groups of 32 weights in 4 bits, arXiv:2210.17323.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from functools import cache
 from threading import Lock
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from llmcli.gpt.rounding import GROUP, Rows, as_dtype, parts, to_half, to_int4, to_int8
 
 # Bound once: to find an operator by its name takes as long as a small one does.
 SERIAL_HALF_PRODUCT = torch.fbgemm_linear_fp16_weight_fp32_activation
 INT8_PRODUCT = torch.fbgemm_linear_int8_weight_fp32_activation
 INT4_PRODUCT: Any = getattr(torch.ops.aten, "_weight_int4pack_mm_for_cpu", None)
 
-PART_NBYTES = 2 << 20  # of weights converted at once: what the processor's caches hold
-HELD = 1 << 24  # weights of a matrix that is read as a whole: a layer's, and not the head's
 SCRIPTING = Lock()  # layers are made side by side
 LARGE = 1 << 18  # weights of one matrix
 ROWS = 32  # of x that oneDNN orders weights for; fewer and more are as fast
-GROUP = 32  # weights that share a scale and a minimum in 4 bits
-
-
-class Rows(Protocol):
-    """A matrix (out, in) that is read by its rows: a tensor, or one that still lies in a file.
-
-    What reads some rows at a time need not have all of a file's in memory at once.
-    """
-
-    @property
-    def shape(self) -> Sequence[int]: ...
-    def __getitem__(self, rows: slice, /) -> Tensor: ...
 
 
 def onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -174,7 +159,7 @@ class PlainHalfLinear(nn.Module):
     """The weights of `HalfLinear` without its kernel: one row as it is, more converted in parts.
 
     A processor multiplies a float16 matrix by one vector as fast as it reads it, and two matrices
-    very slowly.
+    very slowly. The vector and the product are then rounded to float16, too.
     """
 
     storage: ClassVar[str] = "float16"
@@ -186,7 +171,7 @@ class PlainHalfLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.numel() == x.shape[-1]:
-            return F.linear(x.half(), self.weight, self.bias).to(x.dtype)
+            return F.linear(to_half(x), self.weight, self.bias).to(x.dtype)
         return by_parts(x, self.weight, self.bias)
 
 
@@ -297,7 +282,7 @@ class Int4Linear(nn.Module):
 
 
 class PlainInt4Linear(nn.Module):
-    """The weights of `Int4Linear` without its kernel: two to a byte, converted in parts."""
+    """The weights of `Int4Linear` without its kernel: two to a byte, converted at each call."""
 
     storage: ClassVar[str] = "int4"
 
@@ -318,40 +303,6 @@ class PlainInt4Linear(nn.Module):
         return F.linear(x.float(), self.weight, self.bias).to(x.dtype)
 
 
-def to_half(weight: Tensor) -> Tensor:
-    """float16, what is too large for it as the largest that it has, as the kernels do."""
-    most = torch.finfo(torch.float16).max
-    return weight.clamp(-most, most).half()
-
-
-def as_dtype(weight: Rows, dtype: torch.dtype) -> Tensor:
-    """The whole matrix in `dtype`, one row after the other: (out, in)."""
-    whole = torch.empty(tuple(weight.shape), dtype=dtype)
-    for where, part in parts(weight, 4):
-        whole[where] = part
-    return whole
-
-
-def to_int8(weight: Rows, most: int = 127) -> tuple[Tensor, Tensor]:
-    """Integers (out, in) from -most to most and a scale (out,) with weight = integers * scale."""
-    values = torch.empty(tuple(weight.shape), dtype=torch.int8)
-    scale = torch.empty(len(values))
-    for where, part in parts(weight, 4):
-        low, high = part.aminmax(dim=1)
-        scale[where] = torch.maximum(-low, high).float().clamp(min=1e-12) / most
-        values[where] = (part / scale[where, None]).round_()
-    return values, scale
-
-
-def to_int4(weight: Rows) -> tuple[Tensor, Tensor, Tensor]:
-    """Integers (out, in) from 0 to 15, scales and minima (out, in / GROUP) of their groups."""
-    groups = weight[:].float().unflatten(1, (-1, GROUP))
-    low, high = groups.aminmax(dim=2)
-    scale = ((high - low) / 15).clamp(min=1e-8)
-    values = ((groups - low[..., None]) / scale[..., None]).round_().clamp_(0, 15)
-    return values.flatten(1).int(), scale, low
-
-
 def by_parts(
     x: Tensor,
     weight: Rows,
@@ -365,16 +316,6 @@ def by_parts(
         b = None if bias is None else bias[where].to(x.dtype)
         y[..., where] = product(x, w, b, w.numel())
     return y
-
-
-def parts(weight: Rows, itemsize: int) -> Iterator[tuple[slice, Tensor]]:
-    """Rows of `weight` (out, in), as many at once as make PART_NBYTES at `itemsize` bytes each."""
-    n_out, n_in = weight.shape
-    n = max(1, PART_NBYTES // (n_in * itemsize))
-    weight = weight[:] if n_out * n_in <= HELD else weight
-    for start in range(0, n_out, n):
-        where = slice(start, start + n)
-        yield where, weight[where]
 
 
 def scripted(function: Any) -> Any:

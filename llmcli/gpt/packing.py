@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from llmcli.gpt.linear import (
-    GROUP,
     BFloat16Linear,
     HalfLinear,
     Int4Linear,
@@ -23,7 +22,6 @@ from llmcli.gpt.linear import (
     PlainHalfLinear,
     PlainInt4Linear,
     PlainInt8Linear,
-    Rows,
     SerialHalfLinear,
     UnpackedHalfLinear,
     has_bfloat16_kernel,
@@ -31,6 +29,7 @@ from llmcli.gpt.linear import (
     has_int4_kernel,
     has_onednn,
 )
+from llmcli.gpt.rounding import GROUP, Rows
 
 MANY = 8  # rows of a step that pay for ordering float32 weights, which takes some 30 steps' gain
 
@@ -70,9 +69,10 @@ def maker(storage: str, shape: Sequence[int], unpacked: bool = False) -> Make:
 def missing_kernel(storage: str) -> str | None:
     """What is missing on this machine to multiply such weights fast; None: nothing is."""
     there = {"float16": has_fbgemm, "int8": has_fbgemm, "int4": has_int4_kernel}
-    if storage in there and not there[storage]():
-        return f"This processor, or build of torch, has no kernel for {storage}: slower, the same."
-    return None
+    if storage not in there or there[storage]():
+        return None
+    cost = "a token at a time is rounded to it" if storage == "float16" else "slower, the same"
+    return f"This processor, or build of torch, has no kernel for {storage}: {cost}."
 
 
 def pack(model: nn.Module) -> None:

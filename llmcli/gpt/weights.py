@@ -6,6 +6,7 @@ what does not fit. Pickle is never loaded.
 
 from __future__ import annotations
 
+import mmap
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,12 +14,10 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
-from llmcli.checkpoint import TensorInfo, read_checkpoint
+from llmcli.checkpoint import TensorInfo, read_checkpoint, unreadable
 from llmcli.config import ModelConfig
 from llmcli.errors import IntegrityError, UnsupportedModelError, shown, shown_path
 from llmcli.gpt.model import GPT
@@ -32,13 +31,36 @@ class Source(NamedTuple):
     transposed: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """A tensor of a file as ours is, the transpose of it or not; a matrix is read by its rows.
+class File:
+    """A file of weights: the one that was opened, whatever its path names by now.
 
-    They are mapped anew each time, and so in memory only while they are used.
+    Raises NotFoundError where it cannot be read.
     """
 
+    def __init__(self, path: Path) -> None:
+        try:
+            self.raw = path.open("rb")
+        except OSError as error:
+            raise unreadable(path, error) from error
+
+    def __del__(self) -> None:
+        if hasattr(self, "raw"):
+            self.raw.close()
+
+    def mapped(self, start: int, nbytes: int) -> Tensor:
+        """So many bytes of it, in memory only as long as somebody has the tensor: uint8."""
+        before = start % mmap.ALLOCATIONGRANULARITY
+        pages = mmap.mmap(
+            self.raw.fileno(), before + nbytes, access=mmap.ACCESS_COPY, offset=start - before
+        )
+        return torch.frombuffer(pages, dtype=torch.uint8, offset=before, count=nbytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A tensor of a file as ours is, or the `transposed` of it; a matrix is read by its rows."""
+
+    file: File
     info: TensorInfo
     transposed: bool
 
@@ -47,8 +69,13 @@ class Stored:
         return self.info.shape[::-1] if self.transposed else self.info.shape
 
     def __getitem__(self, rows: slice) -> Tensor:
-        """Those rows of ours, in the file's dtype."""
-        return _mapped(self.info).t()[rows] if self.transposed else _mapped(self.info, rows)
+        """Those rows of ours, in the file's dtype, mapped for as long as somebody has them."""
+        info = self.info
+        start, stop, _ = (slice(None) if self.transposed else rows).indices(info.shape[0])
+        row_nbytes = info.nbytes // info.shape[0]
+        raw = self.file.mapped(info.start + start * row_nbytes, (stop - start) * row_nbytes)
+        theirs = raw.view(DTYPES[info.dtype]).view(stop - start, *info.shape[1:])
+        return theirs.t()[rows] if self.transposed else theirs
 
 
 # GPT-2 as Hugging Face stores it; `{}` is the layer. None: known and ignored.
@@ -109,10 +136,9 @@ def load_model(
         _store_linears(model, sources, storage, unpacked)
     left = {name for name, weight in model.named_parameters() if weight.is_meta}
     for name in sources.keys() & left:
-        info = sources[name].info
+        weight = sources[name][:]
         as_it_is = packed and name == "token_embedding.weight"
-        weight = _read(info, DTYPES[info.dtype] if as_it_is else dtype).to(device)
-        weights[name] = weight.t() if sources[name].transposed else weight
+        weights[name] = weight.to(device, weight.dtype if as_it_is else dtype)
     model.load_state_dict(weights, strict=False, assign=True)
     if config.tie_embeddings and not packed:
         model.head.weight = model.token_embedding.weight
@@ -129,39 +155,19 @@ def _store_linears(model: GPT, sources: Mapping[str, Stored], storage: str, unpa
     of.setdefault("head", sources["token_embedding.weight"])  # where they are tied
 
     def made(name: str) -> nn.Module:
-        weight = of[name]
-        bias = sources.get(f"{name}.bias")
+        weight, bias = of[name], sources.get(f"{name}.bias")
         # An error of the head goes straight into the logits: it keeps 8 bits.
         kind = "int8" if storage == "int4" and name == "head" else storage
-        layer = maker(kind, weight.shape, unpacked)
-        return layer(weight, _read(bias.info, torch.float32) if bias else None)
+        return maker(kind, weight.shape, unpacked)(weight, bias[:].float() if bias else None)
 
     names.sort(key=lambda name: -of[name].info.nbytes)
     replace(model, {name: partial(made, name) for name in names})
 
 
-def _read(info: TensorInfo, dtype: torch.dtype) -> Tensor:
-    """A tensor of a file in `dtype`; memory-mapped if it is stored so."""
-    if DTYPES[info.dtype] != dtype:
-        return _mapped(info).to(dtype)
-    with safe_open(info.file, framework="pt") as file:
-        return file.get_tensor(info.name)
-
-
-def _mapped(info: TensorInfo, rows: slice = slice(None)) -> Tensor:
-    """The tensor, or some of its rows, mapped until nobody has it any more."""
-    start, stop, _ = rows.indices(info.shape[0])
-    row_nbytes = info.nbytes // info.shape[0]
-    n_bytes = (stop - start) * row_nbytes
-    at = info.start + start * row_nbytes
-    raw = np.memmap(info.file, np.uint8, "c", offset=at, shape=(n_bytes,))
-    stored = torch.from_numpy(raw).view(DTYPES[info.dtype])
-    return stored.view(stop - start, *info.shape[1:])
-
-
 def _match(folder: Path, infos: Mapping[str, TensorInfo], model: GPT) -> dict[str, Stored]:
     """Which tensor fills which parameter of ours; all that does not fit goes into one error."""
     expected = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
+    files = {path: File(path) for path in {info.file for info in infos.values()}}
     found: dict[str, Stored] = {}
     wrong: list[str] = []
     for their_name, info in infos.items():
@@ -184,7 +190,7 @@ def _match(folder: Path, infos: Mapping[str, TensorInfo], model: GPT) -> dict[st
                 f"{told} is stored as {info.dtype}.", f"Supported: {', '.join(DTYPES)}."
             )
         else:
-            found[source.name] = Stored(info, source.transposed)
+            found[source.name] = Stored(files[info.file], info, source.transposed)
     missing = {_their_name(name) for name in expected} - {
         i.name.removeprefix(PREFIX) for i in infos.values()
     }
