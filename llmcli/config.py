@@ -104,6 +104,18 @@ class Sampling:
         return bool(self.repetition_penalty != 1 or self.presence_penalty or self.frequency_penalty)
 
 
+# The least and the most of each number; whole ones where these are.
+RANGES: dict[str, tuple[float, float]] = {
+    "repetition_penalty": (1e-3, 1e3),
+    "presence_penalty": (-1e3, 1e3),
+    "frequency_penalty": (-1e3, 1e3),
+    "penalty_window": (0, 2**63 - 1),
+    "temperature": (0.0, 1e3),
+    "top_k": (0, 2**63 - 1),
+    "top_p": (0.0, 1.0),
+    "min_p": (0.0, 1.0),
+    "typical_p": (0.0, 1.0),
+}
 MIN_TEMPERATURE = 0.001  # but for 0: less divides logits by nothing
 SENSIBLE = Sampling(temperature=0.8, top_p=0.95)
 GREEDY = Sampling(temperature=0.0)
@@ -128,14 +140,12 @@ def read_sampling(folder: Path) -> Sampling:
     raw = _read_object(path) if path.exists() else {}
     if raw.get("do_sample") is False or raw.get("temperature") == 0:
         return GREEDY
-    return Sampling(
-        repetition_penalty=_number(raw, "repetition_penalty", 1.0, 1e-3, 1e3),
-        temperature=_number(raw, "temperature", SENSIBLE.temperature, MIN_TEMPERATURE, 1000.0),
-        top_k=int(_number(raw, "top_k", SENSIBLE.top_k, 0, MAX_SIZE)),
-        top_p=_number(raw, "top_p", SENSIBLE.top_p, 0.0, 1.0),
-        min_p=_number(raw, "min_p", 0.0, 0.0, 1.0),
-        typical_p=_number(raw, "typical_p", 1.0, 0.0, 1.0),
-    )
+    ranges = {**RANGES, "temperature": (MIN_TEMPERATURE, 1e3), "top_k": (0, MAX_SIZE)}
+    names = ("repetition_penalty", "temperature", "top_k", "top_p", "min_p", "typical_p")
+    known: dict[str, Any] = {
+        name: _number(raw, name, getattr(SENSIBLE, name), *ranges[name]) for name in names
+    }
+    return Sampling(**{**known, "top_k": int(known["top_k"])})
 
 
 # --- GPT-2 ---------------------------------------------------------------------------------------

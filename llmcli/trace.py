@@ -177,6 +177,8 @@ class Reader:
                         self.damaged.append(Damage(0, f"the rest is no gzip ({error})"))
                         return
                     data = inflate.unconsumed_tail
+                    if inflate.eof:  # another gzip may follow, as when two are put together
+                        data, inflate = inflate.unused_data, zlib.decompressobj(wbits=31)
 
     def _read(self) -> bytes:
         try:

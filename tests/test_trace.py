@@ -18,7 +18,8 @@ from conftest import FABLE, edit_json
 from test_cli import PACKAGE_SCHEMAS, assert_fails
 
 from llmcli.errors import IntegrityError
-from llmcli.inspection.trace import view
+from llmcli.inspection.replay import compared, verdict
+from llmcli.inspection.trace import in_words, view
 from llmcli.trace import Reader, Writer, records
 from llmcli.trace_lines import Begun, Choice, Step, json_text, kl_bits, step_line
 
@@ -440,6 +441,29 @@ def test_a_resampled_run_that_is_not_the_same_says_where(traced, shown):
     assert shown("generate", "--replay", path)["views"][0]["passed"]  # the numbers are the same
 
 
+def test_a_resampled_run_of_the_same_tokens_is_the_same_text_whatever_its_logprobs():
+    ours = compared([(step(0), 0.5, None)], 1, 0, math.inf)
+    assert ours.first_difference is None
+    said = "the same text, its logprobs beyond what float16 allows"
+    assert verdict("resampled", [ours], "float16", 0.02) == said
+    assert verdict("resampled", [ours], "int8", 0.5) == "the same text"
+    assert compared([(step(0), 0.5, None)], 2, 0, math.inf).first_difference == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"stop": ["The end", "x"]}, "--stop 'The end' --stop x"),
+        ({"keep_stop": True, "top_k": 5}, "--keep-stop --top-k 5"),
+        ({"bias": [[262, 2.0], [7, None]]}, "--bias id:262=+2 --bias id:7=-inf"),
+        ({"bias": [3]}, "--bias 3"),
+        ({"force": [[0, 5], [1, 6]], "top_p": 1.0}, "--force 2 steps"),
+    ],
+)
+def test_options_are_told_as_they_are_typed(options, words):
+    assert in_words(options) == words
+
+
 def test_a_run_goes_on_from_any_step_as_it_did(traced, llmcli):
     path = traced("--num-samples", 2, "--temperature", 1.1, "--force", "9=50")
     for start in (0, 5, 9):
@@ -510,6 +534,15 @@ def test_gzip_that_breaks_anywhere_is_read_up_to_there(traced):
             assert len(list(Reader(path))) >= whole.count(b"\n") - 1
 
 
+def test_a_trace_of_several_gzip_members_is_read_as_one(traced):
+    path = traced(name="run.jsonl.gz")
+    lines = gzip.decompress(path.read_bytes()).splitlines(keepends=True)
+    path.write_bytes(b"".join(gzip.compress(line) for line in lines))
+    reader = Reader(path)
+    assert len(list(reader)) == len(lines) - 1
+    assert not reader.damaged
+
+
 @pytest.mark.parametrize(
     ("content", "code", "said"),
     [
@@ -539,7 +572,12 @@ def test_what_is_no_trace_is_refused_in_a_sentence(llmcli, tmp_path, content, co
 def test_options_that_make_no_sense_are_a_damaged_header(traced, llmcli):
     path = traced()
     lines = path.read_text().splitlines(keepends=True)
-    for changes in ({"temperature": "hot"}, {"bias": [1]}, {"stop_ids": None}, {"force": [[1]]}):
+    for changes in (
+        {"temperature": "hot"}, {"temperature": -1}, {"top_p": math.nan}, {"top_k": 2.5},
+        {"top_k": True}, {"repetition_penalty": 0}, {"max_new_tokens": 30.5}, {"bias": [1]},
+        {"bias": [[10**6, 1]]}, {"bias": [[5, math.inf]]}, {"stop_ids": None}, {"force": [[1]]},
+        {"force": [[1, -1]]}, {"force": [[0.5, 1]]},
+    ):  # fmt: skip
         head = json.loads(lines[0])
         head["options"].update(changes)
         path.write_text(json.dumps(head) + "\n" + "".join(lines[1:]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from llmcli.commands.files import tell_damage
 from llmcli.commands.job import Job
-from llmcli.commands.loading import Opened, open_model
+from llmcli.commands.loading import MAX_BIAS, Opened, open_model
 from llmcli.commands.traced import hashes
-from llmcli.config import Sampling
+from llmcli.config import RANGES, Sampling
 from llmcli.errors import IntegrityError, UsageError, shown
 from llmcli.trace import Reader, Record, records
-from llmcli.trace_lines import Step
+from llmcli.trace_lines import MAX_INT, Step
 
 if TYPE_CHECKING:
     from llmcli.commands.changes import Changes
@@ -39,9 +40,11 @@ class Past:
         """How its tokens were drawn."""
         options = self.header["options"]
         with _header_of(self.name):
-            bias = tuple((int(id), _number(value)) for id, value in options["bias"])
-            names = [name for name in Sampling.__slots__ if name != "bias"]
-            return Sampling(bias=bias, **{name: options[name] + 0 for name in names})
+            bias = tuple((self._id(id), _bias(value)) for id, value in options["bias"])
+            numbers: dict[str, Any] = {
+                name: _within(options[name], *RANGES[name]) for name in RANGES
+            }
+            return Sampling(bias=bias, **numbers)
 
     @property
     def record(self) -> Record:
@@ -51,15 +54,21 @@ class Past:
     def job(self, record: Record | None = None) -> Job:
         """What drew this text, by default the first."""
         options = self.header["options"]
+        forced = options.get("force", ())
         with _header_of(self.name):
             return Job(
-                self.opened, self.sampling, self.header["seed"], options["max_new_tokens"] + 0,
-                stop_ids=frozenset(map(int, options["stop_ids"])),
-                hidden_ids=frozenset(map(int, options["hidden_ids"])),
+                self.opened, self.sampling, self.header["seed"],
+                int(_within(options["max_new_tokens"], 1, MAX_INT)),
+                stop_ids=frozenset(map(self._id, options["stop_ids"])),
+                hidden_ids=frozenset(map(self._id, options["hidden_ids"])),
                 stops=tuple(map(str, options["stop"])), keep_stop=bool(options["keep_stop"]),
-                forced={int(step): int(id) for step, id in options["force"]},
+                forced={int(_within(step, 0, MAX_INT)): self._id(id) for step, id in forced},
                 use_cache=bool(options["cache"]), draw=(record or self.record).begun.draw,
             )  # fmt: skip
+
+    def _id(self, value: Any) -> int:
+        """One of the vocabulary, or ValueError."""
+        return int(_within(value, 0, self.opened.config.vocab_size - 1))
 
     def changes(self, given: Mapping[str, Any] | None = None) -> Changes:
         """The changes in force: those `given`, where there are any, else the recorded ones."""
@@ -175,5 +184,13 @@ def _header_of(name: str) -> Iterator[None]:
         ) from error
 
 
-def _number(value: Any) -> float:
-    return float("-inf") if value is None else float(value)
+def _within(value: Any, low: float, high: float) -> float:
+    """A number in its range, a whole one where `low` is; else ValueError."""
+    whole = type(low) is int
+    if type(value) not in ((int,) if whole else (int, float)) or not low <= value <= high:
+        raise ValueError(f"{shown(repr(value), 40)} is not from {low} to {high}")
+    return float(value) if not whole else int(value)
+
+
+def _bias(value: Any) -> float:
+    return -math.inf if value is None else _within(value, -MAX_BIAS, MAX_BIAS)

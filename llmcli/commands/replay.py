@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmcli.commands.changes import patches_of, tap_for
+from llmcli.commands.changes import Changes, patches_of, tap_for
 from llmcli.commands.job import Job
 from llmcli.commands.loading import load
 from llmcli.commands.options import Place
@@ -72,12 +73,12 @@ def replay(
     longest = max(len(record.begun.ids) + len(record.steps) for record in past.records.values())
     loaded = load(past.opened, place, 1, longest, unpacked=len(past.records) == 1)
     dtype = loaded.storage
-    allowed = tolerance(past.dtype, dtype)
+    allowed, changes = tolerance(past.dtype, dtype), past.changes()
     rows, steps = [], []
     for number, record in past.records.items():
-        made = list(_again(past, record, loaded, resample, use_cache))
+        made = list(_again(past, record, changes, loaded, resample, use_cache))
         n = len(record.steps)
-        rows.append(compared(made, n, number, allowed))
+        rows.append(compared(made, n, number, math.inf if resample else allowed))
         steps += made
     how = "resampled" if resample else "forced"
     return Replay(
@@ -91,7 +92,7 @@ def replay(
         max_difference=max((row.max_difference for row in rows), default=0.0),
         tolerance=allowed,
         passed=all(row.first_difference is None for row in rows),
-        verdict=verdict(how, rows, max(past.dtype, dtype, key=TOLERANCE.__getitem__)),
+        verdict=verdict(how, rows, max(past.dtype, dtype, key=TOLERANCE.__getitem__), allowed),
         facts=tuple(_facts(past, loaded)),
         runs=tuple(rows),
         worst=worst(steps),
@@ -110,7 +111,7 @@ def place_of(past: Past, place: Place) -> Place:
 
 
 def _again(
-    past: Past, record: Record, model: GPT, resample: bool, use_cache: bool
+    past: Past, record: Record, changes: Changes, model: GPT, resample: bool, use_cache: bool
 ) -> Iterator[tuple[Step, float, Token | None]]:
     """Each recorded step, how far its logprobs are off here, and the token drawn if another."""
     from llmcli.inspection.values import Token
@@ -128,7 +129,7 @@ def _again(
         job = replace(job, max_new_tokens=n, forced=dict(enumerate(record.ids)), stops=())
     elif not finished:
         job = replace(job, max_new_tokens=n)
-    tap = tap_for(patches_of(past.changes().plan(past.opened, ids), model, ids), model)
+    tap = tap_for(patches_of(changes.plan(past.opened, ids), model, ids), model)
     pieces = job.run(model, [ids], [job.draw], job.streams(1), tap)
     for recorded, piece in zip(record.steps, pieces, strict=False):
         step = piece.step

@@ -33,7 +33,7 @@ class ReplayRun:
     n_tokens: int  # recorded
     n_compared: int  # steps that both computed after the same tokens
     n_identical: int  # whose logprobs are the recorded ones to the last digit
-    first_difference: int | None  # the first step with another token, or beyond the tolerance
+    first_difference: int | None  # a step with another token or, if forced, beyond the tolerance
     max_difference: float
 
 
@@ -81,7 +81,10 @@ NOTES = (
 def compared(
     steps: Sequence[tuple[Step, float, Token | None]], n_tokens: int, run: int, tolerance: float
 ) -> ReplayRun:
-    """One text, from each step's difference and the token that was drawn instead, if another."""
+    """One text, from each step's difference and the token that was drawn instead, if another.
+
+    With an infinite `tolerance` it is the tokens alone that make a difference.
+    """
     apart = [
         step.index for step, difference, drawn in steps if drawn or not difference <= tolerance
     ]
@@ -105,11 +108,16 @@ def worst(steps: Sequence[tuple[Step, float, Token | None]]) -> tuple[ReplayStep
     )
 
 
-def verdict(how: str, runs: Sequence[ReplayRun], dtype: str) -> str:
+def verdict(how: str, runs: Sequence[ReplayRun], dtype: str, tolerance: float) -> str:
     """The whole in a sentence."""
     apart = sum(run.first_difference is not None for run in runs)
+    near = all(run.max_difference <= tolerance for run in runs)
     if how == "resampled":
-        return f"another text in {apart} of {len(runs)} runs" if apart else "the same text"
+        if apart:
+            return f"another text in {apart} of {len(runs)} runs"
+        return (
+            "the same text" if near else f"the same text, its logprobs beyond what {dtype} allows"
+        )
     if apart:
         return f"not the same in {apart} of {len(runs)} runs"
     if all(run.n_identical == run.n_compared for run in runs):

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Mapping
+import shlex
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -291,21 +292,46 @@ def token(choice: Choice) -> Token:
 
 
 def in_words(options: Mapping[str, Any]) -> str:
-    """The options that matter, as they would be typed: "--temperature 0.7 --top-p 0.95"."""
-    return " ".join(f"{name} {value}" for name, value in said(options).items())
+    """The options that matter, as they would be typed: "--temperature 0.7 --stop 'The end'"."""
+    return " ".join(
+        f"{name} {value}".rstrip() for name, values in _typed(options) for value in values
+    )
 
 
 def said(options: Mapping[str, Any]) -> dict[str, str]:
     """The options that do something, each in a few words."""
+    return {name: " ".join(values) or "yes" for name, values in _typed(options)}
+
+
+def _typed(options: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
+    """Each option that does something, with what follows it every time that it is typed."""
     off = {"repetition_penalty": 1.0, "top_p": 1.0, "typical_p": 1.0}
-    words = {}
     for name, value in options.items():
         if name in (*CHANGES, "steer_prompt", "stop_ids", "hidden_ids", "cache", "reference"):
             continue
         if name == "temperature" or value not in (off.get(name), None, False, 0, 0.0, []):
-            forced = name == "force" and isinstance(value, list)
-            words[f"--{name.replace('_', '-')}"] = f"{len(value)} steps" if forced else f"{value}"
-    return words
+            yield f"--{name.replace('_', '-')}", _words(name, value)
+
+
+def _words(name: str, value: Any) -> list[str]:
+    if value is True:
+        return [""]
+    if not isinstance(value, list):
+        return [f"{value}"]
+    if name == "force":
+        return [f"{len(value)} steps"]
+    if name == "bias":
+        return [_bias(entry) for entry in value]
+    return [shlex.quote(f"{each}") for each in value]
+
+
+def _bias(entry: Any) -> str:
+    match entry:
+        case [id, None]:
+            return f"id:{id}=-inf"
+        case [id, int() | float() as more]:
+            return f"id:{id}={more:+g}"
+    return f"{entry}"  # a stranger's
 
 
 def changes_in_words(options: Mapping[str, Any]) -> str:
