@@ -133,6 +133,12 @@ def test_texts_part_where_one_ends():
     assert first_difference([], []) is None
 
 
+def test_where_one_text_was_interrupted_they_have_not_parted():
+    assert first_difference([1, 2], [1, 2, 3], whole=False) is None
+    assert first_difference([1, 2], [], whole=False) is None
+    assert first_difference([1, 5], [1, 2, 3], whole=False) == 1
+
+
 def test_a_full_context_is_compared_to_its_last_token(model):
     ids = [1] * (TINY["n_positions"] - 2)
     told = compare(Run(model, ids, lambda id: b""), [1, 2, 3], [1, 2, 3])

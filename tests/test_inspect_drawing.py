@@ -121,6 +121,14 @@ def test_a_replay_names_what_was_drawn_only_where_something_was(drawn):
     assert ("drawn here" in draw_replay(view, Canvas(80, False)).plain) == (drawn is not None)
 
 
+def test_control_characters_at_the_mark_are_escaped():
+    """White space in the eyes of Python, but not of a terminal."""
+    sides = [Column("untouched", ["a", "\x85\x1c\u2028b"], "", 1.0), Column("c", ["a"], "", 2.0)]
+    console = Console(width=80, file=io.StringIO())
+    console.print(beside(sides, 1, [0.5], "", 80), end="")
+    assert not {"\x85", "\x1c", "\u2028"} & set(console.file.getvalue())
+
+
 def test_two_columns_end_with_one_line_end():
     sides = [Column("untouched", ["a"], "", 1.0), Column("changed", ["b"], "", 2.0)]
     console = Console(width=80, file=io.StringIO())

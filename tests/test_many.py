@@ -74,6 +74,15 @@ def test_a_finished_file_is_left_as_it_is(many, tmp_path):
     assert out.read_bytes() == whole
 
 
+def test_a_file_that_a_kill_left_out_of_order_is_put_in_order(many, tmp_path):
+    out = tmp_path / "out.jsonl"
+    many(LINES, "--out", out)
+    whole = out.read_bytes()
+    out.write_bytes(b"".join(reversed(whole.splitlines(keepends=True))))
+    many(LINES, "--out", out)
+    assert out.read_bytes() == whole
+
+
 @pytest.mark.parametrize("cut", [0, 40, 200, 431, 777])
 def test_a_killed_run_goes_on_where_it_was(cut, many, tmp_path):
     out = tmp_path / "out.jsonl"

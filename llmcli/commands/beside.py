@@ -30,6 +30,11 @@ class Sample:
         return [piece.step.id for piece in self.pieces]
 
     @property
+    def ended(self) -> bool:
+        """Whether it came to its end, and was not interrupted."""
+        return bool(self.pieces) and self.pieces[-1].finish_reason is not None
+
+    @property
     def texts(self) -> list[str]:
         return [piece.text for piece in self.pieces]
 
@@ -72,9 +77,9 @@ class Pair:
         from llmcli.inspection.compare import compare
         from llmcli.inspection.run import Run
 
-        run = Run(self.model, self.ids, self.job.opened.tokenizer.token_bytes, self.patch)
+        run = Run(self.model, self.ids, self.job.opened.token_bytes, self.patch)
         return [
-            compare(run, changed.ids, plain.ids)
+            compare(run, changed.ids, plain.ids, whole=changed.ended and plain.ended)
             for changed, plain in zip(self.changed, self.plain, strict=True)
         ]
 

@@ -245,7 +245,7 @@ class Request:
         return Run(
             loaded,
             ids,
-            opened.tokenizer.token_bytes,
+            opened.token_bytes,
             patches_of(plan, loaded, prompt_ids or ids) if plan else {},
             len(opened.tokenizer.prefix_ids),
             opened.tokenizer.vocab_size,

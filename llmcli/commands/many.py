@@ -156,7 +156,7 @@ class Results:
                     file.write(f"{strict(record)}\n".encode())
 
     def _resume(self, path: Path) -> None:
-        """Read what an earlier run finished; what a kill cut off is taken away."""
+        """Read what an earlier run finished, and put it in order, without what a kill cut off."""
         if path.exists() and not path.is_file():  # to read a device may never end
             raise UsageError(
                 f"--out {shown_path(path)} is not a regular file.",
@@ -167,13 +167,16 @@ class Results:
             lines = file.readlines()
         cut_off = bool(lines) and not lines[-1].endswith(b"\n")
         found: dict[str | int, dict[int, dict[str, Any]]] = {}  # id -> sample -> record
+        order = []
         for number, line in enumerate(lines[: len(lines) - cut_off], 1):
             record = self._record(path, number, line)
             found.setdefault(record["id"], {})[record["sample"]] = record  # of two the last counts
+            order.append((record["id"], record["sample"]))
         for id, samples in found.items():
             if len(samples) == self.num_samples:
                 self.done[id] = [samples[sample] for sample in sorted(samples)]
-        if len(lines) > sum(map(len, self.done.values())):
+        done = [item.id for item in self.items if item.id in self.done]
+        if cut_off or order != [(id, sample) for id in done for sample in range(self.num_samples)]:
             self.put_in_order()
 
     def _record(self, path: Path, number: int, line: bytes) -> dict[str, Any]:

@@ -27,11 +27,16 @@ class Comparison:
     baseline_perplexity: float | None  # of the untouched text, under the same
 
 
-def compare(run: Run, changed: Sequence[int], plain: Sequence[int]) -> Comparison:
-    """What `run`'s patches did to its prompt's continuation: `changed` ids instead of `plain`."""
+def compare(
+    run: Run, changed: Sequence[int], plain: Sequence[int], whole: bool = True
+) -> Comparison:
+    """What `run`'s patches did to its prompt's continuation: `changed` ids instead of `plain`.
+
+    Unless both are `whole`, that one goes on longer than the other is no difference.
+    """
     untouched = replace(run, patch={})
     return Comparison(
-        first_difference(changed, plain),
+        first_difference(changed, plain, whole),
         tuple(kl_per_step(run, changed)),
         perplexity(untouched, changed),
         perplexity(untouched, plain),
@@ -76,9 +81,14 @@ def perplexity(run: Run, continuation: Sequence[int]) -> float | None:
     return math.exp(min(700.0, float(torch.cat(losses).double().mean())))
 
 
-def first_difference(changed: Sequence[int], plain: Sequence[int]) -> int | None:
-    """The first step at which two texts have different tokens; None where they never have."""
-    if list(changed) == list(plain):
-        return None
-    pairs = enumerate(zip(changed, plain, strict=False))
-    return next((i for i, (a, b) in pairs if a != b), min(len(changed), len(plain)))
+def first_difference(
+    changed: Sequence[int], plain: Sequence[int], whole: bool = True
+) -> int | None:
+    """The first step at which two texts have different tokens; None where they never have.
+
+    Where one is the other's beginning it is where that one ends, if it was to end there (`whole`).
+    """
+    for step, (a, b) in enumerate(zip(changed, plain, strict=False)):
+        if a != b:
+            return step
+    return None if not whole or len(changed) == len(plain) else min(len(changed), len(plain))

@@ -121,17 +121,32 @@ class Final(NamedTuple):
         return cls(probs, torch.special.entr(probs).sum(dim=-1))
 
 
+class Best(NamedTuple):
+    """The best guess of a layer, and how far its distribution is from the model's own."""
+
+    ids: Tensor  # (W,)
+    probs: Tensor  # (W,)
+    kl_bits: Tensor  # (W,), KL(final || here)
+    total: Tensor  # (W,), the logsumexp of its logits
+
+    @classmethod
+    def of(cls, logits: Tensor, final: Final) -> Best:
+        """From `logits` (W, V) and the model's own distribution at each, or one for all."""
+        top = logits.max(dim=-1)
+        shifted = logits - top.values[:, None]  # large logits would cost digits
+        total = shifted.logsumexp(dim=-1)
+        kl = kl_bits(final, shifted, total)
+        return cls(top.indices, (-total).exp(), kl, top.values + total)
+
+
 @torch.inference_mode()
 def _rows(
     run: Run, ask: Ask, after: str, logits: Tensor, final: Final, places: range
 ) -> list[LensRow]:
     """One layer's rows from its `logits` (W, V) at `places`."""
-    top = logits.max(dim=-1)
-    shifted = logits - top.values[:, None]  # large logits would cost digits
-    total = shifted.logsumexp(dim=-1)
-    probs, kl = (-total).exp().tolist(), kl_bits(final, shifted, total).tolist()
-    ids = top.indices.tolist()
-    fate = _fate(logits, top.values + total, ask.token)
+    best = Best.of(logits, final)
+    probs, kl, ids = best.probs.tolist(), best.kl_bits.tolist(), best.ids.tolist()
+    fate = _fate(logits, best.total, ask.token)
     return [
         LensRow(after, place, run.token(ids[i]), probs[i], kl[i], *fate[i])
         for i, place in enumerate(places)
@@ -154,10 +169,12 @@ def _fate(
 def kl_bits(final: Final, logits: Tensor, total: Tensor) -> Tensor:
     """KL(final || softmax(logits)) in bits, `total` the logsumexp of `logits` (W, V): (W,).
 
-    Sum of p (log p - log q), with log q = logits - total, so that no log q is stored. What the
-    rounding of these sums alone may come to is 0: it grows like the root of V.
+    `final` has W rows, or one for all. Sum of p (log p - log q), with log q = logits - total, so
+    that no log q is stored. What the rounding of these sums alone may come to is 0: it grows like
+    the root of V.
     """
-    cross = total - torch.stack([p @ q for p, q in zip(final.probs, logits, strict=True)])
+    probs = final.probs.expand_as(logits)
+    cross = total - torch.stack([p @ q for p, q in zip(probs, logits, strict=True)])
     kl = cross - final.entropy
     rounding = math.sqrt(logits.shape[-1]) / 2 * torch.finfo(kl.dtype).eps * (1 + final.entropy)
     return torch.where(kl <= rounding, 0.0, kl / LN2)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmcli.config import ModelConfig, Sampling
-from llmcli.errors import IntegrityError, UsageError
+from llmcli.errors import IntegrityError
 from llmcli.gpt.model import GPT
 from llmcli.gpt.tap import Patch, Probe
 from llmcli.inspection.plan import Plan
@@ -66,7 +66,7 @@ class Run:
 
     model: GPT
     ids: Sequence[int]
-    token_bytes: Callable[[int], bytes]
+    token_bytes: Callable[[int], bytes]  # of any id of the model
     patch: Mapping[str, Patch] = field(default_factory=dict)
     n_prefix: int = 0  # how many of `ids` stand before the text: special tokens, without bytes
     n_tokens: int | None = None  # ids from here on only pad the vocabulary: none is ever drawn
@@ -89,11 +89,8 @@ class Run:
         return replace(self, ids=ids)
 
     def token(self, id: int) -> Token:
-        """A vocabulary entry; one that the tokenizer does not know (padding) has no bytes."""
-        try:
-            return Token(id, self.token_bytes(id))
-        except UsageError:
-            return Token(id, b"")
+        """A vocabulary entry; one that only pads the vocabulary has no bytes."""
+        return Token(id, self.token_bytes(id))
 
     @property
     def ids_tensor(self) -> Tensor:

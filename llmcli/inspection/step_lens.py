@@ -7,7 +7,7 @@ from torch import Tensor
 
 from llmcli.gpt.model import GPT
 from llmcli.gpt.tap import Probe
-from llmcli.inspection.lens import Final, kl_bits
+from llmcli.inspection.lens import Best, Final
 from llmcli.inspection.run import rank_of
 from llmcli.trace_lines import LensLayer
 
@@ -39,10 +39,7 @@ class StepLens:
 
 def layers(logits: Tensor, id: int) -> tuple[LensLayer, ...]:
     """A row for each layer's `logits` (L + 1, V), the last of which are the model's own."""
-    top = logits.max(dim=-1)
-    shifted = logits - top.values[:, None]  # large logits would cost digits
-    total = shifted.logsumexp(dim=-1)
-    kl = kl_bits(Final.of(logits[-1:].expand_as(logits)), shifted, total)
+    best = Best.of(logits, Final.of(logits[-1:]))
     ranks = rank_of(logits, torch.full((len(logits),), id, device=logits.device))
-    facts = (top.indices, (-total).exp(), kl, ranks)
+    facts = (best.ids, best.probs, best.kl_bits, ranks)
     return tuple(LensLayer(*row) for row in zip(*(f.tolist() for f in facts), strict=True))

@@ -42,7 +42,7 @@ def picture(
     table.add_row(*(Text(harmless(column.title), style="bold cyan") for column in columns))
     table.add_row(*(_body(column, first, echo) for column in columns))
     table.add_row(*(Text(column.told, style="dim") for column in columns))
-    below = _below(first, kl, width)
+    below = _below(first, kl, width, whole=len({len(column.pieces) for column in columns}) == 1)
     below.rstrip()  # in a group each part ends its line
     return Group(table, below)
 
@@ -51,24 +51,24 @@ def _body(column: Column, first: int | None, echo: str) -> Text:
     out = Text(harmless(echo), style="dim")
     body = Text()
     waiting = False
-    for step, piece in enumerate(column.pieces):
+    for step, piece in enumerate(map(harmless, column.pieces)):
         waiting = waiting or step == first
         marked = waiting and bool(piece)  # a token that makes no character yet has no place
         if marked:
             core = piece.lstrip()
             body.append(piece[: len(piece) - len(core)])
-            body.append(MARK + harmless(core), style="bold reverse")
+            body.append(MARK + core, style="bold reverse")
             waiting = False
         else:
-            body.append(harmless(piece))
+            body.append(piece)
     body.append(harmless(column.rest))
     return out.append_text(Text(style="not dim").append_text(body)) if echo else body
 
 
-def _below(first: int | None, kl: Sequence[float], width: int) -> Text:
+def _below(first: int | None, kl: Sequence[float], width: int, whole: bool) -> Text:
     out = Text("\n")
     if first is None:
-        out.append("The two texts have the same tokens.\n")
+        out.append(f"The two texts have the same tokens{'' if whole else ', as far as both go'}.\n")
     else:
         out.append(f"{MARK} first different token: step {first}\n")
     if not kl:
