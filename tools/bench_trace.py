@@ -34,8 +34,8 @@ def run(arguments: argparse.Namespace) -> None:
     def seconds(tracing: Tracing | None) -> float:
         tap = tap_for({}, model, tracing.points if tracing else ())
         started = time.process_time()
-        with traced(job, tracing, model, read_changes(opened), tap) as runner:
-            for _ in runner.run(model, [ids], [(0, 0)], runner.streams(1), tap):
+        with traced(job, tracing, model, read_changes(opened), tap) as run:
+            for _ in run(model, [ids], [(0, 0)], job.streams(1), tap):
                 pass
         return time.process_time() - started
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from llmcli.gpt.tap import Tap
 
 
+Runner = Callable[  # `Job.run`, or what stands in its place
+    ["GPT", Sequence[Sequence[int]], Sequence[tuple[int, int]], Sequence[TextStream], "Tap | None"],
+    Iterator[Piece],
+]
 MAX_TOKEN_CHARS = 1024  # longer than any token in use: GPT-2's longest has 128
 
 
@@ -38,11 +42,6 @@ class Job:
     top_probs: int | None = None  # None: no step is told more of than its id
     use_cache: bool = True
     draw: tuple[int, int] = (0, 0)  # of one prompt's first sample: the prompt's place, the sample
-
-    @property
-    def shown_probs(self) -> int | None:
-        """How many of the likeliest tokens whoever takes the pieces is given with each step."""
-        return self.top_probs
 
     @property
     def options(self) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmcli.commands.changes import Changes, patches_of, tap_for
 from llmcli.commands.files import replacing, writing
-from llmcli.commands.job import Job, prompt_ids
+from llmcli.commands.job import Job, Runner, prompt_ids
 from llmcli.commands.loading import as_options, load
 from llmcli.commands.options import Place
 from llmcli.commands.traced import Tracing, traced
@@ -278,9 +278,9 @@ def run_many(
     tap = tap_for(patch, model, tracing.points if tracing else ())
     started, n_done, n_tokens = time.perf_counter(), 0, 0
     names = {item.index: item.id for item in items}
-    with traced(job, tracing, model, changes, tap, names) as job:
+    with traced(job, tracing, model, changes, tap, names) as run:
         for batch in batches(todo, batch_size):
-            records = run_batch(job, model, batch, keys, num_samples, tap)
+            records = run_batch(job, run, model, batch, keys, num_samples, tap)
             results.add([(item, records[item.id]) for item, _ in batch])
             n_done += len(batch)
             n_tokens += sum(record["n_tokens"] for rows in records.values() for record in rows)
@@ -292,6 +292,7 @@ def run_many(
 
 def run_batch(
     job: Job,
+    run: Runner,
     model: GPT,
     batch: Sequence[tuple[Item, list[int]]],
     keys: dict[str | int, str],
@@ -305,7 +306,7 @@ def run_batch(
     tokens: list[list[Step]] = [[] for _ in rows]
     reasons: list[str | None] = [None] * len(rows)
     prompts = [ids for _, ids, _ in rows]
-    for piece in job.run(model, prompts, [(i.index, s) for i, _, s in rows], streams, tap):
+    for piece in run(model, prompts, [(i.index, s) for i, _, s in rows], streams, tap):
         row = piece.step.row
         texts[row] += piece.text
         tokens[row].append(piece.step)
@@ -317,7 +318,7 @@ def run_batch(
             "seed": job.seed, "text": texts[row], "finish_reason": reasons[row],
             "n_prompt": len(ids), "n_tokens": len(tokens[row]),
         }  # fmt: skip
-        if job.shown_probs:
+        if job.top_probs:
             record["tokens"] = [drawn_json(step, job.opened) for step in tokens[row]]
         records[item.id].append(record)
     return records

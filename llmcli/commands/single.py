@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from llmcli.commands import beside, results
 from llmcli.commands.beside import Pair
 from llmcli.commands.changes import Changes, patches_of, tap_for
-from llmcli.commands.job import Job
+from llmcli.commands.job import Job, Runner
 from llmcli.commands.loading import load
 from llmcli.commands.options import Place
 from llmcli.commands.traced import Tracing, traced
@@ -103,8 +103,8 @@ def run_one(
             pair.generate(writers)
         pieces = [piece for sample in pair.changed for piece in sample.pieces]
     else:
-        with traced(job, tracing, model, changes, tap) as runner:
-            pieces = _stream(runner, model, ids, tap, n, _writer(job, show, head, echo))
+        with traced(job, tracing, model, changes, tap) as run:
+            pieces = _stream(job, run, model, ids, tap, n, _writer(job, show, head, echo))
     if show.echo and scored and not (show.json or show.jsonl):
         told = results.perplexity(scored)
         print(f"prompt perplexity {told:.4g} over {len(scored)} tokens", file=sys.stderr)
@@ -116,13 +116,13 @@ def run_one(
 
 
 def _stream(
-    job: Job, model: GPT, ids: Sequence[int], tap: Tap, n: int, writer: Writer
+    job: Job, run: Runner, model: GPT, ids: Sequence[int], tap: Tap, n: int, writer: Writer
 ) -> list[Piece]:
     """Generate, each piece given to `writer` as it comes; all of them."""
     streams = job.streams(n)
     taken: list[Piece] = []
     with ending(lambda: writer.end([stream.flush() for stream in streams])):
-        for piece in job.run(model, [ids] * n, job.draws(n), streams, tap):
+        for piece in run(model, [ids] * n, job.draws(n), streams, tap):
             writer.take(piece)
             taken.append(piece)
     return taken

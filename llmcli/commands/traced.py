@@ -6,7 +6,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cache
 from math import isfinite
@@ -17,7 +17,7 @@ from llmcli import __version__
 from llmcli.checkpoint import header_hashes
 from llmcli.commands.files import writing
 from llmcli.commands.inspect_output import check_writable
-from llmcli.commands.job import Job
+from llmcli.commands.job import Job, Runner
 from llmcli.commands.loading import Opened, as_options
 from llmcli.commands.tokenize_out import tokenizer_sha256
 from llmcli.errors import UsageError
@@ -27,7 +27,6 @@ from llmcli.trace_lines import Begun, LensLayer, encoded, json_text, step_line
 
 if TYPE_CHECKING:
     from llmcli.commands.changes import Changes
-    from llmcli.gpt.generation import Step
     from llmcli.gpt.model import GPT
     from llmcli.gpt.tap import Tap
 
@@ -70,45 +69,40 @@ def traced(
     changes: Changes,
     tap: Tap,
     names: Mapping[int, str | int] | None = None,
-) -> Iterator[Job]:
-    """`job` as it is, or such that all it runs is written to the trace; closed at the end.
+) -> Iterator[Runner]:
+    """`job.run` as it is, or such that all it runs is written to the trace; closed at the end.
 
     `names` says what the prompts of `--prompts` are called, by their place in the file.
     """
     if tracing is None:
-        yield job
+        yield job.run
         return
     with writing(tracing.path):
         writer = Writer(tracing.path)
         writer.write(encoded(header(job, model, changes, tracing.lens)))
     try:
-        own = {field.name: getattr(job, field.name) for field in fields(Job)}
-        own["top_probs"] = max(TOP, job.top_probs or 0)
-        texts = cache(lambda id: json_text(job.opened.token_bytes(id)))
-        yield TracedJob(**own, texts=texts, writer=writer, path=tracing.path, names=names or {},
-                        n_shown=job.top_probs, lens=_lens(tracing, model, tap),
-                        started=time.perf_counter(), begun=[])  # fmt: skip
+        yield Recorder(job, writer, tracing.path, names or {}, _lens(tracing, model, tap)).run
     finally:
         with writing(tracing.path):
             writer.close()
 
 
-@dataclass(frozen=True, kw_only=True)
-class TracedJob(Job):
-    """A job that writes each step down, then hands it on as the plain job would have made it."""
+class Recorder:
+    """Runs a job, writes each step down, then hands it on as the job would have made it."""
 
-    writer: Writer
-    path: Path
-    names: Mapping[int, str | int]
-    n_shown: int | None
-    lens: Callable[[], Lens] | None  # a new one for each batch
-    started: float
-    begun: list[Begun]  # of all texts so far
-    texts: Callable[[int], str]  # a token's
-
-    @property
-    def shown_probs(self) -> int | None:
-        return self.n_shown
+    def __init__(
+        self,
+        job: Job,
+        writer: Writer,
+        path: Path,
+        names: Mapping[int, str | int],
+        lens: Callable[[], Lens] | None,  # a new one for each batch
+    ) -> None:
+        self.job, self.writer, self.path, self.names, self.lens = job, writer, path, names, lens
+        self.recorded = replace(job, top_probs=max(TOP, job.top_probs or 0))
+        self.texts = cache(lambda id: json_text(job.opened.token_bytes(id)))
+        self.started = time.perf_counter()
+        self.n_texts = 0  # begun so far
 
     def run(
         self,
@@ -118,21 +112,21 @@ class TracedJob(Job):
         streams: Sequence[TextStream],
         tap: Tap | None = None,
     ) -> Iterator[Piece]:
-        first, start_s = len(self.begun), time.perf_counter() - self.started
-        n_prefix = len(self.opened.tokenizer.prefix_ids)
+        """As `Job.run`."""
+        first, start_s = self.n_texts, time.perf_counter() - self.started
         for ids, draw in zip(prompts, draws, strict=True):
-            text = self.opened.tokenizer.decode(list(ids[n_prefix:]))
-            name = self.names.get(draw[0])
-            self._begin(Begun(len(self.begun), tuple(ids), text, name, draw, start_s))
-        k, lens = self.n_shown, self.lens() if self.lens else None
-        pieces = super().run(model, prompts, draws, streams, tap)
-        for piece in pieces:
+            self._begin(ids, draw, start_s)
+        lens = self.lens() if self.lens else None
+        for piece in self.recorded.run(model, prompts, draws, streams, tap):
             with writing(self.path):
                 self.writer.write(self._line(piece, first, start_s, lens))
-            yield Piece(_shown(piece.step, k), piece.text, piece.finish_reason)
+            yield replace(piece, step=piece.step.listing(self.job.top_probs))
 
-    def _begin(self, begun: Begun) -> None:
-        self.begun.append(begun)
+    def _begin(self, ids: Sequence[int], draw: tuple[int, int], time_s: float) -> None:
+        tokenizer = self.job.opened.tokenizer
+        text = tokenizer.decode(list(ids[len(tokenizer.prefix_ids) :]))
+        begun = Begun(self.n_texts, tuple(ids), text, self.names.get(draw[0]), draw, time_s)
+        self.n_texts += 1
         with writing(self.path):
             self.writer.write(begun.line())
 
@@ -148,11 +142,6 @@ class TracedJob(Job):
             lens(step.index, step.id) if lens else (),
             self.texts,
         )
-
-
-def _shown(step: Step, k: int | None) -> Step:
-    """`step` as a run that is to list `k` tokens would have made it."""
-    return replace(step, known=None if k is None else step.facts.listing(k))
 
 
 def header(job: Job, model: GPT, changes: Changes, lens: bool) -> dict[str, Any]:

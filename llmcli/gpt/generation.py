@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
 from typing import Literal, NamedTuple
@@ -65,6 +65,10 @@ class Step:
     time_s: float  # since `generate` was called
     finish_reason: FinishReason | None
     known: Facts | None  # None: nobody asked
+
+    def listing(self, k: int | None) -> Step:
+        """The same as it is made where `k` is the `top_probs` of `generate`, if that is less."""
+        return replace(self, known=None if k is None else self.facts.listing(k))
 
     @property
     def facts(self) -> Facts:
