@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -123,11 +124,13 @@ GREEDY = Sampling(temperature=0.0)
 
 def read_config(folder: Path) -> ModelConfig:
     """The model in `folder`; end-of-text ids from generation_config.json have precedence."""
-    config = ModelConfig.from_hf(_read_object(folder / "config.json"))
+    with _in(folder):
+        config = ModelConfig.from_hf(_read_object(folder / "config.json"))
     generation = folder / "generation_config.json"
     if not generation.exists():
         return config
-    eos_ids = _eos_ids(_read_object(generation), config.vocab_size, generation.name)
+    with _in(folder):
+        eos_ids = _eos_ids(_read_object(generation), config.vocab_size, generation.name)
     return replace(config, eos_ids=eos_ids) if eos_ids else config
 
 
@@ -142,9 +145,11 @@ def read_sampling(folder: Path) -> Sampling:
         return GREEDY
     ranges = {**RANGES, "temperature": (MIN_TEMPERATURE, 1e3), "top_k": (0, MAX_SIZE)}
     names = ("repetition_penalty", "temperature", "top_k", "top_p", "min_p", "typical_p")
-    known: dict[str, Any] = {
-        name: _number(raw, name, getattr(SENSIBLE, name), *ranges[name]) for name in names
-    }
+    with _in(folder):
+        known: dict[str, Any] = {
+            name: _number(raw, name, getattr(SENSIBLE, name), *ranges[name], file=path.name)
+            for name in names
+        }
     return Sampling(**{**known, "top_k": int(known["top_k"])})
 
 
@@ -219,6 +224,17 @@ FAMILIES: dict[str, Callable[[Mapping[str, Any]], ModelConfig]] = {"gpt2": _gpt2
 # --- reading values that a stranger wrote --------------------------------------------------------
 
 
+@contextmanager
+def _in(folder: Path) -> Iterator[None]:
+    """What is wrong with a file, with the folder it lies in and something to do about it."""
+    try:
+        yield
+    except (IntegrityError, UnsupportedModelError) as error:
+        where = shown_path(folder)
+        fact = error.fact if where in error.fact else f"In {where}, {error.fact}"
+        raise type(error)(fact, error.remedy or "Get the model again, or another.") from error
+
+
 def _read_object(path: Path) -> dict[str, Any]:
     """The JSON object in `path`. Raises NotFoundError or IntegrityError with the file's name."""
     try:
@@ -266,12 +282,17 @@ def _size(raw: Mapping[str, Any], key: str, largest: int = MAX_SIZE) -> int:
     return value
 
 
-def _number(raw: Mapping[str, Any], key: str, default: float, low: float, high: float) -> float:
+def _number(
+    raw: Mapping[str, Any], key: str, default: float, low: float, high: float,
+    file: str = "config.json",
+) -> float:  # fmt: skip
     value = raw.get(key)
     if value is None:
         return default
     if type(value) not in (int, float) or not low <= value <= high:
-        raise IntegrityError(f"{key} must be a number from {low} to {high}, not {_shown(value)}.")
+        raise IntegrityError(
+            f"{file}: {key} must be a number from {low} to {high}, not {_shown(value)}."
+        )
     return value
 
 

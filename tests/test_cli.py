@@ -340,6 +340,41 @@ def test_options_out_of_range_are_refused(options, llmcli, model_folder):
     assert options[0] in result.stderr
 
 
+def test_ctrl_c_while_the_command_line_is_imported_is_no_traceback():
+    code = """if True:
+        import sys
+        class Interrupted:
+            def find_spec(self, name, *_):
+                if name == "llmcli.cli":
+                    raise KeyboardInterrupt
+        sys.meta_path.insert(0, Interrupted())
+        from llmcli.__main__ import main
+        main()
+    """
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, check=False, text=True)
+    assert (done.returncode, done.stderr) == (130, "")
+
+
+def test_an_empty_name_is_not_the_folder_where_one_is(llmcli, model_folder, monkeypatch):
+    monkeypatch.chdir(model_folder)
+    assert_fails(llmcli("generate", "x", "-m", ""), 3, "The model has no name")
+
+
+def test_a_bad_config_is_named_with_its_folder(llmcli, copied):
+    (copied / "generation_config.json").write_text('{"temperature": "hot"}')
+    done = llmcli("generate", "x", "-m", copied)
+    assert_fails(done, 5, str(copied), "generation_config.json: temperature", "Get the model again")
+    edit_json(copied / "config.json", n_head=5)
+    assert_fails(llmcli("generate", "x", "-m", copied), 5, str(copied), "not a multiple")
+
+
+def test_an_empty_pipe_is_said(llmcli, model_folder):
+    done = llmcli("generate", "-m", model_folder, "--max-new-tokens", 2, input="")
+    assert done.exit_code == 0
+    assert "The prompt is empty" in done.stderr
+
+
 def test_a_prompt_longer_than_the_context_names_both_numbers(llmcli, model_folder):
     long = "xyz " * 40
     assert_fails(llmcli("generate", long, "-m", model_folder), 2, "160 tokens", "room for 63",
@@ -347,7 +382,12 @@ def test_a_prompt_longer_than_the_context_names_both_numbers(llmcli, model_folde
     for side in ("left", "right"):
         result = llmcli("generate", long, "-m", model_folder, "--truncate-prompt", side)
         assert result.exit_code == 0
-        assert "160 tokens are cut to 63" in result.stderr
+        assert "160 tokens are cut to 32" in result.stderr  # half of the context
+        assert "The context of 64 tokens is full" in result.stderr
+        result = llmcli("generate", long, "-m", model_folder, "--truncate-prompt", side,
+                        "--max-new-tokens", 10)  # fmt: skip
+        assert "160 tokens are cut to 54" in result.stderr
+        assert "is full" not in result.stderr
 
 
 def test_text_that_is_not_utf8_names_the_byte(llmcli, model_folder):

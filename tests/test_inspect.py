@@ -14,8 +14,9 @@ import inspect_schema
 import jsonschema
 import pytest
 import torch
-from conftest import FABLE
+from conftest import FABLE, edit_json
 from safetensors.torch import load_file
+from test_cli import assert_fails
 
 from llmcli.commands.inspect_output import PLAIN
 from llmcli.commands.inspect_target import say_which
@@ -250,6 +251,44 @@ def test_without_a_prompt_it_shows_the_model_and_leaves_stdin_alone(llmcli, mode
     result = llmcli("inspect", "-m", model_folder, input="not read")
     assert result.exit_code == 0
     assert result.stdout.startswith("model  ")
+
+
+def test_a_text_in_a_pipe_that_is_not_read_is_said(model_folder):
+    command = [sys.executable, "-m", "llmcli", "inspect", "-m", model_folder]
+    done = subprocess.run(command, input="Once", capture_output=True, text=True, check=True)
+    assert "stdin is left alone" in done.stderr
+    done = subprocess.run(
+        [*command, "-q"], input="Once", capture_output=True, text=True, check=True
+    )
+    assert done.stderr == ""
+
+
+def test_weights_are_not_written_over_by_what_is_made_of_them(llmcli, copied):
+    weights = copied / "model.safetensors"
+    before = weights.read_bytes()
+    done = llmcli("inspect", PROMPT, "-m", copied, "--view", "attention", "--tensors", weights)
+    assert_fails(done, 2, "is a file that this run reads")
+    assert weights.read_bytes() == before
+
+
+def test_a_config_that_is_not_that_of_the_weights_is_said(llmcli, copied):
+    edit_json(copied / "config.json", n_layer=5)
+    assert_fails(llmcli("inspect", "-m", copied), 5, "parameters", "Get the model again")
+
+
+def test_a_silenced_head_raises_and_lowers_no_token(llmcli, model_folder):
+    options = ["--view", "head", "--layer", 1, "--head", 0, "-m", model_folder]
+    for ablate, n in (((), 10), (("--ablate", "L1.H0"), 0)):
+        done = llmcli("inspect", PROMPT, *options, *ablate, "--json")
+        assert len(json.loads(done.stdout)["views"][0]["pushes"]) == n
+    picture = llmcli("inspect", PROMPT, *options, "--ablate", "L1.H0", "--color", "always")
+    assert "raises no token" in picture.stdout
+
+
+def test_greedy_takes_the_likeliest_after_bias(llmcli, model_folder):
+    options = ["--view", "sampling", "--bias", "77=50", "-m", model_folder, "--json"]
+    view = json.loads(llmcli("inspect", PROMPT, *options).stdout)["views"][0]
+    assert view["greedy"]["id"] == 77
 
 
 def test_a_dash_reads_the_prompt_from_stdin(llmcli, model_folder):

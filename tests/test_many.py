@@ -59,6 +59,13 @@ def test_json_lines_keep_their_ids(many):
     assert [record["id"] for record in many(content)] == ["first", 2, 7]
 
 
+def test_a_dash_reads_the_prompts_from_stdin(llmcli, many, model_folder):
+    done = llmcli("generate", "--prompts", "-", "-m", model_folder, "--seed", 3, "-q",
+                  "--max-new-tokens", 4, input=LINES)  # fmt: skip
+    assert done.exit_code == 0, done.stderr
+    assert len(done.stdout.splitlines()) == len(many(LINES))
+
+
 def test_samples_of_a_prompt_follow_each_other(many):
     records = many("Once\nThe\n", "--num-samples", 2, "--top-probs", 1)
     assert [(r["id"], r["sample"]) for r in records] == [(0, 0), (0, 1), (1, 0), (1, 1)]

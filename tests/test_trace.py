@@ -490,6 +490,38 @@ def test_a_run_goes_on_with_a_change_after_the_recorded_tokens(traced, llmcli):
 # --- bad input -----------------------------------------------------------------------------------
 
 
+def test_what_a_run_reads_is_not_written_over(llmcli, model_folder, tmp_path):
+    prompts, data = tmp_path / "p.jsonl", tmp_path / "data.jsonl"
+    prompts.write_text('{"prompt": "Once"}\n')
+    data.write_text('{"my": "data"}\n')
+    out = tmp_path / "out.jsonl"
+    common = ("generate", "-m", model_folder, "--max-new-tokens", 2)
+    for arguments, said in (
+        (("--prompts", prompts, "--trace", prompts), "p.jsonl is there already, and no trace"),
+        (("Once", "--trace", data), "data.jsonl is there already, and no trace"),
+        (("--prompts", prompts, "--out", out, "--trace", out), "is a file that this run reads"),
+        (("--prompts", prompts, "--out", prompts), "is a file that this run reads"),
+    ):
+        assert_fails(llmcli(*common, *arguments), 2, said)
+    assert not out.exists()
+    assert prompts.read_text() == '{"prompt": "Once"}\n'
+    assert data.read_text() == '{"my": "data"}\n'
+
+
+def test_a_replay_of_a_run_with_a_hole_is_no_success(traced, llmcli, shown):
+    path = traced()
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([*lines[:6], "garbage\n", *lines[7:]]))
+    view = shown("generate", "--replay", path, code=5)["views"][0]
+    said = "the same, to the last digit; 1 of 1 runs only up to a damaged step"
+    assert (view["passed"], view["n_compared"], view["verdict"]) == (False, 4, said)
+    done = llmcli("generate", "--replay", path, "--from-step", 8, "-q")
+    assert_fails(done, 5, "no readable step 4 of run 0")
+    assert llmcli("generate", "--replay", path, "--from-step", 4).exit_code == 0
+    clash = llmcli("generate", "--replay", path, "--resample", "--from-step", 1, "-q")
+    assert_fails(clash, 2, "--resample and --from-step do not go together")
+
+
 def test_damaged_lines_are_said_and_the_rest_is_read(traced, llmcli):
     path = traced()
     lines = path.read_bytes().splitlines(keepends=True)

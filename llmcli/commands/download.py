@@ -271,7 +271,7 @@ def _offer(as_json: bool) -> None:
     _print_rows(head, rows, numbers=[1, 2, 3])
     if terminal:
         print(
-            "\nMemory: the weights in float32 and a full KV cache. Get one: llmcli download NAME\n"
+            "\nMemory: the weights in float32, a full KV cache. Get one: llmcli download NAME\n"
             f"NAME may be any org/name with safetensors of: {', '.join(sorted(FAMILIES))}.",
             file=sys.stderr,
         )

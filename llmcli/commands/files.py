@@ -8,7 +8,7 @@ import secrets
 import shutil
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -32,6 +32,17 @@ def regular(path: Path) -> Path:
                 "Name a new file.",
             )
     return real
+
+
+def refuse_inputs(option: str, path: Path | None, inputs: Iterable[Path | None]) -> None:
+    """Raises UsageError where `path`, about to be written, is one of the files that are read."""
+    for input in inputs:
+        if path is None or input is None:
+            continue
+        if path == input or (path.exists() and input.exists() and path.samefile(input)):
+            raise UsageError(
+                f"{option} {shown_path(path)} is a file that this run reads.", "Name another one."
+            )
 
 
 @contextmanager

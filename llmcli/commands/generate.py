@@ -53,7 +53,10 @@ def generate(
     ] = None,
     prompts: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Many prompts: one a line, or JSON lines with `prompt`."),
+        typer.Option(
+            metavar="FILE",
+            help="Many prompts: one a line, or JSON lines with `prompt`; - is stdin.",
+        ),
     ] = None,
     batch_size: Annotated[
         int | None,
@@ -95,7 +98,7 @@ def generate(
     ] = False,
     json: o.Json = False,
     jsonl: Annotated[bool, typer.Option("--jsonl", help="Print one JSON line per event.")] = False,
-    stats: Annotated[bool, typer.Option("--stats", help="Show timings on stderr.")] = False,
+    stats: Annotated[bool, typer.Option("--stats", help="Timings on stderr, -q or not.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only tell the memory needed and the speed expected.")
     ] = False,
@@ -132,6 +135,7 @@ def generate(
     from llmcli.commands import replay as replays
     from llmcli.commands.changes import read_changes
     from llmcli.commands.dry_run import tell_budget
+    from llmcli.commands.files import refuse_inputs
     from llmcli.commands.input import read_text, typed
     from llmcli.commands.job import Job, forced_ids, prompt_ids
     from llmcli.commands.loading import open_model, sampling_from
@@ -158,6 +162,9 @@ def generate(
         if "max_new_tokens" not in names:
             max_new_tokens = past.job().max_new_tokens
     opened = past.opened if past else open_model(model)
+    read = [prompts, replay, interventions.reference, *opened.folder.iterdir()]
+    refuse_inputs("--trace", trace, [*read, out])
+    refuse_inputs("--out", out, read)
     sampling = sampling_from(opened, default=past.sampling if past else None, **asdict(drawing))
     eos_ids = () if ignore_eos else opened.config.eos_ids
     stop_ids = _known_ids(stop_id or [], opened.config.vocab_size)
@@ -186,7 +193,9 @@ def generate(
         ids = list(past.record.begun.ids)
     else:
         text = read_text(prompt, 'llmcli generate "Once upon a time"')
-        ids = prompt_ids(opened, text, truncate_prompt, quiet)
+        if not text and prompt != "" and not quiet:  # from a pipe it may be a mistake
+            print("The prompt is empty: the model begins a text of its own.", file=sys.stderr)
+        ids = prompt_ids(opened, text, truncate_prompt, quiet, max_new_tokens)
     if max(job.forced, default=0) > (last := opened.config.n_ctx - len(ids)):
         raise UsageError(
             f"--force: the context is full after step {last}.",
@@ -199,7 +208,7 @@ def generate(
         return
     show = Show(
         num_samples, "---" if separator is None else typed(separator), color_probs, echo, json,
-        jsonl, stats, color.value, baseline,
+        jsonl, stats, color.value, baseline, quiet,
     )  # fmt: skip
     run_one(job, place, ids, show, changes, tracing)
 

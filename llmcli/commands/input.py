@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import sys
 
 from llmcli.errors import UsageError
@@ -23,6 +25,15 @@ def read_text(argument: str | None, example: str) -> str:
     if len(data) > MAX_STDIN_NBYTES:
         raise UsageError(f"The text is longer than {MAX_STDIN_NBYTES >> 20} MiB.", "Shorten it.")
     return _decoded(data).removesuffix("\n")
+
+
+def is_piped() -> bool:
+    """Whether stdin is a pipe or a file, and so perhaps meant to be read."""
+    try:
+        mode = os.fstat(sys.stdin.fileno()).st_mode
+    except (AttributeError, OSError, ValueError):  # closed, or no file at all
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
 
 
 def typed(argument: str) -> str:

@@ -97,8 +97,11 @@ def inspect(
     Layers, heads and positions count from 0, negative ones from the end. On a terminal a view is a
     picture, in a pipe it is TSV. The sampling options are those of generate.
     """
+    from llmcli import hub
     from llmcli.commands import inspect_output as output
     from llmcli.commands import inspect_trace as traces
+    from llmcli.commands.files import refuse_inputs
+    from llmcli.commands.input import is_piped
     from llmcli.commands.inspect_request import Request
     from llmcli.commands.inspect_steer import check_steer
     from llmcli.inspection.catalogue import entries
@@ -123,6 +126,8 @@ def inspect(
                 "--clean is the prompt; there is one already.", "Leave one of them out."
             )
         prompt = clean
+    if prompt is None and trace is None and not view and not quiet and is_piped():
+        print("Without --view stdin is left alone: - reads a prompt from it.", file=sys.stderr)
     traces.check_options(given, prompt, view)
     if trace is not None:
         wanted = traces.wanted(given, view)
@@ -133,6 +138,11 @@ def inspect(
     output.check_writable("--save", save, (".svg", ".html"))
     output.check_writable("--tensors", tensors, (".safetensors",))
     output.check_writable("--save-vector", save_vector, (".safetensors",))
+    if any(file and file.exists() for file in (save, tensors, save_vector)):
+        read = [trace, diff, positive, negative, *hub.resolve(model).iterdir()]
+        refuse_inputs("--save", save, read)
+        refuse_inputs("--tensors", tensors, read)
+        refuse_inputs("--save-vector", save_vector, read)
     if "steer" in wanted:
         check_steer(wanted, given, prompt)
     _note_unused(wanted, given, prompt, quiet)

@@ -261,7 +261,7 @@ class Request:
         asked = Ask(**self._fitted(name, ask))
         if hasattr(module, "cost"):
             price = module.cost(run, asked)  # which may refuse, so it comes first
-            if not self.quiet:
+            if price and not self.quiet:
                 print(f"--view {name}: {price}.", file=sys.stderr)
         return noted(module.view(run, asked), run)
 

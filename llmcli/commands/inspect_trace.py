@@ -91,4 +91,4 @@ def tell_held(held: Held | None, past: PastStep, quiet: bool) -> None:
             "--step.",
         )
     if not quiet:
-        print(f"{where} comes out as recorded: logprobs differ {fact}.", file=sys.stderr)
+        print(f"{where} comes out as recorded:\nlogprobs differ {fact}.", file=sys.stderr)

@@ -96,18 +96,22 @@ class Job:
         return pieces(steps, streams, ended, self.hidden_ids)
 
 
-def prompt_ids(opened: Opened, text: str, truncate: str | None, quiet: bool = True) -> list[int]:
+def prompt_ids(
+    opened: Opened, text: str, truncate: str | None, quiet: bool = True, new: int = 1
+) -> list[int]:
     """What the model is given: the tokenizer's own prefix and the text's ids, if need be cut.
 
-    Raises UsageError, with both numbers, where they are more than the context holds.
+    What is cut leaves room for `new` tokens, or half of the context if that is less. Raises
+    UsageError, with both numbers, where ids are more than the context holds.
     """
     tokenizer, prefix = opened.tokenizer, list(opened.tokenizer.prefix_ids)
     room = opened.config.n_ctx - len(prefix)
     ids, more = _encode_end(opened, text, room, truncate)
     if len(ids) > room and truncate:
+        kept = max(room + 1 - new, (room + 1) // 2)  # the last new token needs no room
         if not quiet:
-            print(f"The prompt's {more}{len(ids)} tokens are cut to {room}.", file=sys.stderr)
-        ids = ids[-room:] if truncate == "left" else ids[:room]
+            print(f"The prompt's {more}{len(ids)} tokens are cut to {kept}.", file=sys.stderr)
+        ids = ids[-kept:] if truncate == "left" else ids[:kept]
     if len(ids) > room:
         raise UsageError(
             f"The prompt has {more}{len(ids)} tokens; the model's context has room for {room}.",

@@ -14,6 +14,7 @@ import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,7 +55,9 @@ def read_prompts(path: Path) -> list[Item]:
     makes no sense. Empty lines are left out; an id that is not given is the line's number from 0.
     """
     try:
-        with path.open("rb") as file:  # which may be a pipe, or a device that never ends
+        stdin = str(path) == "-" and sys.stdin is not None
+        opened = nullcontext(sys.stdin.buffer) if stdin else path.open("rb")
+        with opened as file:  # which may be a pipe, or a device that never ends
             data = file.read(MAX_PROMPTS_NBYTES + 1)
     except OSError as error:
         raise NotFoundError(
@@ -331,7 +334,7 @@ def _encode_all(
     encoded: dict[str | int, list[int]] = {}
     for item in items:
         try:
-            encoded[item.id] = prompt_ids(job.opened, item.prompt, truncate)
+            encoded[item.id] = prompt_ids(job.opened, item.prompt, truncate, new=job.max_new_tokens)
         except UsageError as error:
             raise UsageError(f"Prompt {item.id!r}: {error.fact}", error.remedy) from error
     return encoded

@@ -87,15 +87,20 @@ class Past:
             reference=None if reference is None else Path(str(reference)),
         )  # fmt: skip
 
+    def check_readable(self, index: int) -> None:
+        """Raises IntegrityError where a step before this one of the text, or it, is missing."""
+        gap = self.record.gap
+        if gap is not None and index >= gap:
+            raise IntegrityError(
+                f"{self.name} has no readable step {gap} of run {self.record.begun.run}: what came "
+                "after cannot be computed again.", f"Choose a step below {gap}.",
+            )  # fmt: skip
+
     def step(self, index: int) -> PastStep:
         """A step of the text. Raises UsageError where there is none, IntegrityError after a gap."""
         record, run = self.record, self.record.begun.run
         n = len(record.steps)
-        if record.gap is not None and index >= record.gap:
-            raise IntegrityError(
-                f"{self.name} has no readable step {record.gap} of run {run}: what came after "
-                "cannot be computed again.", f"Choose a step below {record.gap}.",
-            )  # fmt: skip
+        self.check_readable(index)
         if not 0 <= index < n:
             raise UsageError(
                 f"{self.name} has no step {index} in run {run}.",

@@ -48,6 +48,11 @@ def check_options(typed: set[str]) -> None:
     if "from_step" in typed:
         never.add("resample")
     clash = typed & never if "from_step" in typed else typed - READ
+    if "resample" in clash:
+        raise UsageError(
+            "--resample and --from-step do not go together.",
+            "--from-step draws what follows again, too.",
+        )
     if clash:
         name = min(clash)
         raise UsageError(
@@ -81,6 +86,8 @@ def replay(
         rows.append(compared(made, n, number, math.inf if resample else allowed))
         steps += made
     how = "resampled" if resample else "forced"
+    coarser = max(past.dtype, dtype, key=TOLERANCE.__getitem__)
+    n_cut = sum(record.gap is not None for record in past.records.values())
     return Replay(
         file=str(path),
         how=how,
@@ -91,8 +98,8 @@ def replay(
         n_identical=sum(row.n_identical for row in rows),
         max_difference=max((row.max_difference for row in rows), default=0.0),
         tolerance=allowed,
-        passed=all(row.first_difference is None for row in rows),
-        verdict=verdict(how, rows, max(past.dtype, dtype, key=TOLERANCE.__getitem__), allowed),
+        passed=not n_cut and all(row.first_difference is None for row in rows),
+        verdict=verdict(how, rows, coarser, allowed, n_cut),
         facts=tuple(_facts(past, loaded)),
         runs=tuple(rows),
         worst=worst(steps),
@@ -176,7 +183,7 @@ def show(view: Replay, json: bool, color: Any) -> None:
     if not view.passed:
         raise IntegrityError(
             f"The replay of {view.file}: {view.verdict}.",
-            "Other weights, another dtype or another machine computed it.",
+            "Other weights, another dtype or another machine computed it, or the file is damaged.",
         )
 
 
@@ -198,6 +205,7 @@ def continued(past: Past, job: Job, typed: set[str], step: int) -> Job:
     record, base = past.record, past.job()
     n = len(record.steps)
     if step > n:
+        past.check_readable(step)
         raise UsageError(
             f"--from-step {step}: {past.name} has {n} steps in run {record.begun.run}.",
             f"It goes up to {n}, which is after the last one.",

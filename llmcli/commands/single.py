@@ -48,6 +48,7 @@ class Show:
     stats: bool
     color: str
     baseline: bool = False
+    quiet: bool = False
 
     @property
     def as_picture(self) -> bool:
@@ -105,6 +106,9 @@ def run_one(
     else:
         with traced(job, tracing, model, changes, tap) as run:
             pieces = _stream(job, run, model, ids, tap, n, _writer(job, show, head, echo))
+    if not show.quiet and _filled(job, pieces):
+        n_ctx = job.opened.config.n_ctx
+        print(f"The context of {n_ctx} tokens is full: nothing can follow.", file=sys.stderr)
     if show.echo and scored and not (show.json or show.jsonl):
         told = results.perplexity(scored)
         print(f"prompt perplexity {told:.4g} over {len(scored)} tokens", file=sys.stderr)
@@ -113,6 +117,12 @@ def run_one(
         times = sorted(piece.step.time_s for piece in pieces)
         reason = ", ".join(sorted(reasons)) or "interrupted"
         print(results.stats_line(head, len(ids), times, reason), file=sys.stderr)
+
+
+def _filled(job: Job, pieces: Sequence[Piece]) -> bool:
+    """Whether a text ended for want of room, and not because it was long enough."""
+    ends = (piece.step.index + 1 for piece in pieces if piece.finish_reason == "length")
+    return any(n < job.max_new_tokens for n in ends)
 
 
 def _stream(

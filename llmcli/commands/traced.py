@@ -20,9 +20,9 @@ from llmcli.commands.inspect_output import check_writable
 from llmcli.commands.job import Job, Runner
 from llmcli.commands.loading import Opened, as_options
 from llmcli.commands.tokenize_out import tokenizer_sha256
-from llmcli.errors import UsageError
+from llmcli.errors import LLMCLIError, UnsupportedModelError, UsageError, shown_path
 from llmcli.streaming import Piece, TextStream
-from llmcli.trace import SCHEMA, SUFFIXES, Writer
+from llmcli.trace import SCHEMA, SUFFIXES, Reader, Writer
 from llmcli.trace_lines import Begun, LensLayer, encoded, json_text, step_line
 
 if TYPE_CHECKING:
@@ -58,7 +58,21 @@ def tracing_to(path: Path | None, lens: bool) -> Tracing | None:
             raise UsageError("--trace-lens needs --trace.", "For example: --trace run.jsonl")
         return None
     check_writable("--trace", path, SUFFIXES)
+    if path.is_file() and path.stat().st_size and not _is_trace(path):
+        raise UsageError(
+            f"--trace {shown_path(path)} is there already, and no trace.", "Name another file."
+        )
     return Tracing(path, lens)
+
+
+def _is_trace(path: Path) -> bool:
+    try:
+        Reader(path)
+    except UnsupportedModelError:  # a later llmcli's
+        return True
+    except LLMCLIError:
+        return False
+    return True
 
 
 @contextmanager

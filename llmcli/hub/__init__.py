@@ -56,6 +56,8 @@ def known_names() -> list[str]:
 def _folder(name: str) -> Path | None:
     """`name` as a path to a folder. Raises NotFoundError where it is a file."""
     path = Path(name)
+    if not name.strip():  # an empty variable, and not the folder where one happens to be
+        raise NotFoundError("The model has no name.", "For example: -m fable, or -m FOLDER")
     try:
         path = path.expanduser()
         if path.is_dir():

@@ -16,9 +16,10 @@ from torch import Tensor
 from llmcli.gpt.tap import Patch, Probe
 from llmcli.inspection.intervention import composed
 from llmcli.inspection.lens import Final, kl_bits
-from llmcli.inspection.run import Ask, Run, require_numbers
-from llmcli.inspection.values import Token, View
+from llmcli.inspection.run import Ask, Run, block_flops, require_numbers
+from llmcli.inspection.values import Token, View, gflop
 
+LONG_FLOPS = 100e9  # a second or so
 BATCH_TOKENS = 2048  # at once: larger batches are no faster on a processor, and take more memory
 
 Component = tuple[int, int | None]  # (layer, head), or (layer, None): the MLP
@@ -82,6 +83,13 @@ def view(run: Run, ask: Ask) -> AblationView:
         ),
         notes=NOTES,
     )
+
+
+def cost(run: Run, ask: Ask) -> str | None:
+    """What the view is about to compute, in words, where that takes a while."""
+    n, T = run.config.n_layer * (run.config.n_head + 1), len(run.ids)
+    flops = block_flops(run.config, n * T)
+    return f"{n} parts × {T} tokens: {gflop(flops)}" if flops > LONG_FLOPS else None
 
 
 @torch.inference_mode()

@@ -271,7 +271,12 @@ def _apart(ours: Sequence[float | None], own: Sequence[float], places: Sequence[
 
 
 def _pushes(run: Run, written: Tensor, final: Tensor) -> list[Push]:
-    """The tokens whose logits the vector `written` (C,) raises most, and those it lowers most."""
+    """The tokens whose logits the vector `written` (C,) raises most, and those it lowers most.
+
+    None where it is zero, as that of a silenced head.
+    """
+    if not written.any():
+        return []
     share = through_norm(run.model, written[None].double(), final.double())
     logits = run.model.head(share.to(run.dtype))[0].float()  # (V,)
     logits = logits - logits.mean()

@@ -79,6 +79,12 @@ def view(folder: Path, name: str, revision: str | None = None) -> Model:
             f"The weights in {shown_path(folder)} hold no parameter.", "Get the model again."
         )
     total = sum(prod(info.shape) for info in infos.values())
+    if total != config.n_parameters:
+        raise IntegrityError(
+            f"The weights in {shown_path(folder)} hold {total:,} parameters; those that its "
+            f"config.json describes are {config.n_parameters:,}.",
+            "Get the model again, or correct config.json.",
+        )
     dtypes = sorted({info.dtype for info in infos.values()})
     kv = config.kv_nbytes(4)
     return Model(

@@ -108,8 +108,15 @@ def worst(steps: Sequence[tuple[Step, float, Token | None]]) -> tuple[ReplayStep
     )
 
 
-def verdict(how: str, runs: Sequence[ReplayRun], dtype: str, tolerance: float) -> str:
-    """The whole in a sentence."""
+def verdict(
+    how: str, runs: Sequence[ReplayRun], dtype: str, tolerance: float, n_cut: int = 0
+) -> str:
+    """The whole in a sentence; of `n_cut` runs a step cannot be read, nor what came after it."""
+    said = _verdict(how, runs, dtype, tolerance)
+    return f"{said}; {n_cut} of {len(runs)} runs only up to a damaged step" if n_cut else said
+
+
+def _verdict(how: str, runs: Sequence[ReplayRun], dtype: str, tolerance: float) -> str:
     apart = sum(run.first_difference is not None for run in runs)
     near = all(run.max_difference <= tolerance for run in runs)
     if how == "resampled":

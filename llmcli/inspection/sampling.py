@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from llmcli.config import ORDER
 from llmcli.gpt.sampling import draw, generator_for, points, seen, stages
 from llmcli.inspection.run import Ask, Run, entropy_bits
 from llmcli.inspection.values import Token, View
@@ -54,12 +55,16 @@ class SamplingView(View):
     notes: tuple[str, ...]
 
 
+CHANGING = ORDER[: ORDER.index("temperature")]  # what changes the order of tokens
+
+
 def view(run: Run, ask: Ask) -> SamplingView:
     """The stages at `position`; the draw is `generate`'s with the same seed."""
     left = staged(run, ask)
     probs = {stage: logits.softmax(dim=-1) for stage, logits in left.items()}
     model, last = probs["model"], list(probs.values())[-1]
     drawn = drawn_by(last, ask)
+    changed = [left[stage] for stage in ("model", *CHANGING) if stage in left]
     order = left["model"].sort(descending=True, stable=True).indices.tolist()
     shown = [*order[: ask.rows or 12]]
     if drawn not in shown:
@@ -68,7 +73,7 @@ def view(run: Run, ask: Ask) -> SamplingView:
     return SamplingView(
         position=ask.position,
         seed=ask.seed,
-        greedy=run.token(order[0]),
+        greedy=run.token(int(changed[-1].argmax())),
         drawn=run.token(drawn),
         drawn_prob=float(last[drawn]),
         drawn_model_prob=float(model[drawn]),

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from llmcli.inspection import attribution, lens, next
 from llmcli.inspection.ablation import BATCH_TOKENS
-from llmcli.inspection.run import Ask, Run, rank_of, require_numbers
+from llmcli.inspection.run import Ask, Run, block_flops, rank_of, require_numbers
 from llmcli.inspection.values import Token, View, gflop
 
 TOP_K = 10
@@ -107,14 +107,11 @@ def cost(run: Run, ask: Ask) -> str:
     """What the view is about to compute, in words."""
     n, length = len(_able(run, ask.position)[: ask.rows or CANDIDATES]), ask.position
     tokens = FORWARDS * len(run.ids) + n * length
-    config = run.config
-    heads = 1 if config.tie_embeddings else 2
-    blocks = config.n_parameters - (heads * config.vocab_size + config.n_ctx) * config.n_embd
     batches = len(list(_batches(range(n), length)))
     said = f"{FORWARDS} × {len(run.ids)} tokens"
     if n:
         said += f", then {n} × {length} without one ({batches} batch{'es' * (batches > 1)})"
-    return f"{said}: {gflop(2 * blocks * tokens)}"
+    return f"{said}: {gflop(block_flops(run.config, tokens))}"
 
 
 @torch.inference_mode()

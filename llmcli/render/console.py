@@ -13,7 +13,7 @@ MIN_WIDTH = 80
 def console(color: str = "auto", stderr: bool = False) -> Console:
     """A console for stdout or stderr, at least 80 columns wide; `color` is auto, always or never.
 
-    NO_COLOR wins over `color`, which wins over FORCE_COLOR, which wins over what the stream is.
+    NO_COLOR wins over `color`, which wins over what the stream is.
     """
     off = bool(os.environ.get("NO_COLOR")) or color == "never"
     made = Console(

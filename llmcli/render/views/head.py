@@ -128,6 +128,8 @@ def _projection(view: Head, canvas: Canvas) -> Text:
         f"      all {view.n_embd} numbers have the norm {view.norm:.3f}; "
         f"the stream they are added to {view.stream_norm:.3f}\n"
     )
+    if not view.pushes:
+        return out.append("      so it raises no token and lowers none\n")
     half = (len(view.pushes) + 1) // 2
     for label, some in (("raises", view.pushes[:half]), ("lowers", view.pushes[half:])):
         out.append_text(_pushes(label, some, canvas.width))

@@ -42,7 +42,7 @@ def draw(view: SteerVector | SteerSweep, canvas: Canvas) -> RenderableType:
 def _vector(view: SteerVector, canvas: Canvas) -> Text:
     total = view.n_positive + view.n_negative
     out = heading("steer", f"{METHODS[view.method]} after layer {view.layer}",
-                  f"{view.n_positive} positive, {view.n_negative} negative examples")  # fmt: skip
+                  f"{view.n_positive} positive, {view.n_negative} negative")  # fmt: skip
     held_out = "" if view.held_out_apart is None else f", {view.held_out_apart} held out"
     out.append(
         f"  norm {view.norm:.2f}, the stream's {view.stream_norm:.1f}; {view.apart} of {total} "

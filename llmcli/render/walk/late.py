@@ -27,7 +27,8 @@ def scores(f: Any) -> Words:
     rows += [f"{r.position:8} {tok(r.token)} {r.dot:9.3f} {r.score:9.3f} {pct(r.weight):>9}"
              for r in f.rows]  # fmt: skip
     return Words("Scores and scaling", [
-        f"The query of position {f.position} meets each of the {f.n_seen} keys it may see. A "
+        f"The query of position {f.position} meets "
+        f"{'the one key' if f.n_seen == 1 else f'each of the {f.n_seen} keys'} it may see. A "
         f"score is their dot product times {f.scale:.4g}"
         + (f", which is 1/√{f.head_dim}" if f.by_head_dim and not f.by_layer else "")
         + ". Without scaling, sums of many products would tend to be large, and softmax would "
