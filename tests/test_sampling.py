@@ -15,7 +15,7 @@ from llmcli.gpt.sampling import (
     filtered,
     generator_for,
     left,
-    points,
+    uniforms,
     seen,
     stages,
 )
@@ -216,7 +216,7 @@ def test_a_logit_that_is_no_number_is_seen_in_what_is_left(value, sampling, logi
 
 def test_draws_follow_the_probabilities():
     probs = torch.tensor([0.0, 0.5, 0.0, 0.3, 0.2, 0.0])
-    drawn = [draw(probs.numpy(), point) for point in points(generator_for(5, 0), 4000)]
+    drawn = [draw(probs.numpy(), point) for point in uniforms(generator_for(5, 0), 4000)]
     counts = torch.tensor(drawn).bincount(minlength=6).float()
     assert counts[probs == 0].sum() == 0
     chi_squared = ((counts - 4000 * probs) ** 2 / (4000 * probs))[probs > 0].sum()

@@ -22,7 +22,7 @@ from llmcli.config import Sampling
 from llmcli.errors import IntegrityError, UsageError
 from llmcli.gpt.cache import KVCache
 from llmcli.gpt.model import GPT, NO_TAP
-from llmcli.gpt.sampling import Left, Row, draw, left, points, seen
+from llmcli.gpt.sampling import Left, Row, draw, left, uniforms, seen
 from llmcli.gpt.script import decode_step
 from llmcli.gpt.tap import Tap
 
@@ -230,7 +230,7 @@ def _draw(
     if not sampling.temperature:
         return [int(row.ids[0]) for row in kept]  # the only one left
     return [
-        int(row.ids[draw(np.exp(row.logprobs), *points(generator, 1))])
+        int(row.ids[draw(np.exp(row.logprobs), *uniforms(generator, 1))])
         for row, generator in zip(kept, generators, strict=True)
     ]
 

@@ -77,6 +77,8 @@ def embedding(n: int, width: int) -> nn.Embedding:
 
 
 class Attention(nn.Module):
+    """Multi-head self-attention; x, mask and past as in `Block`."""
+
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.n_head, self.head_dim = config.n_head, config.head_dim
@@ -97,6 +99,8 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
+    """The feed-forward network, each position by itself: (B, T, C) -> (B, T, C)."""
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.up = Linear(config.n_embd, config.mlp_dim)
@@ -110,6 +114,11 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
+    """A layer, its norms before what they norm: x (B, T, C) -> (B, T, C).
+
+    `mask` is what `visible` makes, `past` this layer's part of the cache, if there is one.
+    """
+
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.norm_1 = nn.LayerNorm(config.n_embd, eps=config.norm_eps)

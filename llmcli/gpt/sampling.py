@@ -239,7 +239,7 @@ def draw(probs: Row, point: float) -> int:
     return min(place, len(probs) - 1)
 
 
-def points(generator: torch.Generator, n: int) -> list[float]:
+def uniforms(generator: torch.Generator, n: int) -> list[float]:
     """The next `n` numbers to draw with, from 0 to 1."""
     return torch.rand(n, generator=generator, dtype=torch.float64).tolist()
 

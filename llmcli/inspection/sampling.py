@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from llmcli.config import ORDER
-from llmcli.gpt.sampling import draw, generator_for, points, seen, stages
+from llmcli.gpt.sampling import draw, generator_for, uniforms, seen, stages
 from llmcli.inspection.run import Ask, Run, entropy_bits
 from llmcli.inspection.values import Token, View
 
@@ -111,7 +111,7 @@ def staged(run: Run, ask: Ask) -> dict[str, Tensor]:
 def drawn_by(probs: Tensor, ask: Ask) -> int:
     """The id that `generate` draws from `probs` (V,), by default as the first of its seed."""
     generator = generator_for(ask.seed, *ask.draw)
-    return draw(probs.numpy(force=True), points(generator, ask.n_drawn + 1)[-1])
+    return draw(probs.numpy(force=True), uniforms(generator, ask.n_drawn + 1)[-1])
 
 
 def _stages(run: Run, left: dict[str, Tensor], probs: dict[str, Tensor]) -> list[Stage]:
