@@ -15,9 +15,9 @@ from llmcli.gpt.sampling import (
     filtered,
     generator_for,
     left,
-    uniforms,
     seen,
     stages,
+    uniforms,
 )
 
 

@@ -22,7 +22,7 @@ from llmcli.config import Sampling
 from llmcli.errors import IntegrityError, UsageError
 from llmcli.gpt.cache import KVCache
 from llmcli.gpt.model import GPT, NO_TAP
-from llmcli.gpt.sampling import Left, Row, draw, left, uniforms, seen
+from llmcli.gpt.sampling import Left, Row, draw, left, seen, uniforms
 from llmcli.gpt.script import decode_step
 from llmcli.gpt.tap import Tap
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from llmcli.config import ORDER
-from llmcli.gpt.sampling import draw, generator_for, uniforms, seen, stages
+from llmcli.gpt.sampling import draw, generator_for, seen, stages, uniforms
 from llmcli.inspection.run import Ask, Run, entropy_bits
 from llmcli.inspection.values import Token, View
 
