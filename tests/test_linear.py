@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
@@ -301,6 +302,32 @@ def test_a_file_read_in_many_parts_is_loaded_as_in_one(storage, folder, monkeypa
     whole = load_model(folder, config, storage, unpacked=True)(ids)
     monkeypatch.setattr(rounding, "PART_NBYTES", 64 * 4 * 7)  # not a divisor of any width
     torch.testing.assert_close(load_model(folder, config, storage, unpacked=True)(ids), whole)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux what is open")
+@pytest.mark.parametrize("storage", TOLERANCE)
+def test_a_model_keeps_few_descriptors_however_many_tensors_it_has(storage, save_gpt2):
+    folder, _ = save_gpt2(n_layer=12, shard_size="100KB")
+    before = set(os.listdir("/proc/self/fd"))
+    model = load_model(folder, read_config(folder), storage)
+    assert len(set(os.listdir("/proc/self/fd")) - before) <= 2 * len(
+        list(folder.glob("*.safetensors"))
+    )
+    assert len(list(model.parameters())) > 50 or storage != "float32"
+
+
+@pytest.mark.parametrize("storage", TOLERANCE)
+@torch.inference_mode()
+def test_numbers_at_odd_places_of_a_file_are_read(storage, folder, tmp_path):
+    """A header of any length is legal, though most are padded to a multiple of 8."""
+    path = Path(shutil.copytree(folder, tmp_path / "odd"))
+    data = (path / "model.safetensors").read_bytes()
+    n = int.from_bytes(data[:8], "little")
+    odd = (n + 3).to_bytes(8, "little") + data[8 : 8 + n] + b"   " + data[8 + n :]
+    (path / "model.safetensors").write_bytes(odd)
+    config, ids = read_config(folder), torch.arange(12)[None]
+    expected = load_model(folder, config, storage)(ids)
+    torch.testing.assert_close(load_model(path, config, storage)(ids), expected)
 
 
 @torch.inference_mode()

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import mmap
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
+from math import prod
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,13 +48,16 @@ class File:
         if hasattr(self, "raw"):
             self.raw.close()
 
-    def mapped(self, start: int, nbytes: int) -> Tensor:
-        """So many bytes of it, in memory only as long as somebody has the tensor: uint8."""
+    @cached_property
+    def whole(self) -> mmap.mmap:
+        """All of it: one mapping, as each takes a descriptor, of which there may be 256."""
+        return mmap.mmap(self.raw.fileno(), 0, access=mmap.ACCESS_COPY)
+
+    def part(self, start: int, nbytes: int) -> tuple[mmap.mmap, int]:
+        """A mapping of its own for so many bytes, and where in it they begin."""
         before = start % mmap.ALLOCATIONGRANULARITY
-        pages = mmap.mmap(
-            self.raw.fileno(), before + nbytes, access=mmap.ACCESS_COPY, offset=start - before
-        )
-        return torch.frombuffer(pages, dtype=torch.uint8, offset=before, count=nbytes)
+        offset, nbytes = start - before, before + nbytes
+        return mmap.mmap(self.raw.fileno(), nbytes, access=mmap.ACCESS_COPY, offset=offset), before
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,14 +72,24 @@ class Stored:
     def shape(self) -> tuple[int, ...]:
         return self.info.shape[::-1] if self.transposed else self.info.shape
 
+    @property
+    def kept(self) -> Tensor:
+        """All of it, in the file's dtype and mapped with the whole file."""
+        return self._tensor(self.file.whole, self.info.start, self.info.shape)
+
     def __getitem__(self, rows: slice) -> Tensor:
-        """Those rows of ours, in the file's dtype, mapped for as long as somebody has them."""
-        info = self.info
-        start, stop, _ = (slice(None) if self.transposed else rows).indices(info.shape[0])
-        row_nbytes = info.nbytes // info.shape[0]
-        raw = self.file.mapped(info.start + start * row_nbytes, (stop - start) * row_nbytes)
-        theirs = raw.view(DTYPES[info.dtype]).view(stop - start, *info.shape[1:])
-        return theirs.t()[rows] if self.transposed else theirs
+        """Those rows, in the file's dtype: in memory only as long as somebody has them."""
+        info, (n, *others) = self.info, self.info.shape
+        start, stop, _ = (slice(None) if self.transposed else rows).indices(n)
+        row_nbytes = info.nbytes // n
+        part = self.file.part(info.start + start * row_nbytes, (stop - start) * row_nbytes)
+        found = self._tensor(*part, (stop - start, *others))
+        return found[rows] if self.transposed else found
+
+    def _tensor(self, pages: mmap.mmap, offset: int, shape: Sequence[int]) -> Tensor:
+        dtype = DTYPES[self.info.dtype]
+        theirs = torch.frombuffer(pages, dtype=dtype, count=prod(shape), offset=offset).view(*shape)
+        return theirs.t() if self.transposed else theirs
 
 
 # GPT-2 as Hugging Face stores it; `{}` is the layer. None: known and ignored.
@@ -136,7 +150,7 @@ def load_model(
         _store_linears(model, sources, storage, unpacked)
     left = {name for name, weight in model.named_parameters() if weight.is_meta}
     for name in sources.keys() & left:
-        weight = sources[name][:]
+        weight = sources[name].kept
         as_it_is = packed and name == "token_embedding.weight"
         weights[name] = weight.to(device, weight.dtype if as_it_is else dtype)
     model.load_state_dict(weights, strict=False, assign=True)
@@ -158,7 +172,7 @@ def _store_linears(model: GPT, sources: Mapping[str, Stored], storage: str, unpa
         weight, bias = of[name], sources.get(f"{name}.bias")
         # An error of the head goes straight into the logits: it keeps 8 bits.
         kind = "int8" if storage == "int4" and name == "head" else storage
-        return maker(kind, weight.shape, unpacked)(weight, bias[:].float() if bias else None)
+        return maker(kind, weight.shape, unpacked)(weight, bias.kept.float() if bias else None)
 
     names.sort(key=lambda name: -of[name].info.nbytes)
     replace(model, {name: partial(made, name) for name in names})
