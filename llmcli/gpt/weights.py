@@ -72,10 +72,11 @@ class Stored:
     def shape(self) -> tuple[int, ...]:
         return self.info.shape[::-1] if self.transposed else self.info.shape
 
-    @property
-    def kept(self) -> Tensor:
-        """All of it, in the file's dtype and mapped with the whole file."""
-        return self._tensor(self.file.whole, self.info.start, self.info.shape)
+    def as_dtype(self, dtype: torch.dtype | None) -> Tensor:
+        """All of it; if it is stored so (None: it is), mapped with the whole file."""
+        if dtype in (None, DTYPES[self.info.dtype]):
+            return self._tensor(self.file.whole, self.info.start, self.info.shape)
+        return self[:].to(dtype)
 
     def __getitem__(self, rows: slice) -> Tensor:
         """Those rows, in the file's dtype: in memory only as long as somebody has them."""
@@ -150,9 +151,8 @@ def load_model(
         _store_linears(model, sources, storage, unpacked)
     left = {name for name, weight in model.named_parameters() if weight.is_meta}
     for name in sources.keys() & left:
-        weight = sources[name].kept
         as_it_is = packed and name == "token_embedding.weight"
-        weights[name] = weight.to(device, weight.dtype if as_it_is else dtype)
+        weights[name] = sources[name].as_dtype(None if as_it_is else dtype).to(device)
     model.load_state_dict(weights, strict=False, assign=True)
     if config.tie_embeddings and not packed:
         model.head.weight = model.token_embedding.weight
@@ -172,7 +172,9 @@ def _store_linears(model: GPT, sources: Mapping[str, Stored], storage: str, unpa
         weight, bias = of[name], sources.get(f"{name}.bias")
         # An error of the head goes straight into the logits: it keeps 8 bits.
         kind = "int8" if storage == "int4" and name == "head" else storage
-        return maker(kind, weight.shape, unpacked)(weight, bias.kept.float() if bias else None)
+        return maker(kind, weight.shape, unpacked)(
+            weight, bias.as_dtype(torch.float32) if bias else None
+        )
 
     names.sort(key=lambda name: -of[name].info.nbytes)
     replace(model, {name: partial(made, name) for name in names})
