@@ -169,12 +169,11 @@ def _store_linears(model: GPT, sources: Mapping[str, Stored], storage: str, unpa
     of.setdefault("head", sources["token_embedding.weight"])  # where they are tied
 
     def made(name: str) -> nn.Module:
-        weight, bias = of[name], sources.get(f"{name}.bias")
+        bias = sources.get(f"{name}.bias")
         # An error of the head goes straight into the logits: it keeps 8 bits.
         kind = "int8" if storage == "int4" and name == "head" else storage
-        return maker(kind, weight.shape, unpacked)(
-            weight, bias.as_dtype(torch.float32) if bias else None
-        )
+        layer = maker(kind, of[name].shape, unpacked)
+        return layer(of[name], bias.as_dtype(torch.float32) if bias else None)
 
     names.sort(key=lambda name: -of[name].info.nbytes)
     replace(model, {name: partial(made, name) for name in names})
