@@ -110,9 +110,9 @@ RANGES: dict[str, tuple[float, float]] = {
     "repetition_penalty": (1e-3, 1e3),
     "presence_penalty": (-1e3, 1e3),
     "frequency_penalty": (-1e3, 1e3),
-    "penalty_window": (0, 2**63 - 1),
+    "penalty_window": (0, math.inf),
     "temperature": (0.0, 1e3),
-    "top_k": (0, 2**63 - 1),
+    "top_k": (0, math.inf),
     "top_p": (0.0, 1.0),
     "min_p": (0.0, 1.0),
     "typical_p": (0.0, 1.0),
@@ -231,7 +231,7 @@ def _in(folder: Path) -> Iterator[None]:
         yield
     except (IntegrityError, UnsupportedModelError) as error:
         where = shown_path(folder)
-        fact = error.fact if where in error.fact else f"In {where}, {error.fact}"
+        fact = error.fact if f"{where}/" in error.fact else f"In {where}, {error.fact}"
         raise type(error)(fact, error.remedy or "Get the model again, or another.") from error
 
 

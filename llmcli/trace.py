@@ -39,6 +39,7 @@ class Damage:
 
     line: int
     why: str
+    is_end: bool = False  # cut off, as by a kill: no step is missing before another
 
 
 @dataclass
@@ -115,9 +116,13 @@ class Reader:
             except ValueError as error:
                 cut = not line.endswith(b"\n")
                 why = "cut off, as by a kill" if cut else shown(str(error), 120)
-                self.damaged.append(Damage(number, why))
+                self.damaged.append(Damage(number, why, is_end=cut))
                 continue
             yield made
+
+    def close(self) -> None:
+        """Read no further."""
+        self.file.close()
 
     def _header(self) -> dict[str, Any]:
         line = next(self.lines, b"")
@@ -178,7 +183,8 @@ class Reader:
                         return
                     data = inflate.unconsumed_tail
                     if inflate.eof:  # another gzip may follow, as when two are put together
-                        data, inflate = inflate.unused_data, zlib.decompressobj(wbits=31)
+                        data = inflate.unused_data.lstrip(b"\0")  # which fill a block up
+                        inflate = zlib.decompressobj(wbits=31)
 
     def _read(self) -> bytes:
         try:

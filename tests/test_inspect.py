@@ -15,7 +15,7 @@ import jsonschema
 import pytest
 import torch
 from conftest import FABLE, edit_json
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from test_cli import assert_fails
 
 from llmcli.commands.inspect_output import PLAIN
@@ -269,6 +269,12 @@ def test_weights_are_not_written_over_by_what_is_made_of_them(llmcli, copied):
     done = llmcli("inspect", PROMPT, "-m", copied, "--view", "attention", "--tensors", weights)
     assert_fails(done, 2, "is a file that this run reads")
     assert weights.read_bytes() == before
+    vector = copied / "v.safetensors"  # in the model's folder, but no part of it
+    common = ["inspect", PROMPT, "-m", copied, "--view", "attention", "--tensors", vector]
+    assert llmcli(*common).exit_code == 0
+    save_file({"vector": torch.ones(32)}, vector)
+    done = llmcli(*common, "--steer", f"{vector} @ L1 * 1")
+    assert_fails(done, 2, "is a file that this run reads")
 
 
 def test_a_config_that_is_not_that_of_the_weights_is_said(llmcli, copied):

@@ -72,6 +72,19 @@ def test_samples_of_a_prompt_follow_each_other(many):
     assert len(records[0]["tokens"]) == records[0]["n_tokens"]
 
 
+def test_results_in_the_models_own_folder_are_resumed(llmcli, copied, tmp_path):
+    (tmp_path / "p").write_text(LINES)
+    out = copied / "out.jsonl"
+    command = ["generate", "--prompts", tmp_path / "p", "--out", out, "-m", copied, "--seed", 3]
+    done = llmcli(*command)
+    assert done.exit_code == 0, done.stderr
+    assert "6 texts end where the context of 64 tokens is full" in done.stderr
+    whole = out.read_bytes()
+    out.write_bytes(b"".join(whole.splitlines(keepends=True)[:-1]))
+    assert llmcli(*command).exit_code == 0
+    assert out.read_bytes() == whole
+
+
 def test_a_finished_file_is_left_as_it_is(many, tmp_path):
     out = tmp_path / "out.jsonl"
     many(LINES, "--out", out, "--batch-size", 2)

@@ -15,6 +15,7 @@ import jsonschema
 import pytest
 import torch
 from conftest import FABLE, edit_json
+from safetensors import safe_open
 from test_cli import PACKAGE_SCHEMAS, assert_fails
 
 from llmcli.errors import IntegrityError
@@ -279,6 +280,15 @@ def test_other_weights_are_reported_after_the_view(traced, llmcli, model_folder,
     assert value["trace"]["max_difference"] == pytest.approx(apart, abs=1e-4)
 
 
+def test_the_tensors_of_a_step_say_that_it_was_checked(traced, llmcli, tmp_path):
+    out = tmp_path / "step.safetensors"
+    done = llmcli("inspect", "--trace", traced(), "--step", 3, "--view", "attention", "--tensors",
+                  out)  # fmt: skip
+    assert done.exit_code == 0, done.output
+    with safe_open(out, "pt") as file:
+        assert json.loads(file.metadata()["trace"])["passed"]
+
+
 def test_a_step_that_is_changed_is_not_called_checked(traced, llmcli):
     done = llmcli("inspect", "--trace", traced(), "--step", 3, "--ablate", "L0", "--json")
     assert done.exit_code == 0
@@ -454,9 +464,10 @@ def test_a_resampled_run_of_the_same_tokens_is_the_same_text_whatever_its_logpro
     ("options", "words"),
     [
         ({"stop": ["The end", "x"]}, "--stop 'The end' --stop x"),
+        ({"stop": ["\n", "a'\tb"]}, r"--stop $'\n' --stop $'a\'\tb'"),
         ({"keep_stop": True, "top_k": 5}, "--keep-stop --top-k 5"),
         ({"bias": [[262, 2.0], [7, None]]}, "--bias id:262=+2 --bias id:7=-inf"),
-        ({"bias": [3]}, "--bias 3"),
+        ({"bias": [3, [5, 10**400]]}, f"--bias 3 --bias [5, {10**400}]"),
         ({"force": [[0, 5], [1, 6]], "top_p": 1.0}, "--force 2 steps"),
     ],
 )
@@ -490,7 +501,8 @@ def test_a_run_goes_on_with_a_change_after_the_recorded_tokens(traced, llmcli):
 # --- bad input -----------------------------------------------------------------------------------
 
 
-def test_what_a_run_reads_is_not_written_over(llmcli, model_folder, tmp_path):
+def test_what_a_run_reads_is_not_written_over(llmcli, model_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     prompts, data = tmp_path / "p.jsonl", tmp_path / "data.jsonl"
     prompts.write_text('{"prompt": "Once"}\n')
     data.write_text('{"my": "data"}\n')
@@ -501,6 +513,8 @@ def test_what_a_run_reads_is_not_written_over(llmcli, model_folder, tmp_path):
         (("Once", "--trace", data), "data.jsonl is there already, and no trace"),
         (("--prompts", prompts, "--out", out, "--trace", out), "is a file that this run reads"),
         (("--prompts", prompts, "--out", prompts), "is a file that this run reads"),
+        (("--prompts", prompts, "--out", "out.jsonl", "--trace", out), "that this run reads"),
+        (("--prompts", prompts, "--out", model_folder / "config.json"), "that this run reads"),
     ):
         assert_fails(llmcli(*common, *arguments), 2, said)
     assert not out.exists()
@@ -513,13 +527,24 @@ def test_a_replay_of_a_run_with_a_hole_is_no_success(traced, llmcli, shown):
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join([*lines[:6], "garbage\n", *lines[7:]]))
     view = shown("generate", "--replay", path, code=5)["views"][0]
-    said = "the same, to the last digit; 1 of 1 runs only up to a damaged step"
+    said = "the same, to the last digit, as far as the damaged trace can be read"
     assert (view["passed"], view["n_compared"], view["verdict"]) == (False, 4, said)
     done = llmcli("generate", "--replay", path, "--from-step", 8, "-q")
     assert_fails(done, 5, "no readable step 4 of run 0")
     assert llmcli("generate", "--replay", path, "--from-step", 4).exit_code == 0
     clash = llmcli("generate", "--replay", path, "--resample", "--from-step", 1, "-q")
     assert_fails(clash, 2, "--resample and --from-step do not go together")
+
+
+def test_a_replay_of_a_trace_that_lost_a_whole_text_is_no_success(traced, shown):
+    path = traced("--num-samples", 2)
+    lines = path.read_text().splitlines(keepends=True)
+    second = next(i for i, line in enumerate(lines) if '"run":1' in line and '"ids"' in line)
+    path.write_text("".join([*lines[:second], "garbage\n", *lines[second + 1 :]]))
+    assert not shown("generate", "--replay", path, code=5)["views"][0]["passed"]
+    assert shown("generate", "--replay", path, "--run", 0)["views"][0]["passed"]
+    path.write_text("".join(lines)[:-20])  # as by a kill
+    assert shown("generate", "--replay", path)["views"][0]["passed"]
 
 
 def test_damaged_lines_are_said_and_the_rest_is_read(traced, llmcli):
@@ -573,6 +598,10 @@ def test_a_trace_of_several_gzip_members_is_read_as_one(traced):
     reader = Reader(path)
     assert len(list(reader)) == len(lines) - 1
     assert not reader.damaged
+    path.write_bytes(path.read_bytes() + bytes(512))  # as a tape fills its blocks
+    reader = Reader(path)
+    assert len(list(reader)) == len(lines) - 1
+    assert not reader.damaged
 
 
 @pytest.mark.parametrize(
@@ -605,8 +634,9 @@ def test_options_that_make_no_sense_are_a_damaged_header(traced, llmcli):
     path = traced()
     lines = path.read_text().splitlines(keepends=True)
     for changes in (
-        {"temperature": "hot"}, {"temperature": -1}, {"top_p": math.nan}, {"top_k": 2.5},
-        {"top_k": True}, {"repetition_penalty": 0}, {"max_new_tokens": 30.5}, {"bias": [1]},
+        {"temperature": "hot"}, {"temperature": -1}, {"temperature": 1e-320}, {"top_p": math.nan},
+        {"top_k": 2.5}, {"top_k": True}, {"repetition_penalty": 0}, {"max_new_tokens": 30.5},
+        {"bias": [1]},
         {"bias": [[10**6, 1]]}, {"bias": [[5, math.inf]]}, {"stop_ids": None}, {"force": [[1]]},
         {"force": [[1, -1]]}, {"force": [[0.5, 1]]},
     ):  # fmt: skip

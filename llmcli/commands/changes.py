@@ -30,6 +30,11 @@ class Changes:
         return bool(self.wishes)
 
     @property
+    def files(self) -> list[Path]:
+        """Vectors that are read."""
+        return [Path(steer.path) for steer in self.wishes.steers if steer.path is not None]
+
+    @property
     def lines(self) -> list[str]:
         """The changes as they were typed, in the order in which they apply."""
         return [f"{entry.option} {shown(entry.text, 4096)}" for entry in self.wishes.entries]

@@ -39,7 +39,8 @@ def refuse_inputs(option: str, path: Path | None, inputs: Iterable[Path | None])
     for input in inputs:
         if path is None or input is None:
             continue
-        if path == input or (path.exists() and input.exists() and path.samefile(input)):
+        there = path.exists() and input.exists()
+        if path.samefile(input) if there else path.resolve() == input.resolve():
             raise UsageError(
                 f"{option} {shown_path(path)} is a file that this run reads.", "Name another one."
             )

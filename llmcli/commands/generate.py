@@ -42,7 +42,7 @@ def generate(
     ] = None,
     truncate_prompt: Annotated[
         Literal["left", "right"] | None,
-        typer.Option(help="Which end of a prompt that is too long to drop."),
+        typer.Option(help="Which end to drop of a prompt that the context does not hold."),
     ] = None,
     num_samples: Annotated[
         int, typer.Option(min=1, max=4096, metavar="N", help="Continue the prompt this many times.")
@@ -162,9 +162,6 @@ def generate(
         if "max_new_tokens" not in names:
             max_new_tokens = past.job().max_new_tokens
     opened = past.opened if past else open_model(model)
-    read = [prompts, replay, interventions.reference, *opened.folder.iterdir()]
-    refuse_inputs("--trace", trace, [*read, out])
-    refuse_inputs("--out", out, read)
     sampling = sampling_from(opened, default=past.sampling if past else None, **asdict(drawing))
     eos_ids = () if ignore_eos else opened.config.eos_ids
     stop_ids = _known_ids(stop_id or [], opened.config.vocab_size)
@@ -181,6 +178,10 @@ def generate(
     )  # fmt: skip
     given = asdict(interventions)
     changes = past.changes(given) if past else read_changes(opened, **given)
+    if trace or out:
+        read = [prompts, replay, interventions.reference, *opened.files, *changes.files]
+        refuse_inputs("--trace", trace, [*read, out])
+        refuse_inputs("--out", out, read)
     if past is not None and from_step is not None:
         job = replays.continued(past, job, names, from_step)
     if prompts is not None:
@@ -193,9 +194,9 @@ def generate(
         ids = list(past.record.begun.ids)
     else:
         text = read_text(prompt, 'llmcli generate "Once upon a time"')
+        ids = prompt_ids(opened, text, truncate_prompt, quiet, max_new_tokens)
         if not text and prompt != "" and not quiet:  # from a pipe it may be a mistake
             print("The prompt is empty: the model begins a text of its own.", file=sys.stderr)
-        ids = prompt_ids(opened, text, truncate_prompt, quiet, max_new_tokens)
     if max(job.forced, default=0) > (last := opened.config.n_ctx - len(ids)):
         raise UsageError(
             f"--force: the context is full after step {last}.",

@@ -97,7 +97,6 @@ def inspect(
     Layers, heads and positions count from 0, negative ones from the end. On a terminal a view is a
     picture, in a pipe it is TSV. The sampling options are those of generate.
     """
-    from llmcli import hub
     from llmcli.commands import inspect_output as output
     from llmcli.commands import inspect_trace as traces
     from llmcli.commands.files import refuse_inputs
@@ -138,11 +137,7 @@ def inspect(
     output.check_writable("--save", save, (".svg", ".html"))
     output.check_writable("--tensors", tensors, (".safetensors",))
     output.check_writable("--save-vector", save_vector, (".safetensors",))
-    if any(file and file.exists() for file in (save, tensors, save_vector)):
-        read = [trace, diff, positive, negative, *hub.resolve(model).iterdir()]
-        refuse_inputs("--save", save, read)
-        refuse_inputs("--tensors", tensors, read)
-        refuse_inputs("--save-vector", save_vector, read)
+    refuse_inputs("--save", save, [trace, diff, positive, negative])
     if "steer" in wanted:
         check_steer(wanted, given, prompt)
     _note_unused(wanted, given, prompt, quiet)

@@ -105,7 +105,7 @@ def check_writable(option: str, path: Path | None, suffixes: tuple[str, ...]) ->
     if path.suffix not in suffixes:
         raise UsageError(
             f"{option} {shown_path(path)} must end in {' or '.join(suffixes)}.",
-            f"For example: {option} {path.stem or 'file'}{suffixes[0]}",
+            f"For example: {option} {shown_path(path.with_suffix(suffixes[0]))}",
         )
     folder = path.parent
     if not folder.is_dir():

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmcli.commands.options import DType, Place
@@ -72,6 +74,7 @@ class Request:
             return vector_from_examples(self)
         opened, text, ids, prompt_ids = self._subject(wanted)
         changes = self._changes(opened, ids)
+        self._check_outputs(opened, changes.files)
         plan = changes.plan(opened, prompt_ids)
         ask = {**self._ask(opened, ids), "changes": tuple(changes.lines)}
         if "steer" in wanted:
@@ -85,7 +88,7 @@ class Request:
             "prompt": text,
             "ids": ids,
             **({"changes": changes.lines} if changes else {}),
-            **({"trace": held} if held else {}),
+            **({"trace": asdict(held)} if held else {}),
         }
         untouched = []
         if self.given["baseline"]:
@@ -118,6 +121,13 @@ class Request:
         long = all(entry.long or not entry.prompt for entry in wanted.values())
         ids = prompt_ids(opened.tokenizer, text, opened.config, long)
         return opened, text, ids, ids
+
+    def _check_outputs(self, opened: Opened, others: Sequence[Path] = ()) -> None:
+        """Raises UsageError where --tensors would replace what is read."""
+        from llmcli.commands.files import refuse_inputs
+
+        if self.given["tensors"] is not None:
+            refuse_inputs("--tensors", self.given["tensors"], [*opened.files, *others])
 
     def _held(self, run: Run) -> Held | None:
         """The recorded step against the same step here; None where something else is asked for."""
@@ -157,6 +167,7 @@ class Request:
         from llmcli.commands.loading import open_model
 
         opened = open_model(self.model)
+        self._check_outputs(opened)
         ask = self._ask(opened, [])
         run = self.run(opened, [], None)
         about = {"model": model_of(opened, run)}

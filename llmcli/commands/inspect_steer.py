@@ -89,6 +89,7 @@ def _strengths(text: str, once: float) -> tuple[float, ...]:
 
 def vector_from_examples(request: Request) -> Made:
     """The view of the vector that --positive and --negative make; --save-vector keeps it."""
+    from llmcli.commands.files import refuse_inputs
     from llmcli.commands.inspect_output import write
     from llmcli.commands.inspect_request import Made, model_of, noted
     from llmcli.commands.inspect_target import index
@@ -99,6 +100,9 @@ def vector_from_examples(request: Request) -> Made:
     opened = open_model(request.model)
     layer = index("--layer", g["layer"], opened.config.n_layer, "layers") or 0
     method = g["method"] or "mean"
+    if g["save_vector"] is not None:
+        read = [g["positive"], g["negative"], *opened.files]
+        refuse_inputs("--save-vector", g["save_vector"], read)
     examples = {side: read_examples(f"--{side}", g[side], opened) for side in SIDES}
     n_positive, n_negative = map(len, examples.values())
     if method == "pca" and n_positive != n_negative:

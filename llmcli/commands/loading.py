@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmcli.checkpoint import read_checkpoint
 from llmcli.commands.options import Place
 from llmcli.commands.token_names import token_named
 from llmcli.config import (
@@ -31,6 +32,11 @@ if TYPE_CHECKING:
 
 
 MAX_BIAS = 1e6
+SMALL_FILES = (  # of a model's folder
+    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
+    "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "encoder.json",
+    "vocab.bpe", "model.safetensors.index.json",
+)  # fmt: skip
 CUTS = {"top_k", "top_p", "min_p", "typical_p"}
 
 
@@ -43,6 +49,12 @@ class Opened:
     revision: str | None
     config: ModelConfig
     tokenizer: Tokenizer
+
+    @property
+    def files(self) -> list[Path]:
+        """What is read of it."""
+        weights = {info.file for info in read_checkpoint(self.folder).values()}
+        return [*(self.folder / name for name in SMALL_FILES), *sorted(weights)]
 
     def token_bytes(self, id: int) -> bytes:
         """The bytes of a token; none for an id that only pads the model's vocabulary."""

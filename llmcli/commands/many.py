@@ -13,7 +13,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -279,18 +279,28 @@ def run_many(
     some = todo[0][1]  # the changes are the same for any of them
     patch = patches_of(changes.plan(job.opened, some), model, some)
     tap = tap_for(patch, model, tracing.points if tracing else ())
-    started, n_done, n_tokens = time.perf_counter(), 0, 0
+    started, n_done, n_tokens, n_filled = time.perf_counter(), 0, 0, 0
     names = {item.index: item.id for item in items}
     with traced(job, tracing, model, changes, tap, names) as run:
         for batch in batches(todo, batch_size):
             records = run_batch(job, run, model, batch, keys, num_samples, tap)
             results.add([(item, records[item.id]) for item, _ in batch])
             n_done += len(batch)
-            n_tokens += sum(record["n_tokens"] for rows in records.values() for record in rows)
+            made = [record for of_one in records.values() for record in of_one]
+            n_tokens += sum(record["n_tokens"] for record in made)
+            n_filled += sum(_filled(record, job) for record in made)
             if not quiet:
                 rate = n_tokens / (time.perf_counter() - started)
                 print(f"{n_done} of {len(todo)} prompts, {rate:.0f} tok/s", file=sys.stderr)
     results.put_in_order()
+    if n_filled and not quiet:
+        n_ctx = job.opened.config.n_ctx
+        print(f"{n_filled} texts end where the context of {n_ctx} tokens is full.", file=sys.stderr)
+
+
+def _filled(record: Mapping[str, Any], job: Job) -> bool:
+    """Whether a text ended for want of room, and not because it was long enough."""
+    return record["finish_reason"] == "length" and record["n_tokens"] < job.max_new_tokens
 
 
 def run_batch(

@@ -13,7 +13,7 @@ from llmcli.commands.files import tell_damage
 from llmcli.commands.job import Job
 from llmcli.commands.loading import MAX_BIAS, Opened, open_model
 from llmcli.commands.traced import hashes
-from llmcli.config import RANGES, Sampling
+from llmcli.config import MIN_TEMPERATURE, RANGES, Sampling
 from llmcli.errors import IntegrityError, UsageError, shown
 from llmcli.trace import Reader, Record, records
 from llmcli.trace_lines import MAX_INT, Step
@@ -30,6 +30,7 @@ class Past:
     header: Mapping[str, Any]
     records: dict[int, Record]
     opened: Opened
+    holed: bool  # whether a step of these texts, or a whole text, cannot be read
 
     @property
     def dtype(self) -> str:
@@ -40,6 +41,8 @@ class Past:
         """How its tokens were drawn."""
         options = self.header["options"]
         with _header_of(self.name):
+            if 0 < _within(options["temperature"], 0.0, math.inf) < MIN_TEMPERATURE:
+                raise ValueError(f"temperature {options['temperature']}")
             bias = tuple((self._id(id), _bias(value)) for id, value in options["bias"])
             numbers: dict[str, Any] = {
                 name: _within(options[name], *RANGES[name]) for name in RANGES
@@ -58,7 +61,7 @@ class Past:
         with _header_of(self.name):
             return Job(
                 self.opened, self.sampling, self.header["seed"],
-                int(_within(options["max_new_tokens"], 1, MAX_INT)),
+                int(_within(options["max_new_tokens"], 1, math.inf)),
                 stop_ids=frozenset(map(self._id, options["stop_ids"])),
                 hidden_ids=frozenset(map(self._id, options["hidden_ids"])),
                 stops=tuple(map(str, options["stop"])), keep_stop=bool(options["keep_stop"]),
@@ -145,7 +148,9 @@ def open_past(path: Path, run: int | None, model: str | None = None, quiet: bool
     _check_same(reader, opened)
     for record in found.values():
         _check_ids(reader.name, record, opened)
-    return Past(reader.name, reader.header, found, opened)
+    gaps = any(record.gap is not None for record in found.values())
+    lost = run is None and any(not damage.is_end for damage in reader.damaged)
+    return Past(reader.name, reader.header, found, opened, gaps or lost)
 
 
 def _check_same(reader: Reader, opened: Opened) -> None:

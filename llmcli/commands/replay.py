@@ -87,7 +87,6 @@ def replay(
         steps += made
     how = "resampled" if resample else "forced"
     coarser = max(past.dtype, dtype, key=TOLERANCE.__getitem__)
-    n_cut = sum(record.gap is not None for record in past.records.values())
     return Replay(
         file=str(path),
         how=how,
@@ -98,8 +97,8 @@ def replay(
         n_identical=sum(row.n_identical for row in rows),
         max_difference=max((row.max_difference for row in rows), default=0.0),
         tolerance=allowed,
-        passed=not n_cut and all(row.first_difference is None for row in rows),
-        verdict=verdict(how, rows, coarser, allowed, n_cut),
+        passed=not past.holed and all(row.first_difference is None for row in rows),
+        verdict=verdict(how, rows, coarser, allowed, past.holed),
         facts=tuple(_facts(past, loaded)),
         runs=tuple(rows),
         worst=worst(steps),

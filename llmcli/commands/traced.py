@@ -67,7 +67,7 @@ def tracing_to(path: Path | None, lens: bool) -> Tracing | None:
 
 def _is_trace(path: Path) -> bool:
     try:
-        Reader(path)
+        Reader(path).close()
     except UnsupportedModelError:  # a later llmcli's
         return True
     except LLMCLIError:

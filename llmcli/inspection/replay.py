@@ -109,11 +109,11 @@ def worst(steps: Sequence[tuple[Step, float, Token | None]]) -> tuple[ReplayStep
 
 
 def verdict(
-    how: str, runs: Sequence[ReplayRun], dtype: str, tolerance: float, n_cut: int = 0
+    how: str, runs: Sequence[ReplayRun], dtype: str, tolerance: float, holed: bool = False
 ) -> str:
-    """The whole in a sentence; of `n_cut` runs a step cannot be read, nor what came after it."""
+    """The whole in a sentence; `holed`: some of what was recorded cannot be read."""
     said = _verdict(how, runs, dtype, tolerance)
-    return f"{said}; {n_cut} of {len(runs)} runs only up to a damaged step" if n_cut else said
+    return f"{said}, as far as the damaged trace can be read" if holed else said
 
 
 def _verdict(how: str, runs: Sequence[ReplayRun], dtype: str, tolerance: float) -> str:

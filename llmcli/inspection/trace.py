@@ -322,14 +322,21 @@ def _words(name: str, value: Any) -> list[str]:
         return [f"{len(value)} steps"]
     if name == "bias":
         return [_bias(entry) for entry in value]
-    return [shlex.quote(f"{each}") for each in value]
+    return [_quoted(f"{each}") for each in value]
+
+
+def _quoted(text: str) -> str:
+    """As a shell reads it; control characters as bash and zsh do."""
+    if text.isprintable():
+        return shlex.quote(text)
+    return "$'" + repr(text + '"')[1:-2] + "'"  # in which repr escapes single quotes
 
 
 def _bias(entry: Any) -> str:
     match entry:
         case [id, None]:
             return f"id:{id}=-inf"
-        case [id, int() | float() as more]:
+        case [id, float(more)]:
             return f"id:{id}={more:+g}"
     return f"{entry}"  # a stranger's
 
