@@ -130,11 +130,14 @@ class Recorder:
         first, start_s = self.n_texts, time.perf_counter() - self.started
         for ids, draw in zip(prompts, draws, strict=True):
             self._begin(ids, draw, start_s)
-        lens = self.lens() if self.lens else None
+        lens, k = self.lens() if self.lens else None, self.job.top_probs
         for piece in self.recorded.run(model, prompts, draws, streams, tap):
             with writing(self.path):
                 self.writer.write(self._line(piece, first, start_s, lens))
-            yield replace(piece, step=piece.step.listing(self.job.top_probs))
+            if k is None or k >= TOP:  # nobody looks at them, or as they are
+                yield piece
+            else:
+                yield replace(piece, step=piece.step.listing(k))
 
     def _begin(self, ids: Sequence[int], draw: tuple[int, int], time_s: float) -> None:
         tokenizer = self.job.opened.tokenizer
