@@ -305,6 +305,7 @@ def test_timings_of_one_token_are_singular_and_claim_no_speed(generate):
 
 def test_dry_run_tells_the_budget(generate):
     told = json.loads(generate("--dry-run", "--json").stdout)
+    jsonschema.validate(told, schema_of("dry_run"))
     assert told["needed_nbytes"] == sum(
         told[key]
         for key in ("weights_nbytes", "cache_nbytes", "activations_nbytes", "torch_nbytes")

@@ -56,7 +56,7 @@ def write(bulk: Bulk, given: list[Input], folder: Path, out: Path) -> None:
         speed = facts["bytes"] / 1e6 / max(elapsed_s, 1e-9)
         print(
             f"{shown_path(out)}: {facts['tokens']:,} tokens ({dtype}) "
-            f"of {facts['documents']:,} documents, "
+            f"of {facts['documents']:,} document{'s' * (facts['documents'] != 1)}, "
             f"{facts['bytes'] / 1e6:.1f} MB in {elapsed_s:.1f} s, {speed:.1f} MB/s",
             file=sys.stderr,
         )
