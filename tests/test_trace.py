@@ -529,6 +529,9 @@ def test_a_replay_of_a_run_with_a_hole_is_no_success(traced, llmcli, shown):
     view = shown("generate", "--replay", path, code=5)["views"][0]
     said = "the same, to the last digit, as far as the damaged trace can be read"
     assert (view["passed"], view["n_compared"], view["verdict"]) == (False, 4, said)
+    for trace, n in ((path, 1), (traced(name="whole.jsonl"), 0)):
+        picture = llmcli("inspect", "--trace", trace, "--color", "always").stdout
+        assert picture.count("[…]") == n
     done = llmcli("generate", "--replay", path, "--from-step", 8, "-q")
     assert_fails(done, 5, "no readable step 4 of run 0")
     assert llmcli("generate", "--replay", path, "--from-step", 4).exit_code == 0

@@ -14,7 +14,7 @@ from llmcli.commands.loading import load
 from llmcli.commands.options import Place
 from llmcli.commands.recorded import Past, open_past
 from llmcli.commands.traced import versions
-from llmcli.errors import IntegrityError, UsageError
+from llmcli.errors import IntegrityError, UsageError, shown
 from llmcli.trace import Record
 from llmcli.trace_lines import TOLERANCE, Step, difference
 
@@ -180,9 +180,12 @@ def show(view: Replay, json: bool, color: Any) -> None:
     else:
         output.print_tsv(made)
     if not view.passed:
+        apart = any(row.first_difference is not None for row in view.runs)
         raise IntegrityError(
-            f"The replay of {view.file}: {view.verdict}.",
-            "Other weights, another dtype or another machine computed it, or the file is damaged.",
+            f"The replay of {shown(view.file)}: {view.verdict}.",
+            "Other weights, another dtype or another machine computed it."
+            if apart
+            else "What cannot be read cannot be compared: record it again.",
         )
 
 

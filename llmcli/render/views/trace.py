@@ -86,7 +86,12 @@ def _text(view: Trace, canvas: Canvas) -> Text:
     line, used, n_lines = Text(" "), 0, 1
     decoder = getincrementaldecoder("utf-8")("replace")  # a character may take several tokens
     pieces: list[tuple[str, float | None]] = [(word, None) for word in _words(view.prompt)]
-    pieces += [(decoder.decode(row.token.text), row.prob) for row in view.tokens]
+    due = 0
+    for row in view.tokens:
+        if row.step != due:  # those between cannot be read
+            pieces.append((" […]", None))
+        pieces.append((decoder.decode(row.token.text), row.prob))
+        due = row.step + 1
     for i, (text, prob) in enumerate(pieces):
         made = tinted(text.replace("\n", "⏎"), prob)
         if used + cell_len(made.plain) > width and used:
