@@ -29,6 +29,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+NO_MEMORY = ResourceError("There is not enough memory.", "See llmcli generate --dry-run.")
+
 
 def main() -> None:
     """Run the command line and exit with a code of the table in the README."""
@@ -82,8 +84,10 @@ def reported(command: Callable[..., None]) -> Callable[..., None]:
             told = "allocate memory" in said or "out of memory" in said
             if not (told or isinstance(error, MemoryError)):
                 raise
-            fail(ResourceError("There is not enough memory.", "See llmcli generate --dry-run."))
+            fail(NO_MEMORY)
         except OSError as error:
+            if error.errno == errno.ENOMEM:  # a file could not be mapped
+                fail(NO_MEMORY)
             if error.errno != errno.ENOSPC:
                 raise
             _abandon_stdout()

@@ -7,6 +7,7 @@ import math
 import re
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import jsonschema
 import pytest
@@ -320,6 +321,16 @@ def test_too_little_memory_is_refused_with_numbers_before_anything_is_loaded(gen
     monkeypatch.setattr("llmcli.budget.available_nbytes", lambda: 100 << 20)
     monkeypatch.setattr("llmcli.gpt.weights.load_model", pytest.fail)
     assert_fails(generate(), 7, r"needs 3\d\d MiB", "100 MiB are available", "--quantize int8")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory"), OSError(12, "no")],
+    ids=["Python", "torch", "mmap"],
+)
+def test_memory_that_is_not_there_is_a_sentence_whoever_says_it(error, generate, monkeypatch):
+    monkeypatch.setattr("llmcli.gpt.weights.load_model", Mock(side_effect=error))
+    assert_fails(generate(), 7, "There is not enough memory", "--dry-run")
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
