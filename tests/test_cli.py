@@ -252,6 +252,20 @@ def test_a_signal_keeps_the_text_so_far(sent, code, copied):
     assert child.returncode in (code, 0)  # 0: it was done before the signal came
 
 
+def test_an_interrupted_run_tells_its_timings(copied):
+    for name in ("config.json", "generation_config.json"):
+        edit_json(copied / name, eos_token_id=None)
+    command = ["generate", "x", "-m", str(copied), "--jsonl", "--stats", "--num-samples", "500"]
+    child = subprocess.Popen([*LLMCLI, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert child.stdout
+    for _ in range(3):
+        child.stdout.readline()
+    child.send_signal(signal.SIGINT)
+    _, errors = child.communicate(timeout=30)
+    assert child.returncode == 130
+    assert re.match(rb"load .* \| decode \d+ tokens?.* \| finish interrupted \|", errors), errors
+
+
 # --- errors --------------------------------------------------------------------------------------
 
 

@@ -57,8 +57,11 @@ class Pair:
         """Room for `n` samples of both."""
         return cls(job, model, ids, patch, *([Sample() for _ in range(n)] for _ in range(2)))
 
-    def generate(self, writers: Sequence[JsonlWriter] = ()) -> None:
-        """Fill both, each watched by its writer, if any; on Ctrl-C what there is by then stays."""
+    def generate(self, pieces: list[Piece], writers: Sequence[JsonlWriter] = ()) -> None:
+        """Fill both, each watched by its writer, if any; on Ctrl-C what there is by then stays.
+
+        Those of the changed run are added to `pieces` as well.
+        """
         for run, (samples, patch) in enumerate(((self.changed, self.patch), (self.plain, {}))):
             n = len(samples)
             streams = self.job.streams(n)
@@ -66,6 +69,8 @@ class Pair:
             try:
                 for piece in self.job.run(self.model, [self.ids] * n, draws, streams, tap):
                     samples[piece.step.row].pieces.append(piece)
+                    if samples is self.changed:
+                        pieces.append(piece)
                     if writers:
                         writers[run].take(piece)
             finally:

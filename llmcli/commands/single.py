@@ -97,15 +97,24 @@ def run_one(
         prompt=_prompt_json(job, ids, echo),
         options={**job.options, "num_samples": n, **changes.words},
     )  # fmt: skip
-    if show.baseline:
-        pair = Pair.of(job, model, ids, patch, n)
-        writers = beside.line_writers(pair, head) if show.jsonl else []
-        with ending(lambda: _show_beside(pair, show, head, echo, changes.title, writers)):
-            pair.generate(writers)
-        pieces = [piece for sample in pair.changed for piece in sample.pieces]
-    else:
-        with traced(job, tracing, model, changes, tap) as run:
-            pieces = _stream(job, run, model, ids, tap, n, _writer(job, show, head, echo))
+    pieces: list[Piece] = []
+    with ending(lambda: _tell(job, show, head, ids, scored, pieces)):
+        if show.baseline:
+            pair = Pair.of(job, model, ids, patch, n)
+            writers = beside.line_writers(pair, head) if show.jsonl else []
+            with ending(lambda: _show_beside(pair, show, head, echo, changes.title, writers)):
+                pair.generate(pieces, writers)
+        else:
+            with traced(job, tracing, model, changes, tap) as run:
+                writer = _writer(job, show, head, echo)
+                _stream(job, run, model, ids, tap, n, writer, pieces)
+
+
+def _tell(
+    job: Job, show: Show, head: dict, ids: Sequence[int], scored: Sequence[Step],
+    pieces: Sequence[Piece],
+) -> None:  # fmt: skip
+    """What is said on stderr once the text is there, or has been interrupted."""
     if not show.quiet and _filled(job, pieces):
         n_ctx = job.opened.config.n_ctx
         print(f"The context of {n_ctx} tokens is full: nothing can follow.", file=sys.stderr)
@@ -126,16 +135,15 @@ def _filled(job: Job, pieces: Sequence[Piece]) -> bool:
 
 
 def _stream(
-    job: Job, run: Runner, model: GPT, ids: Sequence[int], tap: Tap, n: int, writer: Writer
-) -> list[Piece]:
-    """Generate, each piece given to `writer` as it comes; all of them."""
+    job: Job, run: Runner, model: GPT, ids: Sequence[int], tap: Tap, n: int, writer: Writer,
+    pieces: list[Piece],
+) -> None:  # fmt: skip
+    """Generate, each piece given to `writer` and added to `pieces` as it comes."""
     streams = job.streams(n)
-    taken: list[Piece] = []
     with ending(lambda: writer.end([stream.flush() for stream in streams])):
         for piece in run(model, [ids] * n, job.draws(n), streams, tap):
             writer.take(piece)
-            taken.append(piece)
-    return taken
+            pieces.append(piece)
 
 
 @contextmanager
