@@ -304,6 +304,13 @@ def test_timings_of_one_token_are_singular_and_claim_no_speed(generate):
     assert re.search(r"\| decode 1 token \| finish length \|", told), told
 
 
+def test_the_prompts_tokens_and_those_that_follow_have_titles_of_their_own(generate):
+    told = generate("--echo", "--top-probs", 2, "--max-new-tokens", 2, "--color", "always").stdout
+    prompt, step = (told.find(f"── {name} ──") for name in ("the prompt, by position",
+                                                             "what follows, by step"))  # fmt: skip
+    assert 0 < prompt < step
+
+
 def test_dry_run_tells_the_budget(generate):
     told = json.loads(generate("--dry-run", "--json").stdout)
     jsonschema.validate(told, schema_of("dry_run"))

@@ -187,13 +187,17 @@ class PictureWriter:
         self.console = console(color)
         self.width = min(self.console.width, 120)
         self.console.print(legend(self.width))
+        self.titled = n_rows > 1 or bool(echoed)
+        if echoed:
+            self.console.print("── the prompt, by position ──", style="bold")
         for before, step in echoed:
             self._picture(before, step)
 
     def begin(self, row: int) -> None:
         self.text = ""
-        if self.n_rows > 1:
-            self.console.print(f"── sample {row} of {self.n_rows} ──", style="bold")
+        if self.titled:
+            which = f"sample {row} of {self.n_rows}" if self.n_rows > 1 else "what follows, by step"
+            self.console.print(f"── {which} ──", style="bold")
 
     def take(self, piece: Piece) -> None:
         self._picture(self.prompt + self.text, piece.step)

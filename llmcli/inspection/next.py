@@ -71,6 +71,9 @@ class Next(View):
     notes: tuple[str, ...]
 
 
+SILENCED = " A head that is silenced still reads; what it has read goes nowhere."
+
+
 def view(run: Run, ask: Ask) -> Next:
     """What comes after `position`, and how the model got there."""
     T, p = len(run.ids), ask.position
@@ -96,7 +99,8 @@ def view(run: Run, ask: Ask) -> Next:
         ),
         notes=(
             "measured. Attention is where heads read, not proof of cause; many rest on the first "
-            "token when they find nothing. The lens is untuned: early layers are approximate.",
+            "token when they find nothing. The lens is untuned: early layers are approximate."
+            + (SILENCED if any("--ablate" in change for change in ask.changes) else ""),
         ),
     )
 
