@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from unittest.mock import Mock
+
 import pytest
 import torch
 from conftest import FABLE, edit_json
 from safetensors.torch import load_file, save_file
 
 from llmcli.config import read_config
+from llmcli.gpt import model as gpt
 from llmcli.gpt.cache import KVCache
 from llmcli.gpt.model import GPT
 from llmcli.gpt.tap import Probe
@@ -129,6 +132,26 @@ def test_fused_and_explicit_attention_agree(save_gpt2):
     with torch.inference_mode():
         torch.testing.assert_close(model(ids, tap=probe), model(ids), atol=1e-5, rtol=0)
     assert set(probe.values) == {"0.pattern", "1.pattern", "2.pattern"}
+
+
+@pytest.mark.parametrize("T", [65, 128, 191, 200])
+def test_a_long_prompt_is_attended_to_in_blocks_and_equals_transformers(T, save_gpt2, monkeypatch):
+    folder, theirs = save_gpt2(n_positions=256)
+    model, blocks = ours(folder), Mock(wraps=gpt.attention_in_blocks)
+    monkeypatch.setattr(gpt, "attention_in_blocks", blocks)
+    ids = random_ids(model.config, batch=2, length=T)
+    with torch.inference_mode():
+        expected = theirs(ids).logits
+        torch.testing.assert_close(model(ids), expected, atol=1e-4, rtol=0)
+        cache = KVCache(model.config, batch=2, capacity=T + 3)  # whose rows do not lie together
+        torch.testing.assert_close(model(ids, cache), expected, atol=1e-4, rtol=0)
+    assert blocks.call_count == 2 * model.config.n_layer
+
+
+def test_a_long_text_has_gradients(save_gpt2):
+    model = ours(save_gpt2(n_positions=128)[0]).requires_grad_(True)
+    model(random_ids(model.config, length=100)).square().mean().backward()
+    assert all(weight.grad is not None for weight in model.parameters())
 
 
 def test_patterns_equal_transformers(save_gpt2):
