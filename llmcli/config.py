@@ -126,10 +126,9 @@ def read_config(folder: Path) -> ModelConfig:
     """The model in `folder`; end-of-text ids from generation_config.json have precedence."""
     with _in(folder):
         config = ModelConfig.from_hf(_read_object(folder / "config.json"))
-    generation = folder / "generation_config.json"
-    if not generation.exists():
-        return config
-    with _in(folder):
+        generation = folder / "generation_config.json"
+        if not generation.exists():
+            return config
         eos_ids = _eos_ids(_read_object(generation), config.vocab_size, generation.name)
     return replace(config, eos_ids=eos_ids) if eos_ids else config
 

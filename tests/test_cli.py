@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pty
 import re
@@ -13,10 +14,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 from conftest import edit_json
 from safetensors.torch import load_file, save_file
 
 from llmcli import __version__
+from llmcli.cli import app
+from llmcli.config import RANGES
 
 PACKAGE_SCHEMAS = Path(__file__).resolve().parents[1] / "llmcli" / "schemas"
 LLMCLI = [sys.executable, "-m", "llmcli"]
@@ -352,6 +356,16 @@ def test_options_out_of_range_are_refused(options, llmcli, model_folder):
     assert result.exit_code == 2
     assert result.stdout == ""
     assert options[0] in result.stderr
+
+
+def test_the_options_take_what_a_trace_may_hold():
+    """The bounds stand twice: with the options, and for what a file says of them."""
+    command = typer.main.get_command(app).commands["generate"]
+    options = {option.name: option.type for option in command.params if option.name in RANGES}
+    assert options.keys() == RANGES.keys()
+    for name, (low, high) in RANGES.items():
+        most = math.inf if options[name].max is None else options[name].max
+        assert (options[name].min, most) == (low, high), name
 
 
 def test_ctrl_c_while_the_command_line_is_imported_is_no_traceback():

@@ -57,11 +57,13 @@ class Pair:
         """Room for `n` samples of both."""
         return cls(job, model, ids, patch, *([Sample() for _ in range(n)] for _ in range(2)))
 
-    def generate(self, pieces: list[Piece], writers: Sequence[JsonlWriter] = ()) -> None:
-        """Fill both, each watched by its writer, if any; on Ctrl-C what there is by then stays.
+    @property
+    def pieces(self) -> list[Piece]:
+        """Those of the changed run."""
+        return [piece for sample in self.changed for piece in sample.pieces]
 
-        Those of the changed run are added to `pieces` as well.
-        """
+    def generate(self, writers: Sequence[JsonlWriter] = ()) -> None:
+        """Fill both, each watched by its writer, if any; on Ctrl-C what there is by then stays."""
         for run, (samples, patch) in enumerate(((self.changed, self.patch), (self.plain, {}))):
             n = len(samples)
             streams = self.job.streams(n)
@@ -69,8 +71,6 @@ class Pair:
             try:
                 for piece in self.job.run(self.model, [self.ids] * n, draws, streams, tap):
                     samples[piece.step.row].pieces.append(piece)
-                    if samples is self.changed:
-                        pieces.append(piece)
                     if writers:
                         writers[run].take(piece)
             finally:

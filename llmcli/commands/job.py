@@ -57,6 +57,10 @@ class Job:
         """How many tokens the context has room for after so many, and the run wants."""
         return min(self.max_new_tokens, self.opened.config.n_ctx - length)
 
+    def filled(self, reason: str | None, n_tokens: int) -> bool:
+        """Whether a text of so many tokens ended for want of room, and not as long as it could."""
+        return reason == "length" and n_tokens < self.max_new_tokens
+
     def streams(self, n_rows: int) -> list[TextStream]:
         """What turns each row's ids into text."""
         tokenizer = self.opened.tokenizer

@@ -13,7 +13,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -49,7 +49,7 @@ class Item:
 
 
 def read_prompts(path: Path) -> list[Item]:
-    """The prompts of a file: JSON lines if its first character is a brace, else one a line.
+    """The prompts of a file, or of stdin (-): JSON lines if a brace comes first, else one a line.
 
     Raises NotFoundError for a file that cannot be read, UsageError, naming the line, for one that
     makes no sense. Empty lines are left out; an id that is not given is the line's number from 0.
@@ -288,7 +288,7 @@ def run_many(
             n_done += len(batch)
             made = [record for of_one in records.values() for record in of_one]
             n_tokens += sum(record["n_tokens"] for record in made)
-            n_filled += sum(_filled(record, job) for record in made)
+            n_filled += sum(job.filled(r["finish_reason"], r["n_tokens"]) for r in made)
             if not quiet:
                 rate = n_tokens / (time.perf_counter() - started)
                 print(f"{n_done} of {len(todo)} prompts, {rate:.0f} tok/s", file=sys.stderr)
@@ -296,11 +296,6 @@ def run_many(
     if n_filled and not quiet:
         n_ctx = job.opened.config.n_ctx
         print(f"{n_filled} texts end where the context of {n_ctx} tokens is full.", file=sys.stderr)
-
-
-def _filled(record: Mapping[str, Any], job: Job) -> bool:
-    """Whether a text ended for want of room, and not because it was long enough."""
-    return record["finish_reason"] == "length" and record["n_tokens"] < job.max_new_tokens
 
 
 def run_batch(

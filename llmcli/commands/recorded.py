@@ -199,7 +199,7 @@ def _within(value: Any, low: float, high: float) -> float:
     whole = type(low) is int
     if type(value) not in ((int,) if whole else (int, float)) or not low <= value <= high:
         raise ValueError(f"{shown(repr(value), 40)} is not from {low} to {high}")
-    return float(value) if not whole else int(value)
+    return int(value) if whole else float(value)
 
 
 def _bias(value: Any) -> float:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from llmcli.commands import beside, results
@@ -97,17 +98,18 @@ def run_one(
         prompt=_prompt_json(job, ids, echo),
         options={**job.options, "num_samples": n, **changes.words},
     )  # fmt: skip
-    pieces: list[Piece] = []
-    with ending(lambda: _tell(job, show, head, ids, scored, pieces)):
-        if show.baseline:
-            pair = Pair.of(job, model, ids, patch, n)
-            writers = beside.line_writers(pair, head) if show.jsonl else []
-            with ending(lambda: _show_beside(pair, show, head, echo, changes.title, writers)):
-                pair.generate(pieces, writers)
-        else:
-            with traced(job, tracing, model, changes, tap) as run:
-                writer = _writer(job, show, head, echo)
-                _stream(job, run, model, ids, tap, n, writer, pieces)
+    tell = partial(_tell, job, show, head, ids, scored)
+    if show.baseline:
+        pair = Pair.of(job, model, ids, patch, n)
+        writers = beside.line_writers(pair, head) if show.jsonl else []
+        end = partial(_show_beside, pair, show, head, echo, changes.title, writers)
+        with ending(lambda: tell(pair.pieces)), ending(end):
+            pair.generate(writers)
+    else:
+        pieces: list[Piece] = []
+        with ending(lambda: tell(pieces)), traced(job, tracing, model, changes, tap) as run:
+            writer = _writer(job, show, head, echo)
+            _stream(job, run, model, ids, tap, n, writer, pieces)
 
 
 def _tell(
@@ -115,7 +117,8 @@ def _tell(
     pieces: Sequence[Piece],
 ) -> None:  # fmt: skip
     """What is said on stderr once the text is there, or has been interrupted."""
-    if not show.quiet and _filled(job, pieces):
+    filled = any(job.filled(piece.finish_reason, piece.step.index + 1) for piece in pieces)
+    if filled and not show.quiet:
         n_ctx = job.opened.config.n_ctx
         print(f"The context of {n_ctx} tokens is full: nothing can follow.", file=sys.stderr)
     if show.echo and scored and not (show.json or show.jsonl):
@@ -126,12 +129,6 @@ def _tell(
         times = sorted(piece.step.time_s for piece in pieces)
         reason = ", ".join(sorted(reasons)) or "interrupted"
         print(results.stats_line(head, len(ids), times, reason), file=sys.stderr)
-
-
-def _filled(job: Job, pieces: Sequence[Piece]) -> bool:
-    """Whether a text ended for want of room, and not because it was long enough."""
-    ends = (piece.step.index + 1 for piece in pieces if piece.finish_reason == "length")
-    return any(n < job.max_new_tokens for n in ends)
 
 
 def _stream(
