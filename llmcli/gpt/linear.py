@@ -95,6 +95,25 @@ class OrderedProduct(nn.Module):
         return onednn(x, self.packed, self.bias)
 
 
+class PlainBFloat16Linear(nn.Module):
+    """The weights of `BFloat16Linear` without its kernel: one row as it is, more converted in parts.
+
+    A processor without AVX-512 multiplies two bfloat16 matrices forty times slower than float32.
+    """
+
+    storage: ClassVar[str] = "bfloat16"
+
+    def __init__(self, weight: Rows, bias: Tensor | None) -> None:
+        super().__init__()
+        self.weight = frozen(as_dtype(weight, torch.bfloat16))
+        self.bias = None if bias is None else frozen(bias.bfloat16())
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.numel() == x.shape[-1]:
+            return F.linear(x, self.weight, self.bias)
+        return by_parts(x.float(), self.weight, self.bias).to(x.dtype)
+
+
 class HalfLinear(nn.Module):
     """Weights in float16, everything else in fp32: the numbers of the file, if it has them so."""
 
@@ -213,8 +232,9 @@ class Int8Linear(nn.Module):
         self.scale = frozen(scale)
         self.bias = None if bias is None else frozen(bias.float())
         self.added = torch.zeros_like(scale) if self.bias is None else self.bias / scale
-        summed = [part.sum(dim=1, dtype=torch.int32) for _, part in parts(values, 4)]
-        self.sums = torch.cat(summed)
+        self.sums = torch.empty(len(values), dtype=torch.int32)
+        for where, part in parts(values, 4):
+            torch.sum(part, dim=1, dtype=torch.int32, out=self.sums[where])
         self.packed = torch.fbgemm_pack_quantized_matrix(values)
         self.shape = torch.empty(1, 1, dtype=torch.int8).expand(values.shape)  # all it needs now
         self(torch.zeros(1, weight.shape[1]))  # the kernel's one warning comes here
@@ -311,8 +331,10 @@ def by_parts(
 ) -> Tensor:
     """x W^T + b with W (out, in) `rounded` and converted to x's dtype, some rows at a time."""
     y = x.new_empty(*x.shape[:-1], weight.shape[0])
+    room: Tensor | None = None  # for each part in turn: new memory takes longer than to fill it
     for where, part in parts(weight, x.element_size()):
-        w = rounded(part).to(x.dtype)
+        room = torch.empty_like(part, dtype=x.dtype) if room is None else room
+        w = room[: len(part)].copy_(rounded(part))
         b = None if bias is None else bias[where].to(x.dtype)
         y[..., where] = product(x, w, b, w.numel())
     return y
@@ -360,8 +382,8 @@ def has_bfloat16_kernel() -> bool:
 
 
 def has_int4_kernel() -> bool:
-    """Whether they multiply 4-bit weights at a speed worth having: it is written for AVX-512."""
-    fast = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    """Whether they multiply 4-bit weights at a speed worth having: written for AVX-512 and AVX2."""
+    fast = torch.backends.cpu.get_cpu_capability().startswith("AVX")
     return fast and INT4_PRODUCT is not None
 
 

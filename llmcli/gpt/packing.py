@@ -19,6 +19,7 @@ from llmcli.gpt.linear import (
     Int4Linear,
     Int8Linear,
     OrderedLinear,
+    PlainBFloat16Linear,
     PlainHalfLinear,
     PlainInt4Linear,
     PlainInt8Linear,
@@ -43,7 +44,7 @@ def packs(storage: str, rows: int) -> bool:
     """
     if storage == "float32":
         return rows >= MANY and has_onednn() and torch.get_num_threads() > 1
-    return storage != "bfloat16" or has_bfloat16_kernel()
+    return True
 
 
 def maker(storage: str, shape: Sequence[int], unpacked: bool = False) -> Make:
@@ -59,7 +60,7 @@ def maker(storage: str, shape: Sequence[int], unpacked: bool = False) -> Make:
         half = UnpackedHalfLinear
     return {
         "float32": OrderedLinear,
-        "bfloat16": BFloat16Linear,
+        "bfloat16": BFloat16Linear if has_bfloat16_kernel() else PlainBFloat16Linear,
         "float16": half if has_fbgemm() else PlainHalfLinear,
         "int8": Int8Linear if has_fbgemm() else PlainInt8Linear,
         "int4": Int4Linear if has_int4_kernel() else PlainInt4Linear,
@@ -68,7 +69,12 @@ def maker(storage: str, shape: Sequence[int], unpacked: bool = False) -> Make:
 
 def missing_kernel(storage: str) -> str | None:
     """What is missing on this machine to multiply such weights fast; None: nothing is."""
-    there = {"float16": has_fbgemm, "int8": has_fbgemm, "int4": has_int4_kernel}
+    there = {
+        "bfloat16": has_bfloat16_kernel,
+        "float16": has_fbgemm,
+        "int8": has_fbgemm,
+        "int4": has_int4_kernel,
+    }
     if storage not in there or there[storage]():
         return None
     cost = "a token at a time is rounded to it" if storage == "float16" else "slower, the same"
