@@ -41,8 +41,10 @@ MAY_IMPORT = {
     "gpt.weights": {"gpt.model", "gpt.packing", "config", "checkpoint", "errors"},
     "gpt.place": {"config", "errors"},
     "gpt.script": {"gpt.model", "gpt.cache"},
+    "gpt.gpu": {"gpt.model", "gpt.cache", "config"},
+    "gpt.step": {"gpt.model", "gpt.cache", "gpt.script", "gpt.gpu"},
     "gpt.generation": {
-        "gpt.model", "gpt.cache", "gpt.script", "gpt.sampling", "gpt.tap", "config", "errors",
+        "gpt.model", "gpt.cache", "gpt.step", "gpt.sampling", "gpt.tap", "config", "errors",
     },
     "hub": {"", "hub", "errors", "checkpoint", "config"},
     "tokenizer": {"tokenizer_file", "errors"},

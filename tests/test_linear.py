@@ -79,7 +79,9 @@ def test_stored_weights_are_near_the_true_ones(kind):
 @pytest.mark.parametrize("kind", LAYERS)
 def test_a_layer_multiplies_by_the_weights_that_it_stores(kind, bias, shape):
     layer, _ = made(kind, bias=bias)
-    x = torch.randn(shape).to(torch.bfloat16 if kind in (BFloat16Linear, PlainBFloat16Linear) else torch.float32)
+    x = torch.randn(shape).to(
+        torch.bfloat16 if kind in (BFloat16Linear, PlainBFloat16Linear) else torch.float32
+    )
     bias = None if layer.bias is None else layer.bias.float()
     expected = F.linear(x.float(), layer.weight.float(), bias)
     with torch.inference_mode():
@@ -191,7 +193,13 @@ def test_widths_that_4_bits_do_not_fit_are_stored_in_8():
 
 # --- whole models --------------------------------------------------------------------------------
 
-TOLERANCE = {"float32": 1e-5, "float16": 3e-3, "bfloat16": 3e-2, "int8": 5e-2 * COARSER, "int4": 0.5}
+TOLERANCE = {
+    "float32": 1e-5,
+    "float16": 3e-3,
+    "bfloat16": 3e-2,
+    "int8": 5e-2 * COARSER,
+    "int4": 0.5,
+}
 
 
 @pytest.fixture(scope="module")

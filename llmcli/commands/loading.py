@@ -135,14 +135,16 @@ def load(
     Raises ResourceError, before anything is loaded, where memory would not suffice.
     """
     from llmcli.budget import budget, check_fits
-    from llmcli.gpt.packing import missing_kernel
+    from llmcli.gpt import gpu, packing
     from llmcli.gpt.place import choose, use_threads
     from llmcli.gpt.weights import load_model
 
     device, storage = choose(place.device, place.dtype, place.quantize)
     if device == "cpu":
         check_fits(budget(opened.config, storage, batch, n_tokens))
-    if missing := missing_kernel(storage):
+    on_gpu = device == "cuda"
+    missing = gpu.missing_kernel(opened.config) if on_gpu else packing.missing_kernel(storage)
+    if missing:
         print(missing, file=sys.stderr)
     use_threads(opened.config, place.threads)
     return load_model(opened.folder, opened.config, storage, device, batch, unpacked)

@@ -23,10 +23,8 @@ from llmcli.errors import IntegrityError, UsageError
 from llmcli.gpt.cache import KVCache
 from llmcli.gpt.model import GPT, NO_TAP
 from llmcli.gpt.sampling import Left, Row, draw, left, seen, uniforms
-from llmcli.gpt.script import decode_step
+from llmcli.gpt.step import decode_step
 from llmcli.gpt.tap import Tap
-
-WORTH_A_SCRIPT = 48  # tokens: to write one down takes as long as it saves in so many steps
 
 FinishReason = Literal["stop", "length"]
 
@@ -116,7 +114,6 @@ def generate(
     history = [list(prompt) for prompt in prompts]
     finished: set[int] = set()
     next_logits: Callable[[Tensor, KVCache], Tensor] = partial(model, tap=tap, last_only=True)
-    scripted = use_cache and tap is NO_TAP and max(room) > WORTH_A_SCRIPT and device.type == "cpu"
     for index in range(max(room)):
         if index == 0 or not use_cache:
             now = [history[row] for row in running]
@@ -124,7 +121,8 @@ def generate(
             fed = _left_padded(now)
         if index == 1:
             model.pack()
-            next_logits = decode_step(model) if scripted else next_logits
+            if use_cache and tap is NO_TAP:
+                next_logits = decode_step(model, max(room))
         logits = next_logits(fed.to(device), cache).select(1, -1).float().cpu()  # (B, V)
         rows = zip(logits.numpy()[:, :n_tokens], running, strict=True)
         kept = [_left(of, history[row], sampling) for of, row in rows]

@@ -96,7 +96,7 @@ class OrderedProduct(nn.Module):
 
 
 class PlainBFloat16Linear(nn.Module):
-    """The weights of `BFloat16Linear` without its kernel: one row as it is, more converted in parts.
+    """The weights of `BFloat16Linear` without its kernel: one row as it is, more by parts in fp32.
 
     A processor without AVX-512 multiplies two bfloat16 matrices forty times slower than float32.
     """

@@ -42,9 +42,7 @@ def packs(storage: str, rows: int) -> bool:
 
     float32 stays as the file has it, mapped, unless there are many rows.
     """
-    if storage == "float32":
-        return rows >= MANY and has_onednn() and torch.get_num_threads() > 1
-    return True
+    return storage != "float32" or (rows >= MANY and has_onednn() and torch.get_num_threads() > 1)
 
 
 def maker(storage: str, shape: Sequence[int], unpacked: bool = False) -> Make:
@@ -58,23 +56,19 @@ def maker(storage: str, shape: Sequence[int], unpacked: bool = False) -> Make:
     half: Make = SerialHalfLinear if torch.get_num_threads() == 1 else HalfLinear
     if unpacked:
         half = UnpackedHalfLinear
-    return {
+    kinds: dict[str, Make] = {
         "float32": OrderedLinear,
         "bfloat16": BFloat16Linear if has_bfloat16_kernel() else PlainBFloat16Linear,
         "float16": half if has_fbgemm() else PlainHalfLinear,
         "int8": Int8Linear if has_fbgemm() else PlainInt8Linear,
         "int4": Int4Linear if has_int4_kernel() else PlainInt4Linear,
-    }[storage]
+    }
+    return kinds[storage]
 
 
 def missing_kernel(storage: str) -> str | None:
     """What is missing on this machine to multiply such weights fast; None: nothing is."""
-    there = {
-        "bfloat16": has_bfloat16_kernel,
-        "float16": has_fbgemm,
-        "int8": has_fbgemm,
-        "int4": has_int4_kernel,
-    }
+    there = {"float16": has_fbgemm, "int8": has_fbgemm, "int4": has_int4_kernel}
     if storage not in there or there[storage]():
         return None
     cost = "a token at a time is rounded to it" if storage == "float16" else "slower, the same"

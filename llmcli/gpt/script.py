@@ -9,24 +9,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from weakref import WeakKeyDictionary, ref
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
 
 from llmcli.gpt.cache import KVCache, Past
 from llmcli.gpt.model import GPT, NO_TAP, visible
-
-
-def decode_step(model: GPT) -> DecodeStep:
-    """That of `model`, the same at every call: its weights must not be replaced afterwards.
-
-    They are constants of the script, which torch keeps as long as the process lives; as attributes
-    they would be freed with the model, and a small model's step take 4 % longer.
-    """
-    if model not in _OF_MODEL:
-        _OF_MODEL[model] = DecodeStep(model)
-    return _OF_MODEL[model]
 
 
 class DecodeStep:
@@ -79,6 +68,3 @@ def _written(forward: nn.Module, call: Sequence[Tensor]) -> Callable[..., Tensor
             return forward
     depends = any(issubclass(w.category, torch.jit.TracerWarning) for w in warned)
     return forward if depends else script  # on what this call's tensors were
-
-
-_OF_MODEL: WeakKeyDictionary[GPT, DecodeStep] = WeakKeyDictionary()

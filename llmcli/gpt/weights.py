@@ -152,7 +152,8 @@ def load_model(
     left = {name for name, weight in model.named_parameters() if weight.is_meta}
     for name in sources.keys() & left:
         as_it_is = packed and name == "token_embedding.weight"
-        weights[name] = sources[name].as_dtype(None if as_it_is else dtype).to(device)
+        weight = sources[name].as_dtype(None if as_it_is else dtype).to(device)
+        weights[name] = weight if on_cpu else weight.contiguous()  # row after row, for its kernel
     model.load_state_dict(weights, strict=False, assign=True)
     if config.tie_embeddings and not packed:
         model.head.weight = model.token_embedding.weight

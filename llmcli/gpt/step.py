@@ -1,0 +1,43 @@
+"""Which way a decode step goes: as a script, as a GPU's kernel, or through the model as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from weakref import WeakKeyDictionary
+
+from torch import Tensor
+
+from llmcli.gpt.cache import KVCache
+from llmcli.gpt.gpu import DecodeKernel, missing_kernel
+from llmcli.gpt.model import GPT
+from llmcli.gpt.script import DecodeStep
+
+Step = Callable[[Tensor, KVCache], Tensor]  # ids (B, 1) -> logits (B, 1, V)
+
+WORTH_A_SCRIPT = 48  # tokens: to write one down takes as long as it saves in so many steps
+WORTH_A_KERNEL = 2000  # tokens times layers: to compile it takes a second
+
+
+def decode_step(model: GPT, n_tokens: int) -> Step:
+    """`model(ids, cache)` for one more token of each row, the fastest way for `n_tokens` of them.
+
+    The same at every call: the model's weights must not be replaced afterwards. They are constants
+    of a script, which torch keeps as long as the process lives; as attributes they would be freed
+    with the model, and a small model's step take 4 % longer.
+    """
+    make: Callable[[GPT], Step] | None = None
+    if model.device.type == "cpu" and n_tokens > WORTH_A_SCRIPT:
+        make = DecodeStep
+    if model.device.type == "cuda" and n_tokens * model.config.n_layer > WORTH_A_KERNEL:
+        make = None if missing_kernel(model.config) else DecodeKernel
+    if make is None:
+        return model
+    if model not in _OF_MODEL:
+        try:
+            _OF_MODEL[model] = make(model)
+        except (ImportError, RuntimeError):  # a driver too old for the compiler, say
+            return model
+    return _OF_MODEL[model]
+
+
+_OF_MODEL: WeakKeyDictionary[GPT, Step] = WeakKeyDictionary()
