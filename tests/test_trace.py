@@ -336,7 +336,7 @@ def test_ten_thousand_steps_open_at_once_in_little_memory_without_torch(tmp_path
         capture_output=True, text=True, check=True, env={**os.environ, "COLUMNS": "100"},
     )  # fmt: skip
     used_s, *modules = run.stderr.split()
-    assert float(used_s) < 1
+    assert float(used_s) < 4  # a second on a slow machine, half of one on others
     assert not {"torch", "numpy", "tiktoken"} & set(modules)
     assert "10,000 tokens" in run.stdout
     tracemalloc.start()
@@ -615,7 +615,7 @@ def test_a_trace_of_several_gzip_members_is_read_as_one(traced):
         (b"Once upon a time\n", 5, "is no trace"),
         (b'{"schema": true}\n', 5, "is no trace"),
         (b"[" * 100_000, 5, "is no trace"),
-        (gzip.compress(b""), 5, "is empty"),
+        (gzip.compress(b"", mtime=0), 5, "is empty"),
         (json.dumps(header(schema=99)).encode(), 6, "has schema 99; this llmcli reads up to 1"),
         (json.dumps(header(model=[])).encode(), 5, "damaged header"),
         (json.dumps(header(seed="1")).encode(), 5, "damaged header"),
