@@ -14,7 +14,10 @@ from llmcli.gpt.weights import load_model
 if not torch.cuda.is_available():
     pytest.skip("no GPU here", allow_module_level=True)
 
-SIZES = [(2, 4, 256, 1024), (2, 12, 768, 3072), (1, 5, 320, 640), (2, 2, 256, 1024)]
+SIZES = [
+    (2, 4, 256, 1024), (2, 12, 768, 3072), (1, 5, 320, 640), (2, 2, 256, 1024), (1, 9, 288, 1152),
+    (1, 18, 1152, 4608), (1, 25, 1600, 6400),
+]  # fmt: skip
 TOLERANCES = {torch.float32: 5e-6, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 
 
@@ -87,6 +90,7 @@ def test_the_same_step_gives_the_same_bits():
 def test_generate_takes_it_and_gives_the_same_ids():
     model = model_of(n_layer=8).cuda()
     with_kernel = ids_of(model, [[5, 6, 7]], 300)
+    assert isinstance(decode_step(model, 300), DecodeKernel)
     assert with_kernel == ids_of(model, [[5, 6, 7]], 300, use_cache=False)
     ragged = ids_of(model, [[5, 6, 7], [9]], 300)  # several rows go the usual way
     assert ragged[0] == with_kernel[0]
@@ -114,5 +118,5 @@ def test_a_loaded_checkpoint_gives_the_logits_of_transformers(storage, save_gpt2
 @pytest.mark.parametrize("wrong", [{"n_head": 3, "n_embd": 240}, {"n_head": 1, "n_embd": 512}])
 def test_what_it_is_not_made_for_is_said_and_goes_the_usual_way(wrong):
     model = model_of(**wrong, n_layer=1).cuda()
-    assert "heads of" in missing_kernel(model.config)
+    assert "heads of" in missing_kernel(model.config, model.storage)
     assert decode_step(model, 9999) is model

@@ -140,10 +140,12 @@ def load(
     from llmcli.gpt.weights import load_model
 
     device, storage = choose(place.device, place.dtype, place.quantize)
+    missing = None
     if device == "cpu":
         check_fits(budget(opened.config, storage, batch, n_tokens))
-    on_gpu = device == "cuda"
-    missing = gpu.missing_kernel(opened.config) if on_gpu else packing.missing_kernel(storage)
+        missing = packing.missing_kernel(storage)
+    if device == "cuda":
+        missing = gpu.missing_kernel(opened.config, storage)
     if missing:
         print(missing, file=sys.stderr)
     use_threads(opened.config, place.threads)

@@ -45,7 +45,7 @@ __device__ int lane() { return threadIdx.x % 32; }
 
 // --- all blocks together -------------------------------------------------------------------------
 
-// Until all blocks are here: `arrived` counts them, and is never set back. Who says so must first
+// Until all blocks are here: `arrived` counts them, from 0 at the launch. Who says so must first
 // wait for all that it has asked of memory: a thread that asks for no weights.
 __device__ void wait(unsigned* arrived, unsigned& target) {
     target += gridDim.x;
@@ -56,7 +56,7 @@ __device__ void wait(unsigned* arrived, unsigned& target) {
         do {
             asm volatile("ld.acquire.gpu.global.u32 %0, [%1];"
                          : "=r"(seen) : "l"(arrived) : "memory");
-        } while (int(seen - target) < 0);
+        } while (seen < target);
     }
     __syncthreads();
 }
@@ -104,19 +104,20 @@ struct Stream {
                 rows = linear < N_LINEAR ? n_rows(linear) : 0;
             }
             columns = linear < N_LINEAR ? n_in(linear) : 0;
-            column = lane() * EACH;
+            column = 0;
             if (columns)
                 from = shared().linears[linear].weight + (long long)whole(row) * columns;
         }
         const unsigned to = __cvta_generic_to_shared(&shared().ring[slot][warp()][0][lane()]);
+        const int mine = column + lane() * EACH;
 #pragma unroll
         for (int i = 0; i < SIZE; i++)
 #pragma unroll
             for (int part = 0; part < LOADS; part++)
-                if (column + i * CHUNK < columns)
+                if (mine + i * CHUNK < columns)
                     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;"
                                  ::"r"(to + 512 * LOADS * i + 16 * part),
-                                 "l"(from + column + i * CHUNK + part * EACH / LOADS) : "memory");
+                                 "l"(from + mine + i * CHUNK + part * EACH / LOADS) : "memory");
         asm volatile("cp.async.commit_group;" ::: "memory");
         column += SIZE * CHUNK;
         slot = slot + 1 == SLOTS ? 0 : slot + 1;
@@ -286,8 +287,9 @@ __device__ void attention(const float* q, const Stored* keys, const Stored* valu
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 decode(const Linear* linears, const float* scales, const Stored* token_vectors,
        const Stored* position_vectors, Stored* keys, Stored* values, float* logits, float* space,
-       unsigned* arrived, const long long* id, int position, int capacity, unsigned target) {
+       unsigned* arrived, const long long* id, int position, int capacity) {
     constexpr int C = N_EMBD;
+    unsigned target = 0;
     const int splits =
         gridDim.x < 2 * N_HEAD ? 1 : gridDim.x / N_HEAD < 8 ? gridDim.x / N_HEAD : 8;
     float *x = space, *q = x + C, *hidden = q + C, *attended = hidden + MLP_DIM;

@@ -25,7 +25,6 @@ from llmcli.gpt.model import GPT
 WARPS = 16  # of a block; the last multiplies nothing
 CHUNK, SIZE, SPLITS = 256, 4, 8  # as in decode.cu
 HEADS = (8, 16, 32, 64, 128, 256)
-WIDEST = 8192  # what leaves room for a ring in the shared memory of a small GPU
 MOST_ROWS = 32 * (WARPS - 1)  # of a matrix that a block can have: a lane of a warp writes each
 
 STORED = {
@@ -53,20 +52,24 @@ ACTIVATIONS = {  # as in gpt.model
 }
 
 
-def missing_kernel(config: ModelConfig) -> str | None:
-    """Why `DecodeKernel` is not for such a model on this machine's GPU; None: it is."""
-    slower = "a step takes the usual, slower way."
-    if torch.version.hip or torch.cuda.get_device_capability() < (8, 0):
-        return f"The decode kernel is for NVIDIA GPUs from Ampere on: {slower}"
-    if find_spec("cuda") is None or find_spec("cuda.bindings") is None:
-        return f"cuda-bindings is not installed (pip install cuda-bindings): {slower}"
-    if config.head_dim not in HEADS or config.n_embd % 16 or config.mlp_dim % 16:
-        return f"The decode kernel is not for heads of {config.head_dim}: {slower}"
-    gpu = torch.cuda.get_device_properties(torch.cuda.current_device())
-    n_blocks = gpu.multi_processor_count
-    if config.mlp_dim > min(WIDEST, n_blocks * MOST_ROWS) or 3 * config.n_embd > WIDEST:
-        return f"The decode kernel is not for {config.mlp_dim} neurons in a layer: {slower}"
-    return None
+def missing_kernel(
+    config: ModelConfig, storage: str, device: torch.device | str = "cuda"
+) -> str | None:
+    """Why `DecodeKernel` is not for such a model, stored so, on this GPU; None: it is."""
+    gpu = torch.cuda.get_device_properties(device)
+    C, M = config.n_embd, config.mlp_dim
+    tallest = max(3 * C, M)  # of the matrices, but for the head
+    if torch.version.hip or gpu.major < 8:
+        why = "which is for NVIDIA's from Ampere on"
+    elif find_spec("cuda") is None or find_spec("cuda.bindings") is None:
+        why = "since the package cuda-bindings is missing"
+    elif config.head_dim not in HEADS or C % 16 or M % 16:
+        why = f"which is not for heads of {config.head_dim}, {C} wide, with {M} neurons"
+    elif tallest > gpu.multi_processor_count * MOST_ROWS or _shared(config, storage, gpu)[0] < 2:
+        why = f"which has no room for layers {C} and {M} wide in {storage}"
+    else:
+        return None
+    return f"No decode kernel on this GPU, {why}: a step takes the usual, slower way."
 
 
 class DecodeKernel:
@@ -74,20 +77,21 @@ class DecodeKernel:
 
     The logits are the same tensor at each call. With several rows the model itself is called. Its
     weights must not be replaced afterwards. Raises RuntimeError or ImportError where the kernel
-    cannot be made, ValueError for matrices that do not lie row after row.
+    cannot be made.
     """
 
     def __init__(self, model: GPT) -> None:
         config, device = model.config, model.device
-        gpu: Any = torch.cuda.get_device_properties(device)
+        gpu = torch.cuda.get_device_properties(device)
         self.model = ref(model)
         self.n_blocks = gpu.multi_processor_count
-        slots, self.shared_nbytes = _shared(model, gpu.shared_memory_per_block_optin)
-        source = _source(model, slots)
-        self.function = _compiled(source, f"sm_{gpu.major}{gpu.minor}", self.shared_nbytes)
+        slots, self.shared_nbytes = _shared(config, model.storage, gpu)
+        with torch.cuda.device(device):
+            architecture = f"sm_{gpu.major}{gpu.minor}"
+            self.function = _compiled(_source(model, slots), architecture, self.shared_nbytes)
         linears = list(_linears(model))
         if not all(of[0].is_contiguous() for of in linears if of[0] is not None):
-            raise ValueError("a matrix is transposed")
+            raise RuntimeError("a matrix does not lie row after row")
         pointers = [[0 if w is None else w.data_ptr() for w in of] for of in linears]
         self.linears = torch.tensor(pointers, device=device)
         scales = [config.attn_scale(layer) for layer in range(config.n_layer)]
@@ -97,8 +101,6 @@ class DecodeKernel:
         self.logits = torch.empty(1, 1, V, device=device)
         self.told = torch.empty(1, 1, V, pin_memory=True)
         self.arrived = torch.zeros(1, dtype=torch.int32, device=device)
-        self.waits = (5 * config.n_layer + 1) * self.n_blocks  # of all blocks, in a launch
-        self.waited = 0
 
     def __call__(self, ids: Tensor, cache: KVCache) -> Tensor:
         from cuda.bindings import driver
@@ -109,23 +111,23 @@ class DecodeKernel:
             return model(ids, cache)
         position = cache.length
         cache.extend(1)
-        stream = torch.cuda.current_stream(model.device)
         tensors = [
             self.linears, self.scales, model.token_embedding.weight,
             model.position_embedding.weight, cache.keys, cache.values, self.logits, self.space,
-            self.arrived, ids,
+            self.arrived.zero_(), ids,
         ]  # fmt: skip
-        values = (*(t.data_ptr() for t in tensors), position, cache.capacity, self.waited)
-        types = (*[ctypes.c_void_p] * len(tensors), ctypes.c_int, ctypes.c_int, ctypes.c_uint)
-        self.waited = (self.waited + self.waits) % (1 << 32)
-        _checked(
-            driver.cuLaunchCooperativeKernel(
-                self.function, self.n_blocks, 1, 1, 32 * WARPS, 1, 1, self.shared_nbytes,
-                stream.cuda_stream, (values, types),
-            )
-        )  # fmt: skip
-        self.told.copy_(self.logits, non_blocking=True)
-        stream.synchronize()
+        values = (*(tensor.data_ptr() for tensor in tensors), position, cache.capacity)
+        types = (*[ctypes.c_void_p] * len(tensors), ctypes.c_int, ctypes.c_int)
+        with torch.cuda.device(model.device):
+            stream = torch.cuda.current_stream()
+            _checked(
+                driver.cuLaunchCooperativeKernel(
+                    self.function, self.n_blocks, 1, 1, 32 * WARPS, 1, 1, self.shared_nbytes,
+                    stream.cuda_stream, (values, types),
+                )
+            )  # fmt: skip
+            self.told.copy_(self.logits, non_blocking=True)
+            stream.synchronize()
         return self.told
 
 
@@ -141,13 +143,13 @@ def _linears(model: GPT) -> Iterator[list[Tensor | None]]:
     yield [model.head.weight, None, model.norm_f.weight, model.norm_f.bias]
 
 
-def _shared(model: GPT, room: int) -> tuple[int, int]:
-    """Slots of a warp's ring, and the bytes of shared memory of a block, `room` at most."""
-    config = model.config
+def _shared(config: ModelConfig, storage: str, gpu: Any) -> tuple[int, int]:
+    """Slots of a warp's ring, and the bytes of shared memory of a block that has so many."""
     C, M, D = config.n_embd, config.mlp_dim, config.head_dim
     rest = 4 * (max(C, M) + WARPS + WARPS * (D + 2)) + 32 * (4 * config.n_layer + 1) + 64
-    slot = (WARPS - 1) * SIZE * CHUNK * model.dtype.itemsize
-    slots = (room - rest) // slot
+    slot = (WARPS - 1) * SIZE * CHUNK * getattr(torch, storage).itemsize
+    # Versions of torch that do not say it get what each GPU from Ampere on has.
+    slots = (getattr(gpu, "shared_memory_per_block_optin", 99 << 10) - rest) // slot
     return slots, rest + slots * slot
 
 
@@ -156,7 +158,7 @@ def _source(model: GPT, slots: int) -> str:
     sizes = {
         "N_LAYER": config.n_layer, "N_HEAD": config.n_head, "HEAD_DIM": config.head_dim,
         "N_EMBD": config.n_embd, "MLP_DIM": config.mlp_dim, "VOCAB_SIZE": config.vocab_size,
-        "NORM_EPS": f"{config.norm_eps}f", "WARPS": WARPS, "SLOTS": slots,
+        "NORM_EPS": f"{float(config.norm_eps)}f", "WARPS": WARPS, "SLOTS": slots,
     }  # fmt: skip
     activation = ACTIVATIONS[config.activation]
     return "\n".join([
@@ -176,6 +178,7 @@ def _compiled(source: str, architecture: str, shared_nbytes: int) -> Any:
     _checked(nvrtc.nvrtcCompileProgram(program, len(options), options))
     code = b" " * _checked(nvrtc.nvrtcGetCUBINSize(program))
     _checked(nvrtc.nvrtcGetCUBIN(program, code))
+    _checked(nvrtc.nvrtcDestroyProgram(program))
     module = _checked(driver.cuModuleLoadData(code))
     function = _checked(driver.cuModuleGetFunction(module, b"decode"))
     most = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES

@@ -7,6 +7,7 @@ waits for the bytes of W: what reads fewer of them is faster. Knows no model and
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable
 from functools import cache
@@ -331,10 +332,11 @@ def by_parts(
 ) -> Tensor:
     """x W^T + b with W (out, in) `rounded` and converted to x's dtype, some rows at a time."""
     y = x.new_empty(*x.shape[:-1], weight.shape[0])
-    room: Tensor | None = None  # for each part in turn: new memory takes longer than to fill it
+    w: Tensor | None = None  # for each part in turn: new memory takes longer than to fill it
     for where, part in parts(weight, x.element_size()):
-        room = torch.empty_like(part, dtype=x.dtype) if room is None else room
-        w = room[: len(part)].copy_(rounded(part))
+        if w is None or w.shape != part.shape or torch.is_grad_enabled():
+            w = torch.empty_like(part, dtype=x.dtype)
+        w.copy_(rounded(part))
         b = None if bias is None else bias[where].to(x.dtype)
         y[..., where] = product(x, w, b, w.numel())
     return y
@@ -383,7 +385,7 @@ def has_bfloat16_kernel() -> bool:
 
 def has_int4_kernel() -> bool:
     """Whether they multiply 4-bit weights at a speed worth having: written for AVX-512 and AVX2."""
-    fast = torch.backends.cpu.get_cpu_capability().startswith("AVX")
+    fast = torch.backends.cpu.get_cpu_capability().startswith("AVX") and sys.platform != "win32"
     return fast and INT4_PRODUCT is not None
 
 

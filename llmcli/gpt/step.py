@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from weakref import WeakKeyDictionary
 
@@ -29,15 +30,16 @@ def decode_step(model: GPT, n_tokens: int) -> Step:
     if model.device.type == "cpu" and n_tokens > WORTH_A_SCRIPT:
         make = DecodeStep
     if model.device.type == "cuda" and n_tokens * model.config.n_layer > WORTH_A_KERNEL:
-        make = None if missing_kernel(model.config) else DecodeKernel
+        make = None if missing_kernel(model.config, model.storage, model.device) else DecodeKernel
     if make is None:
         return model
     if model not in _OF_MODEL:
         try:
             _OF_MODEL[model] = make(model)
-        except (ImportError, RuntimeError):  # a driver too old for the compiler, say
-            return model
-    return _OF_MODEL[model]
+        except (ImportError, RuntimeError) as error:  # a driver too old for the compiler, say
+            warnings.warn(f"No decode kernel: {error}. A step takes the usual way.", stacklevel=2)
+            _OF_MODEL[model] = None
+    return _OF_MODEL[model] or model
 
 
-_OF_MODEL: WeakKeyDictionary[GPT, Step] = WeakKeyDictionary()
+_OF_MODEL: WeakKeyDictionary[GPT, Step | None] = WeakKeyDictionary()
