@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from functools import wraps
@@ -44,6 +45,9 @@ def main() -> None:
             stream.reconfigure(encoding="utf-8", errors="replace")
             if name == "stderr":
                 sys.stderr = Conversation(stream.detach(), "utf-8", "replace", line_buffering=True)
+    # Torch's kernels announce that they will go. Who packs weights for them hushes that, but a
+    # signal at that moment would let it out.
+    warnings.filterwarnings("ignore", "fbgemm_", UserWarning)
     # What importing torch makes is no garbage. To look through it takes a tenth of a second
     # meanwhile, and at exit a third.
     gc.set_threshold(100_000)
