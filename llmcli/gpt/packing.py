@@ -93,14 +93,27 @@ def replace(model: nn.Module, making: Mapping[str, Callable[[], nn.Module]]) -> 
     The largest should come first: the others are made beside it.
     """
 
-    def made(make: Callable[[], nn.Module]) -> nn.Module:
-        layer = make()
-        _trim()
-        return layer
+    jobs = list(making.items())[::-1]
 
-    with for_fbgemm(), ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        for name, layer in zip(making, pool.map(made, making.values()), strict=True):
+    def work() -> None:
+        while jobs:
+            try:
+                name, make = jobs.pop()
+            except IndexError:  # somebody else took the last
+                return
+            layer = make()
+            _trim()
             model.set_submodule(name, layer)
+
+    helpers = torch.get_num_threads() - 1
+    with for_fbgemm(), ThreadPoolExecutor(max(1, helpers)) as pool:
+        helping = [pool.submit(work) for _ in range(helpers)]
+        try:
+            work()  # here, too: a signal ends work better than it ends waiting for others
+        finally:
+            jobs.clear()
+        for helper in helping:
+            helper.result()
 
 
 def _trim() -> None:
