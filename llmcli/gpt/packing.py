@@ -92,7 +92,6 @@ def replace(model: nn.Module, making: Mapping[str, Callable[[], nn.Module]]) -> 
 
     The largest should come first: the others are made beside it.
     """
-
     jobs = list(making.items())[::-1]
 
     def work() -> None:

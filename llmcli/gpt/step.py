@@ -26,20 +26,27 @@ def decode_step(model: GPT, n_tokens: int) -> Step:
     of a script, which torch keeps as long as the process lives; as attributes they would be freed
     with the model, and a small model's step take 4 % longer.
     """
-    make: Callable[[GPT], Step] | None = None
+    make: Callable[[GPT], Step | None]
     if model.device.type == "cpu" and n_tokens > WORTH_A_SCRIPT:
         make = DecodeStep
-    if model.device.type == "cuda" and n_tokens * model.config.n_layer > WORTH_A_KERNEL:
-        make = None if missing_kernel(model.config, model.storage, model.device) else DecodeKernel
-    if make is None:
+    elif model.device.type == "cuda" and n_tokens * model.config.n_layer > WORTH_A_KERNEL:
+        make = _kernel
+    else:
         return model
     if model not in _OF_MODEL:
-        try:
-            _OF_MODEL[model] = make(model)
-        except (ImportError, RuntimeError) as error:  # a driver too old for the compiler, say
-            warnings.warn(f"No decode kernel: {error}. A step takes the usual way.", stacklevel=2)
-            _OF_MODEL[model] = None
+        _OF_MODEL[model] = make(model)
     return _OF_MODEL[model] or model
+
+
+def _kernel(model: GPT) -> DecodeKernel | None:
+    """None: there is none for this model or GPU, or it cannot be made, which is told."""
+    if missing_kernel(model.config, model.storage, model.device):
+        return None
+    try:
+        return DecodeKernel(model)
+    except (ImportError, RuntimeError) as error:  # a driver too old for the compiler, say
+        warnings.warn(f"No decode kernel: {error}. A step takes the usual way.", stacklevel=3)
+        return None
 
 
 _OF_MODEL: WeakKeyDictionary[GPT, Step | None] = WeakKeyDictionary()
