@@ -9,7 +9,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from llmcli.inspection.mlp import MLPView
-from llmcli.inspection.next import Next, Place
+from llmcli.inspection.next import Next, PromptToken
 from llmcli.inspection.replay import Replay, ReplayStep
 from llmcli.inspection.tokens import TokenRow, Tokens
 from llmcli.inspection.values import Token
@@ -67,7 +67,7 @@ def test_different_bytes_are_never_quoted_the_same():
 
 
 def test_the_screen_of_a_long_prompt_keeps_to_its_width():
-    places = tuple(Place(i, Token(1000 + i, b" token")) for i in range(24))
+    places = tuple(PromptToken(i, Token(1000 + i, b" token")) for i in range(24))
     view = Next(n_tokens=1024, n_layer=1, n_head=1, position=23, token=Token(5, b"a"),
                 entropy_bits=1.0, prompt=places, lens=(), sources=(), candidates=(),
                 notes=())  # fmt: skip

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from llmcli.commands.changes import read_changes, tap_for
 from llmcli.commands.job import Job
-from llmcli.commands.loading import Place, load, open_model
+from llmcli.commands.loading import Compute, load, open_model
 from llmcli.commands.traced import Tracing, traced
 from llmcli.config import SENSIBLE
 
@@ -29,7 +29,7 @@ def run(arguments: argparse.Namespace) -> None:
     opened = open_model(arguments.model)
     ids = [*opened.tokenizer.prefix_ids, *opened.tokenizer.encode("Once upon a time")]
     job = Job(opened, SENSIBLE, 1, arguments.steps)
-    model = load(opened, Place(), 1, len(ids) + arguments.steps)
+    model = load(opened, Compute(), 1, len(ids) + arguments.steps)
 
     def seconds(tracing: Tracing | None) -> float:
         tap = tap_for({}, model, tracing.points if tracing else ())

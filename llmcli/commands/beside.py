@@ -40,7 +40,7 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Pair:
+class WithBaseline:
     """The same prompt and seed, changed and untouched."""
 
     job: Job
@@ -53,7 +53,7 @@ class Pair:
     @classmethod
     def of(
         cls, job: Job, model: GPT, ids: Sequence[int], patch: Mapping[str, Patch], n: int
-    ) -> Pair:
+    ) -> WithBaseline:
         """Room for `n` samples of both."""
         return cls(job, model, ids, patch, *([Sample() for _ in range(n)] for _ in range(2)))
 
@@ -89,7 +89,7 @@ class Pair:
         ]
 
 
-def print_json(pair: Pair, head: dict[str, Any]) -> None:
+def print_json(pair: WithBaseline, head: dict[str, Any]) -> None:
     """One object: the changed run as any run is told, the untouched one, and the comparisons."""
     from llmcli.render.forms import plain
 
@@ -105,13 +105,13 @@ def print_json(pair: Pair, head: dict[str, Any]) -> None:
     writers[0].end(held, baseline=baseline, comparisons=comparisons)
 
 
-def line_writers(pair: Pair, head: dict[str, Any]) -> list[JsonlWriter]:
+def line_writers(pair: WithBaseline, head: dict[str, Any]) -> list[JsonlWriter]:
     """What tells of both runs as they happen, the changed one first."""
     opened, n = pair.job.opened, len(pair.changed)
     return [JsonlWriter(opened, n, head, baseline) for baseline in (False, True)]
 
 
-def end_lines(pair: Pair, writers: Sequence[JsonlWriter]) -> None:
+def end_lines(pair: WithBaseline, writers: Sequence[JsonlWriter]) -> None:
     """The last lines: what was interrupted, the comparisons, and that all is done."""
     from llmcli.render.forms import plain
 
@@ -122,7 +122,7 @@ def end_lines(pair: Pair, writers: Sequence[JsonlWriter]) -> None:
     writers[0].done()
 
 
-def show(pair: Pair, title: str, color: str, as_picture: bool, echo: str) -> None:
+def show(pair: WithBaseline, title: str, color: str, as_picture: bool, echo: str) -> None:
     """Two columns for a person; in a pipe one text after the other, each under a `#` line."""
     from llmcli.render.beside import Column, picture, text
 

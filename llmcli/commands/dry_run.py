@@ -8,22 +8,22 @@ from dataclasses import replace
 from llmcli.budget import TORCH_NBYTES, budget, mib
 from llmcli.commands.job import Job
 from llmcli.commands.loading import load
-from llmcli.commands.options import Place
+from llmcli.commands.options import Compute
 from llmcli.commands.results import decode_rate
 from llmcli.render.json import strict
 
 MEASURED_TOKENS = 16
 
 
-def tell_budget(job: Job, place: Place, ids: Sequence[int], n_rows: int, json: bool) -> None:
+def tell_budget(job: Job, compute: Compute, ids: Sequence[int], n_rows: int, json: bool) -> None:
     """Print what continuing `ids` would take; the speed is measured over a few tokens."""
     from llmcli.gpt.place import choose
 
     config = job.opened.config
     n_tokens = len(ids) + job.room(len(ids))
-    _, storage = choose(place.device, place.dtype, place.quantize)
+    _, storage = choose(compute.device, compute.dtype, compute.quantize)
     plan = budget(config, storage, n_rows, n_tokens)
-    first_s, rate = _measured(job, place, ids, n_rows) if plan.fits else (None, None)
+    first_s, rate = _measured(job, compute, ids, n_rows) if plan.fits else (None, None)
     told = {
         "schema": 1,
         "dtype": storage,
@@ -55,11 +55,11 @@ def tell_budget(job: Job, place: Place, ids: Sequence[int], n_rows: int, json: b
 
 
 def _measured(
-    job: Job, place: Place, ids: Sequence[int], n_rows: int
+    job: Job, compute: Compute, ids: Sequence[int], n_rows: int
 ) -> tuple[float, float | None]:
     """Seconds to the first token, and tokens a second after the second, over a few tokens."""
     ids = ids[: max(1, job.opened.config.n_ctx // 2)]
-    model = load(job.opened, place, n_rows, len(ids) + MEASURED_TOKENS, unpacked=True)
+    model = load(job.opened, compute, n_rows, len(ids) + MEASURED_TOKENS, unpacked=True)
     few = replace(job, max_new_tokens=MEASURED_TOKENS, stop_ids=frozenset(), stops=(), forced={})
     rows = [(0, row) for row in range(n_rows)]
     pieces = list(few.run(model, [ids] * n_rows, rows, few.streams(n_rows)))

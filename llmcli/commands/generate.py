@@ -105,7 +105,7 @@ def generate(
     no_cache: Annotated[
         bool, typer.Option("--no-cache", help="Compute all tokens anew at each step: slower.")
     ] = False,
-    place: o.Place = o.Place(),
+    compute: o.Compute = o.Compute(),
     color: o.Color = o.ColorMode.auto,
     quiet: o.Quiet = False,
 ) -> None:
@@ -155,10 +155,10 @@ def generate(
     if replay is not None:
         named = model if "model" in names else None
         if from_step is None:
-            made = replays.replay(replay, run, named, place, resample, not no_cache, quiet)
+            made = replays.replay(replay, run, named, compute, resample, not no_cache, quiet)
             replays.show(made, json, color)
             return
-        past, place = replays.begin(replay, run, named, place, trace, quiet)
+        past, compute = replays.begin(replay, run, named, compute, trace, quiet)
         if "max_new_tokens" not in names:
             max_new_tokens = past.job().max_new_tokens
     opened = past.opened if past else open_model(model)
@@ -186,7 +186,7 @@ def generate(
         job = replays.continued(past, job, names, from_step)
     if prompts is not None:
         run_many(
-            job, place, prompts, out, truncate_prompt, batch_size or 16, num_samples,
+            job, compute, prompts, out, truncate_prompt, batch_size or 16, num_samples,
             keep_seed=seed is not None, quiet=quiet, changes=changes, tracing=tracing,
         )  # fmt: skip
         return
@@ -205,13 +205,13 @@ def generate(
     if color_probs and not (sys.stdout.isatty() or color == o.ColorMode.always or quiet):
         print("--color-probs: no terminal, so plain text; --color always tints.", file=sys.stderr)
     if dry_run:
-        tell_budget(job, place, ids, num_samples, json)
+        tell_budget(job, compute, ids, num_samples, json)
         return
     show = Show(
         num_samples, "---" if separator is None else typed(separator), color_probs, echo, json,
         jsonl, stats, color.value, baseline, quiet,
     )  # fmt: skip
-    run_one(job, place, ids, show, changes, tracing)
+    run_one(job, compute, ids, show, changes, tracing)
 
 
 def _check_combinations(**given: object) -> None:

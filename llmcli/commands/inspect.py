@@ -13,7 +13,7 @@ from llmcli.commands import options as o
 from llmcli.errors import IntegrityError, UsageError
 
 if TYPE_CHECKING:
-    from llmcli.inspection.catalogue import Entry
+    from llmcli.inspection.catalogue import ViewEntry
 
 
 @o.grouped
@@ -49,7 +49,7 @@ def inspect(
     baseline: o.Baseline = False,
     drawing: o.Drawing = o.Drawing(),
     seed: o.Seed = None,
-    place: o.Place = o.Place(dtype=o.DType.float32),
+    compute: o.Compute = o.Compute(dtype=o.DType.float32),
     json: o.Json = False,
     tensors: i.TensorsFile = None,
     save: i.SaveFile = None,
@@ -110,12 +110,12 @@ def inspect(
     given = {
         "layer": layer, "head": head, "position": position, "token": token, "versus": versus,
         "analogy": analogy, "clean": clean, "corrupt": corrupt, "rows": rows, "seed": seed,
-        "tensors": tensors, "threads": place.threads, "quantize": place.quantize,
+        "tensors": tensors, "threads": compute.threads, "quantize": compute.quantize,
         "positive": positive, "negative": negative, "method": method, "save_vector": save_vector,
         "sweep": sweep, "max_new_tokens": max_new_tokens, "page": page, "all": all or None,
         "trace": trace, "step": step, "run": run, "diff": diff,
-        "dtype": None if place.dtype == o.DType.float32 else place.dtype,
-        "device": None if place.device == o.Device.auto else place.device, **sampling,
+        "dtype": None if compute.dtype == o.DType.float32 else compute.dtype,
+        "device": None if compute.device == o.Device.auto else compute.device, **sampling,
         **changes, "baseline": baseline or None,
     }  # fmt: skip
     interventions.check_baseline(baseline)
@@ -148,12 +148,12 @@ def inspect(
     if trace is not None and step is not None:
         past = traces.step_of(trace, run, step, model if "model" in typed else None, quiet)
         if not typed & {"dtype", "quantize"}:
-            dtype, quantize = o.stored_as(past.past.dtype)
-            place = replace(place, dtype=dtype, quantize=quantize)
+            dtype, quantize = o.stored_as(past.run.dtype)
+            compute = replace(compute, dtype=dtype, quantize=quantize)
     if trace is not None and past is None:
         made = traces.overview(given, quiet)
     else:
-        made = Request(model, prompt, given, sampling, changes, place, canvas, quiet, past).views(
+        made = Request(model, prompt, given, sampling, changes, compute, canvas, quiet, past).views(
             wanted
         )
     if json:
@@ -177,7 +177,7 @@ FILES = ("tensors", "save_vector")  # who names a file waits for it
 
 
 def _note_unused(
-    wanted: dict[str, Entry], given: dict[str, Any], prompt: str | None, quiet: bool
+    wanted: dict[str, ViewEntry], given: dict[str, Any], prompt: str | None, quiet: bool
 ) -> None:
     """Options that none of the views looks at are said; UsageError where one names a file."""
     from llmcli.inspection.catalogue import VIEWS

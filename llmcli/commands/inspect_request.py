@@ -9,14 +9,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmcli.commands.options import DType, Place
+from llmcli.commands.options import Compute, DType
 from llmcli.errors import UsageError
 
 if TYPE_CHECKING:
     from llmcli.commands.changes import Changes
     from llmcli.commands.loading import Opened
     from llmcli.commands.recorded import PastStep
-    from llmcli.inspection.catalogue import Entry
+    from llmcli.inspection.catalogue import ViewEntry
     from llmcli.inspection.plan import Plan
     from llmcli.inspection.recorded import Held
     from llmcli.inspection.run import Run
@@ -54,12 +54,12 @@ class Request:
     given: dict[str, Any]
     sampling: dict[str, Any]
     changes: dict[str, Any]
-    place: Place
+    compute: Compute
     canvas: Canvas | None
     quiet: bool
     past: PastStep | None = None  # what is looked into, where it is a step of a trace
 
-    def views(self, wanted: dict[str, Entry]) -> Made:
+    def views(self, wanted: dict[str, ViewEntry]) -> Made:
         """The views in their order; --baseline adds what the change did, and the untouched ones."""
         from llmcli.inspection.catalogue import entries
         from llmcli.inspection.difference import difference
@@ -108,10 +108,10 @@ class Request:
             self._save_tensors(wanted, run, ask, about)
         return Made(views, about, untouched, differences, held)
 
-    def _subject(self, wanted: dict[str, Entry]) -> tuple[Opened, str, list[int], list[int]]:
+    def _subject(self, wanted: dict[str, ViewEntry]) -> tuple[Opened, str, list[int], list[int]]:
         """The model, the text, its ids, and those of them that are the prompt."""
         if self.past:
-            return self.past.past.opened, self.past.text, self.past.ids, self.past.prompt_ids
+            return self.past.run.opened, self.past.text, self.past.ids, self.past.prompt_ids
         from llmcli.commands.input import read_text
         from llmcli.commands.inspect_target import prompt_ids
         from llmcli.commands.loading import open_model
@@ -135,14 +135,14 @@ class Request:
             return None
         from llmcli.inspection.recorded import held
 
-        return held(run, self.past.step, self.past.past.dtype)
+        return held(run, self.past.step, self.past.run.dtype)
 
     def _changes(self, opened: Opened, ids: list[int]) -> Changes:
         """The interventions asked for, held against the model."""
         from llmcli.commands.changes import read_changes
 
         if self.past:
-            return self.past.past.changes(self.changes)
+            return self.past.run.changes(self.changes)
         given = {**self.changes, "steer_prompt": bool(self.changes["steer_prompt"])}
         changes = read_changes(opened, **given)
         if changes and len(ids) > opened.config.n_ctx:
@@ -162,7 +162,7 @@ class Request:
         made = model.view(folder, self.model, hub.revision_of(folder))
         return Made([made], {"model": {"name": self.model, "revision": made.revision or None}})
 
-    def _weights_alone(self, wanted: dict[str, Entry]) -> Made:
+    def _weights_alone(self, wanted: dict[str, ViewEntry]) -> Made:
         """Views of the weights: no prompt is read, and so nothing of one can be changed."""
         from llmcli.commands.loading import open_model
 
@@ -217,7 +217,7 @@ class Request:
         seed = self.given["seed"]
         if self.past is None:
             return {"sampling": sampling_from(opened, **self.sampling), "seed": seed or 0}
-        past = self.past.past
+        past = self.past.run
         return {
             "sampling": sampling_from(opened, **self.sampling, default=past.sampling),
             "seed": past.header["seed"] if seed is None else seed,
@@ -251,8 +251,8 @@ class Request:
 
         n_tokens = len(ids) + (self.given["max_new_tokens"] or 0)
         n_tokens = max(1, min(n_tokens, opened.config.n_ctx))
-        place = self.place
-        loaded = load(opened, place, n_tokens=n_tokens)
+        compute = self.compute
+        loaded = load(opened, compute, n_tokens=n_tokens)
         return Run(
             loaded,
             ids,
@@ -260,7 +260,7 @@ class Request:
             patches_of(plan, loaded, prompt_ids or ids) if plan else {},
             len(opened.tokenizer.prefix_ids),
             opened.tokenizer.vocab_size,
-            load_fp32=lambda: load(opened, replace(place, dtype=DType.float32, quantize=None)),
+            load_fp32=lambda: load(opened, replace(compute, dtype=DType.float32, quantize=None)),
         )
 
     def _view(self, name: str, opened: Opened, run: Run, ask: dict[str, Any]) -> View:
@@ -284,7 +284,7 @@ class Request:
         return {**ask, "rows": drawing.room(self.canvas.width)}
 
     def _save_tensors(
-        self, wanted: dict[str, Entry], run: Run, ask: dict[str, Any], about: dict[str, Any]
+        self, wanted: dict[str, ViewEntry], run: Run, ask: dict[str, Any], about: dict[str, Any]
     ) -> None:
         from llmcli.commands.inspect_output import write
         from llmcli.inspection.run import Ask

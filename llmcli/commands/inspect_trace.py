@@ -11,7 +11,7 @@ from llmcli.errors import IntegrityError, UsageError
 
 if TYPE_CHECKING:
     from llmcli.commands.recorded import PastStep
-    from llmcli.inspection.catalogue import Entry
+    from llmcli.inspection.catalogue import ViewEntry
     from llmcli.inspection.recorded import Held
     from llmcli.inspection.values import View
     from llmcli.trace import Reader
@@ -35,7 +35,7 @@ def check_options(given: dict[str, Any], prompt: str | None, view: list[str] | N
         )
 
 
-def wanted(given: dict[str, Any], view: list[str] | None) -> dict[str, Entry]:
+def wanted(given: dict[str, Any], view: list[str] | None) -> dict[str, ViewEntry]:
     """What to show of a trace: views of a step, or what the traces themselves say."""
     from llmcli.inspection.catalogue import TRACES, entries
 
@@ -78,7 +78,7 @@ def step_of(path: Path, run: int | None, step: int, model: str | None, quiet: bo
 
 def tell_held(held: Held | None, past: PastStep, quiet: bool) -> None:
     """What the check of a step came to. Raises IntegrityError where it failed."""
-    where = f"step {past.step.index} of {past.past.name}"
+    where = f"step {past.step.index} of {past.run.name}"
     if held is None:
         if not quiet:
             print(f"{where} is changed, so it is not checked.", file=sys.stderr)

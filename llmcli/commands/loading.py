@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmcli.checkpoint import read_checkpoint
-from llmcli.commands.options import Place
+from llmcli.commands.options import Compute
 from llmcli.commands.token_names import token_named
 from llmcli.config import (
     GREEDY,
@@ -125,7 +125,7 @@ def _bias(tokenizer: Tokenizer, entry: str) -> tuple[int, float]:
 
 def load(
     opened: Opened,
-    place: Place,
+    compute: Compute,
     batch: int = 1,
     n_tokens: int | None = None,
     unpacked: bool = False,
@@ -139,7 +139,7 @@ def load(
     from llmcli.gpt.place import choose, use_threads
     from llmcli.gpt.weights import load_model
 
-    device, storage = choose(place.device, place.dtype, place.quantize)
+    device, storage = choose(compute.device, compute.dtype, compute.quantize)
     missing = None
     if device == "cpu":
         check_fits(budget(opened.config, storage, batch, n_tokens))
@@ -148,7 +148,7 @@ def load(
         missing = gpu.missing_kernel(opened.config, storage)
     if missing:
         print(missing, file=sys.stderr)
-    use_threads(opened.config, place.threads)
+    use_threads(opened.config, compute.threads)
     return load_model(opened.folder, opened.config, storage, device, batch, unpacked)
 
 

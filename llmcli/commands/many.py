@@ -23,7 +23,7 @@ from llmcli.commands.changes import Changes, patches_of, tap_for
 from llmcli.commands.files import replacing, writing
 from llmcli.commands.job import Job, Runner, prompt_ids
 from llmcli.commands.loading import as_options, load
-from llmcli.commands.options import Place
+from llmcli.commands.options import Compute
 from llmcli.commands.traced import Tracing, traced
 from llmcli.commands.writers import drawn_json
 from llmcli.errors import IntegrityError, NotFoundError, UsageError, shown_path
@@ -243,7 +243,7 @@ def batches(
 
 def run_many(
     job: Job,
-    place: Place,
+    compute: Compute,
     path: Path,
     out: Path | None,
     truncate: str | None,
@@ -275,7 +275,7 @@ def run_many(
     lengths = [len(ids) for _, ids in todo]
     longest = max(lengths) + job.room(min(lengths))  # beside each other, a row is as wide as this
     rows, once = min(batch_size, len(todo)) * num_samples, len(todo) <= batch_size
-    model = load(job.opened, place, rows, longest, unpacked=once)
+    model = load(job.opened, compute, rows, longest, unpacked=once)
     some = todo[0][1]  # the changes are the same for any of them
     patch = patches_of(changes.plan(job.opened, some), model, some)
     tap = tap_for(patch, model, tracing.points if tracing else ())

@@ -217,7 +217,7 @@ TypicalP = Annotated[
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Compute:
     """Where a model shall compute, in what and with how much help."""
 
     dtype: DTypeOption = DType.auto

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Past:
+class PastRun:
     """The texts of a trace, with the model that made them."""
 
     name: str  # of the trace
@@ -116,7 +116,7 @@ class Past:
 class PastStep:
     """One step of a trace, and what the model had read before it."""
 
-    past: Past
+    run: PastRun
     record: Record
     step: Step
 
@@ -130,11 +130,13 @@ class PastStep:
 
     @property
     def text(self) -> str:
-        tokenizer = self.past.opened.tokenizer
+        tokenizer = self.run.opened.tokenizer
         return tokenizer.decode(self.ids[len(tokenizer.prefix_ids) :])
 
 
-def open_past(path: Path, run: int | None, model: str | None = None, quiet: bool = False) -> Past:
+def open_past(
+    path: Path, run: int | None, model: str | None = None, quiet: bool = False
+) -> PastRun:
     """The trace in `path`, or one `run` of it, with its model, or the one called `model`.
 
     Raises IntegrityError where that is not the model of the trace, saying what differs.
@@ -150,7 +152,7 @@ def open_past(path: Path, run: int | None, model: str | None = None, quiet: bool
         _check_ids(reader.name, record, opened)
     gaps = any(record.gap is not None for record in found.values())
     lost = run is None and any(not damage.is_end for damage in reader.damaged)
-    return Past(reader.name, reader.header, found, opened, gaps or lost)
+    return PastRun(reader.name, reader.header, found, opened, gaps or lost)
 
 
 def _check_same(reader: Reader, opened: Opened) -> None:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from llmcli.commands.changes import Changes, patches_of, tap_for
 from llmcli.commands.job import Job
 from llmcli.commands.loading import load
-from llmcli.commands.options import Place
-from llmcli.commands.recorded import Past, open_past
+from llmcli.commands.options import Compute
+from llmcli.commands.recorded import PastRun, open_past
 from llmcli.commands.traced import versions
 from llmcli.errors import IntegrityError, UsageError, shown
 from llmcli.trace import Record
@@ -66,17 +66,17 @@ def _option(name: str) -> str:
 
 
 def replay(
-    path: Path, run: int | None, model: str | None, place: Place, resample: bool, use_cache: bool,
-    quiet: bool,
+    path: Path, run: int | None, model: str | None, compute: Compute, resample: bool,
+    use_cache: bool, quiet: bool,
 ) -> Replay:  # fmt: skip
     """The runs of a trace, or one of them, computed again and held against what was recorded."""
     from llmcli.inspection.recorded import tolerance
     from llmcli.inspection.replay import NOTES, Replay, compared, verdict, worst
 
     past = open_past(path, run, model, quiet)
-    place = place_of(past, place)
+    compute = compute_of(past, compute)
     longest = max(len(record.begun.ids) + len(record.steps) for record in past.records.values())
-    loaded = load(past.opened, place, 1, longest, unpacked=len(past.records) == 1)
+    loaded = load(past.opened, compute, 1, longest, unpacked=len(past.records) == 1)
     dtype = loaded.storage
     allowed, changes = tolerance(past.dtype, dtype), past.changes()
     rows, steps = [], []
@@ -106,18 +106,18 @@ def replay(
     )
 
 
-def place_of(past: Past, place: Place) -> Place:
+def compute_of(past: PastRun, compute: Compute) -> Compute:
     """Where to compute: with weights stored as recorded, unless something else was asked for."""
     from llmcli.commands.options import DType, stored_as
 
-    if place.dtype != DType.auto or place.quantize is not None:
-        return place
+    if compute.dtype != DType.auto or compute.quantize is not None:
+        return compute
     dtype, quantize = stored_as(past.dtype)
-    return replace(place, dtype=dtype, quantize=quantize)
+    return replace(compute, dtype=dtype, quantize=quantize)
 
 
 def _again(
-    past: Past, record: Record, changes: Changes, model: GPT, resample: bool, use_cache: bool
+    past: PastRun, record: Record, changes: Changes, model: GPT, resample: bool, use_cache: bool
 ) -> Iterator[tuple[Step, float, Token | None]]:
     """Each recorded step, how far its logprobs are off here, and the token drawn if another."""
     from llmcli.inspection.values import Token
@@ -151,7 +151,7 @@ def _logprobs(step: generation.Step) -> dict[int, float]:
     return {c.id: c.logprob for c in (facts.chosen, *facts.top, *facts.drawn_top)}
 
 
-def _facts(past: Past, model: GPT) -> Iterator[Any]:
+def _facts(past: PastRun, model: GPT) -> Iterator[Any]:
     from llmcli.inspection.replay import ReplayFact
 
     recorded = past.header["model"]
@@ -190,16 +190,21 @@ def show(view: Replay, json: bool, color: Any) -> None:
 
 
 def begin(
-    path: Path, run: int | None, model: str | None, place: Place, trace: Path | None, quiet: bool
-) -> tuple[Past, Place]:
+    path: Path,
+    run: int | None,
+    model: str | None,
+    compute: Compute,
+    trace: Path | None,
+    quiet: bool,
+) -> tuple[PastRun, Compute]:
     """The run to go on from, and where. Raises UsageError where `trace` would write over it."""
     if trace is not None and trace.exists() and path.exists() and trace.samefile(path):
         raise UsageError("--trace and --replay name the same file.", "Give --trace another name.")
     past = open_past(path, run or 0, model, quiet)
-    return past, place_of(past, place)
+    return past, compute_of(past, compute)
 
 
-def continued(past: Past, job: Job, typed: set[str], step: int) -> Job:
+def continued(past: PastRun, job: Job, typed: set[str], step: int) -> Job:
     """The recorded job, its tokens before `step` forced, with what was typed in its place.
 
     The draws are those of the recorded run: with nothing typed the text is the same.

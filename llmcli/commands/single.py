@@ -11,11 +11,11 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from llmcli.commands import beside, results
-from llmcli.commands.beside import Pair
+from llmcli.commands.beside import WithBaseline
 from llmcli.commands.changes import Changes, patches_of, tap_for
 from llmcli.commands.job import Job, Runner
 from llmcli.commands.loading import load
-from llmcli.commands.options import Place
+from llmcli.commands.options import Compute
 from llmcli.commands.traced import Tracing, traced
 from llmcli.commands.writers import (
     InOrder,
@@ -73,7 +73,7 @@ class Echo:
 
 def run_one(
     job: Job,
-    place: Place,
+    compute: Compute,
     ids: Sequence[int],
     show: Show,
     changes: Changes,
@@ -83,7 +83,7 @@ def run_one(
     plan = changes.plan(job.opened, ids)
     started, n = time.perf_counter(), show.num_samples
     n_tokens = len(ids) + job.room(len(ids))
-    model = load(job.opened, place, n, n_tokens, unpacked=not show.baseline)
+    model = load(job.opened, compute, n, n_tokens, unpacked=not show.baseline)
     load_s = time.perf_counter() - started
     patch = patches_of(plan, model, ids)
     tap = tap_for(patch, model, tracing.points if tracing else ())
@@ -100,7 +100,7 @@ def run_one(
     )  # fmt: skip
     tell = partial(_tell, job, show, head, ids, scored)
     if show.baseline:
-        pair = Pair.of(job, model, ids, patch, n)
+        pair = WithBaseline.of(job, model, ids, patch, n)
         writers = beside.line_writers(pair, head) if show.jsonl else []
         end = partial(_show_beside, pair, show, head, echo, changes.title, writers)
         with ending(lambda: tell(pair.pieces)), ending(end):
@@ -155,7 +155,12 @@ def ending(end: Callable[[], None]) -> Iterator[None]:
 
 
 def _show_beside(
-    pair: Pair, show: Show, head: dict, echo: Echo, title: str, writers: Sequence[JsonlWriter]
+    pair: WithBaseline,
+    show: Show,
+    head: dict,
+    echo: Echo,
+    title: str,
+    writers: Sequence[JsonlWriter],
 ) -> None:
     if show.jsonl:
         beside.end_lines(pair, writers)

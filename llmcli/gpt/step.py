@@ -13,20 +13,20 @@ from llmcli.gpt.gpu import DecodeKernel, missing_kernel
 from llmcli.gpt.model import GPT
 from llmcli.gpt.script import DecodeStep
 
-Step = Callable[[Tensor, KVCache], Tensor]  # ids (B, 1) -> logits (B, 1, V)
+NextLogits = Callable[[Tensor, KVCache], Tensor]  # ids (B, 1) -> logits (B, 1, V)
 
 WORTH_A_SCRIPT = 48  # tokens: to write one down takes as long as it saves in so many steps
 WORTH_A_KERNEL = 2000  # tokens times layers: to compile it takes a second
 
 
-def decode_step(model: GPT, n_tokens: int) -> Step:
+def decode_step(model: GPT, n_tokens: int) -> NextLogits:
     """`model(ids, cache)` for one more token of each row, the fastest way for `n_tokens` of them.
 
     The same at every call: the model's weights must not be replaced afterwards. They are constants
     of a script, which torch keeps as long as the process lives; as attributes they would be freed
     with the model, and a small model's step take 4 % longer.
     """
-    make: Callable[[GPT], Step | None]
+    make: Callable[[GPT], NextLogits | None]
     if model.device.type == "cpu" and n_tokens > WORTH_A_SCRIPT:
         make = DecodeStep
     elif model.device.type == "cuda" and n_tokens * model.config.n_layer > WORTH_A_KERNEL:
@@ -49,4 +49,4 @@ def _kernel(model: GPT) -> DecodeKernel | None:
         return None
 
 
-_OF_MODEL: WeakKeyDictionary[GPT, Step | None] = WeakKeyDictionary()
+_OF_MODEL: WeakKeyDictionary[GPT, NextLogits | None] = WeakKeyDictionary()

@@ -14,7 +14,7 @@ from llmcli.errors import UsageError, shown
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class ViewEntry:
     """A view's one line of help, and the options that it looks at."""
 
     about: str
@@ -35,11 +35,11 @@ CHANGES = "ablate knockout steer steer_prompt patch reference baseline"
 
 def _entry(
     about: str, uses: str = "", prompt: bool = True, weights: bool = True, long: bool = False
-) -> Entry:
+) -> ViewEntry:
     always = "model json color save quiet"
     where = " dtype quantize device threads" if weights else ""
     computed = where + (f" {CHANGES}" if prompt else "")
-    return Entry(about, frozenset(f"{always}{computed} {uses}".split()), prompt, weights, long)
+    return ViewEntry(about, frozenset(f"{always}{computed} {uses}".split()), prompt, weights, long)
 
 
 VIEWS = {
@@ -81,7 +81,7 @@ VIEWS = {
                         "position rows tensors", prompt=False),
     "why": _entry("a short report on a token: rank, layer, parts and words for and against",
                   "position token versus rows"),
-    "explain": Entry("the guided walk through the whole computation, in plain words",
+    "explain": ViewEntry("the guided walk through the whole computation, in plain words",
                      frozenset("model json color save quiet dtype quantize device threads page all"
                                .split())),
     "check": _entry("proof that the views, the cache and the fast path agree",
@@ -98,7 +98,7 @@ TRACES = {
 }  # fmt: skip
 
 
-def entries(names: Iterable[str]) -> dict[str, Entry]:
+def entries(names: Iterable[str]) -> dict[str, ViewEntry]:
     """The entries of `names`, in their order, each once. Raises UsageError with nearest names."""
     found = {}
     for name in names:

@@ -20,7 +20,15 @@ from llmcli.errors import IntegrityError, shown
 from llmcli.gpt.model import GPT, causal_mask
 from llmcli.gpt.tap import Patch, Probe
 from llmcli.inspection.grammar import Ablation
-from llmcli.inspection.plan import MAKE_AGAIN, Block, Pair, Plan, Transplant, Vector, vector_name
+from llmcli.inspection.plan import (
+    MAKE_AGAIN,
+    HiddenKeys,
+    Plan,
+    QueryKey,
+    Transplant,
+    Vector,
+    vector_name,
+)
 
 Add = Callable[[str, Patch], None]
 
@@ -159,35 +167,37 @@ def filled(where: Sequence[int] | None, mean: Tensor | None) -> Patch:
 
 def _knock_out(config: ModelConfig, plan: Plan, add: Add) -> None:
     for layer in range(config.n_layer):
-        blocks = [block for block in plan.blocks if layer in block.layers]
-        if blocks:
-            add(f"{layer}.scores", hidden(blocks, config.n_head))
+        knocked_out = [keys for keys in plan.hidden_keys if layer in keys.layers]
+        if knocked_out:
+            add(f"{layer}.scores", hidden(knocked_out, config.n_head))
 
 
-def hidden(blocks: Sequence[Block], n_head: int) -> Patch:
-    """Scores (B, H, T, S) set to -inf where `blocks` forbid to look: softmax shares the rest."""
+def hidden(knocked_out: Sequence[HiddenKeys], n_head: int) -> Patch:
+    """Scores (B, H, T, S) set to -inf for hidden keys: softmax shares the rest."""
 
     def patch(value: Tensor, start: int) -> Tensor:
         T, S = value.shape[-2:]
-        mask = forbidden(blocks, n_head, start, T, S)
+        mask = forbidden(knocked_out, n_head, start, T, S)
         return value if mask is None else value.masked_fill(mask.to(value.device), -math.inf)
 
     return patch
 
 
-def forbidden(blocks: Sequence[Block], n_head: int, start: int, T: int, S: int) -> Tensor | None:
+def forbidden(
+    knocked_out: Sequence[HiddenKeys], n_head: int, start: int, T: int, S: int
+) -> Tensor | None:
     """Which keys of S the T queries from `start` on must not see: (H, T, S); None: all may be."""
     mask = None
-    for block in blocks:
-        unseen = _unseen(block.pairs, start, T, S)
+    for keys in knocked_out:
+        unseen = _unseen(keys.pairs, start, T, S)
         if unseen is not None:
             mask = torch.zeros(n_head, T, S, dtype=torch.bool) if mask is None else mask
-            mask[list(block.heads)] |= unseen
+            mask[list(keys.heads)] |= unseen
     return mask
 
 
-def _unseen(pairs: Sequence[Pair], start: int, T: int, S: int) -> Tensor | None:
-    """The same for one block's pairs, whatever the head: (T, S)."""
+def _unseen(pairs: Sequence[QueryKey], start: int, T: int, S: int) -> Tensor | None:
+    """The same for one set of pairs, whatever the head: (T, S)."""
     here = [
         (query, key)
         for query, key in pairs

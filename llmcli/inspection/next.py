@@ -17,7 +17,7 @@ PLACES = 24  # how many tokens of the prompt
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class PromptToken:
     position: int
     token: Token
 
@@ -64,7 +64,7 @@ class Next(View):
     position: int
     token: Token  # at the position: the next one follows it
     entropy_bits: float
-    prompt: tuple[Place, ...]
+    prompt: tuple[PromptToken, ...]
     lens: tuple[Guess, ...]
     sources: tuple[Source, ...]
     candidates: tuple[Candidate, ...]
@@ -90,7 +90,7 @@ def view(run: Run, ask: Ask) -> Next:
         position=p,
         token=run.tokens[p],
         entropy_bits=float(entropy_bits(logits.log_softmax(dim=-1))),
-        prompt=tuple(Place(i, run.tokens[i]) for i in window(T, p, PLACES)),
+        prompt=tuple(PromptToken(i, run.tokens[i]) for i in window(T, p, PLACES)),
         lens=tuple(_guesses(run, seen, logits, p)),
         sources=tuple(_sources(run, seen, p)[:rows]),
         candidates=tuple(

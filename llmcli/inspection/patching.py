@@ -31,7 +31,7 @@ NOTES = (
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class TokenPair:
     """A position of both prompts."""
 
     position: int
@@ -40,7 +40,7 @@ class Pair:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class StreamPatch:
     """The stream entering a layer at a position, taken from the clean run."""
 
     layer: int
@@ -71,8 +71,8 @@ class Patching(View):
     versus: Token
     clean_difference: float  # logit of token minus logit of versus, at the position
     corrupt_difference: float
-    prompts: tuple[Pair, ...]
-    places: tuple[Place, ...]
+    prompts: tuple[TokenPair, ...]
+    places: tuple[StreamPatch, ...]
     heads: tuple[HeadPatch, ...]
     notes: tuple[str, ...]
 
@@ -101,7 +101,7 @@ def view(run: Run, ask: Ask) -> Patching:
     def share(difference: float) -> float:
         return (difference - corrupt_difference) / span
 
-    places = [Place(layer, p, d, share(d)) for (layer, p), d in _places(run, corrupt, ask)]
+    places = [StreamPatch(layer, p, d, share(d)) for (layer, p), d in _places(run, corrupt, ask)]
     heads = [HeadPatch(layer, h, d, share(d)) for (layer, h), d in _heads(run, corrupt, ask)]
     return Patching(
         n_tokens=len(run.ids),
@@ -110,7 +110,7 @@ def view(run: Run, ask: Ask) -> Patching:
         versus=run.token(ask.versus),
         clean_difference=clean_difference,
         corrupt_difference=corrupt_difference,
-        prompts=tuple(Pair(p, run.tokens[p], corrupt.tokens[p]) for p in range(len(run.ids))),
+        prompts=tuple(TokenPair(p, run.tokens[p], corrupt.tokens[p]) for p in range(len(run.ids))),
         places=tuple(places),
         heads=tuple(heads),
         notes=NOTES,

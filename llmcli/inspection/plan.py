@@ -20,16 +20,16 @@ from llmcli.inspection import grammar
 from llmcli.inspection.grammar import Ablation, Entry, Knockout, Place, Steer, Swap
 
 MAKE_AGAIN = "Make it again: see inspect --view steer --save-vector."
-Pair = tuple[int | None, int | None]  # (query, key); None: every position but the other one
+QueryKey = tuple[int | None, int | None]  # (query, key); None: every position but the other one
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
+class HiddenKeys:
     """Queries that may not see keys, in some heads of some layers."""
 
     layers: tuple[int, ...]
     heads: tuple[int, ...]
-    pairs: tuple[Pair, ...]
+    pairs: tuple[QueryKey, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class Plan:
     """All changes to the run of one prompt."""
 
     ablations: tuple[Ablation, ...] = ()
-    blocks: tuple[Block, ...] = ()
+    hidden_keys: tuple[HiddenKeys, ...] = ()
     vectors: tuple[Vector, ...] = ()
     transplants: tuple[Transplant, ...] = ()
     steer_prompt: bool = False
@@ -66,7 +66,7 @@ class Plan:
     reference: tuple[tuple[int, ...], ...] = ()  # what a mean is taken over; empty: the prompt
 
     def __bool__(self) -> bool:
-        return bool(self.ablations or self.blocks or self.vectors or self.transplants)
+        return bool(self.ablations or self.hidden_keys or self.vectors or self.transplants)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,13 +169,13 @@ def vector_name(path: Path, n_embd: int) -> str:
 
 def plan(wishes: Wishes, prompt: Prompt, config: ModelConfig) -> Plan:
     """What the entries mean for one prompt. Raises UsageError where they cannot be."""
-    blocks = [_block(wish, prompt) for wish in wishes.knockouts]
-    _refuse_empty_rows(wishes.knockouts, blocks)
+    knocked_out = [_hidden_keys(wish, prompt) for wish in wishes.knockouts]
+    _refuse_empty_rows(wishes.knockouts, knocked_out)
     transplants = [_transplant(wish, prompt, config) for wish in wishes.swaps]
     _refuse_doubles(wishes.swaps, transplants)
     return Plan(
         wishes.ablations,
-        tuple(blocks),
+        tuple(knocked_out),
         tuple(_vector(wish, prompt, config) for wish in wishes.steers),
         tuple(transplants),
         wishes.steer_prompt,
@@ -217,28 +217,28 @@ def _standing(text: str, prompt: Prompt) -> tuple[int, ...]:
     return tuple(sorted({owner[i] for hit in hits for i in range(*hit.span())}))
 
 
-def _block(wish: Knockout, prompt: Prompt) -> Block:
+def _hidden_keys(wish: Knockout, prompt: Prompt) -> HiddenKeys:
     entry, query, key = wish.entry, wish.query, wish.key
     queries = [None] if query.where is None else positions(query, entry, prompt)
     keys = [None] if key.where is None else positions(key, entry, prompt)
     pairs = [(q, k) for q in queries for k in keys if q is None or k is None or k <= q]
     if not pairs:
         raise entry.wrong(key.at, "no position sees what comes after it.", "name an earlier place")
-    return Block(wish.layers, wish.heads, tuple(pairs))
+    return HiddenKeys(wish.layers, wish.heads, tuple(pairs))
 
 
-def _refuse_empty_rows(wishes: Sequence[Knockout], blocks: Sequence[Block]) -> None:
+def _refuse_empty_rows(wishes: Sequence[Knockout], knocked_out: Sequence[HiddenKeys]) -> None:
     """Only a position that may not see itself can be left with nothing to see."""
-    for wish, own in zip(wishes, blocks, strict=True):
+    for wish, own in zip(wishes, knocked_out, strict=True):
         blind = [q for q, k in own.pairs if q is not None and q == k]
         if not blind:
             continue
         for layer, head in product(own.layers, own.heads):
             pairs = {
                 pair
-                for block in blocks
-                if layer in block.layers and head in block.heads
-                for pair in block.pairs
+                for hidden_keys in knocked_out
+                if layer in hidden_keys.layers and head in hidden_keys.heads
+                for pair in hidden_keys.pairs
             }
             for q in blind:
                 if all(_blocked(pairs, q, k) for k in range(q)):
@@ -249,7 +249,7 @@ def _refuse_empty_rows(wishes: Sequence[Knockout], blocks: Sequence[Block]) -> N
                     )
 
 
-def _blocked(pairs: Set[Pair], query: int, key: int) -> bool:
+def _blocked(pairs: Set[QueryKey], query: int, key: int) -> bool:
     return not pairs.isdisjoint(product((None, query), (None, key)))
 
 

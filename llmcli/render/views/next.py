@@ -11,7 +11,7 @@ from llmcli.render.drawing import Canvas, columns, fit, footnotes, heading, name
 from llmcli.render.probs import bar, percent
 
 if TYPE_CHECKING:
-    from llmcli.inspection.next import Next, Place
+    from llmcli.inspection.next import Next, PromptToken
 
 TOKEN = 16
 MAX_TOKEN = 20  # of the prompt's tokens
@@ -56,13 +56,13 @@ def _prompt(view: Next, canvas: Canvas) -> Text:
     return out
 
 
-def _width(place: Place) -> int:
+def _width(place: PromptToken) -> int:
     return min(MAX_TOKEN, max(cell_len(name(place.token.text)), len(str(place.token.id))))
 
 
-def _lines(places: tuple[Place, ...], width: int) -> list[list[Place]]:
+def _lines(places: tuple[PromptToken, ...], width: int) -> list[list[PromptToken]]:
     """The places in as many lines as they need."""
-    lines: list[list[Place]] = [[]]
+    lines: list[list[PromptToken]] = [[]]
     used = 0
     for place in places:
         if lines[-1] and used + _width(place) + 1 > width:
