@@ -77,7 +77,7 @@ SHOWN = {  # every view, in each of its shapes
     "neighbors of a sum": ["--analogy", "id:40 - id:41 + id:42", "--token", "id:43", "--rows", "3"],
     "positions": [],
     "positions near one": ["--position", "7", "--rows", "3"],
-    "head": ["--layer", "1", "--head", "2", "--rows", "3"],
+    "head": ["--layer", "1", "--head", "2", "--rows", "18"],
     "head in the middle": ["--layer", "0", "--head", "0", "--position", "3", "--rows", "6"],
     "circuits": ["--layer", "2", "--head", "1", "--rows", "5"],
     "circuits of a token": ["--layer", "0", "--head", "1", "--token", "id:40"],

@@ -165,6 +165,37 @@ def test_views_of_different_tokens_are_not_held_against_each_other(views):
         pytest.fail("both runs have the same likeliest token")
 
 
+def test_numbers_about_another_thing_are_left_out_and_said():
+    @dataclass(frozen=True, slots=True)
+    class Made(View):
+        name = "made"
+        about = {"rival": ("lead", "parts")}  # noqa: RUF012
+        rival: Token
+        lead: float
+        prob: float
+        parts: tuple
+
+    def made(id, value):
+        return Made(Token(id, b"a"), value, value, (Part(0, "L0.H1", value),))
+
+    same, other = difference(made(1, 0.5), made(1, 1.0)), difference(made(2, 0.5), made(1, 1.0))
+    assert [d.quantity for d in same.numbers] == ["lead", "prob", "value"]
+    assert [d.quantity for d in other.numbers] == ["prob"]
+    assert len(same.notes) == 1
+    assert "rival of its own" in other.notes[1]
+
+
+def test_a_picture_compares_all_that_json_does(views, llmcli, model_folder):
+    """What the change took away altogether is no longer among the rows that a picture shows."""
+    asked = ["--ablate", "L0.mlp", "--baseline", "--token", "id:7"]
+    for name in ("attribution", "ablation", "lens", "embed"):
+        (told,) = views("--view", name, *asked)["difference"]
+        drawn = llmcli("inspect", PROMPT, "-m", model_folder, "--view", name, *asked,
+                       "--color", "always", "--quiet")  # fmt: skip
+        plain = re.sub(r"\x1b\[[\d;]*m", "", drawn.stdout)
+        assert f"{told['n_moved']} of {told['n_numbers']} number" in plain, name
+
+
 @pytest.mark.parametrize("columns", [80, 120])
 def test_the_picture_of_a_difference_fits(columns, llmcli, model_folder, monkeypatch):
     monkeypatch.setenv("COLUMNS", str(columns))

@@ -277,9 +277,10 @@ class Request:
         return noted(module.view(run, asked), run)
 
     def _fitted(self, name: str, ask: dict[str, Any]) -> dict[str, Any]:
-        """What a picture has no room for is not computed."""
+        """What a picture has no room for is not computed, but with --baseline, which compares."""
         drawing = import_module(f"llmcli.render.views.{name}")
-        if self.canvas is None or ask["rows"] is not None or not hasattr(drawing, "room"):
+        given = ask["rows"] is not None or self.given["baseline"]
+        if self.canvas is None or given or not hasattr(drawing, "room"):
             return ask
         return {**ask, "rows": drawing.room(self.canvas.width)}
 

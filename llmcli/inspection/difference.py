@@ -46,12 +46,19 @@ class Difference(View):
 
 def difference(changed: View, untouched: View) -> Difference:
     """`changed` minus `untouched`, two views of one kind."""
-    found = [*_facts(changed, untouched)]
+    others = [one for one in changed.about if getattr(changed, one) != getattr(untouched, one)]
+    apart = {name for other in others for name in changed.about[other]}
+    found = [fact for fact in _facts(changed, untouched) if fact.quantity not in apart]
     for field in fields(changed):
+        if field.name in apart:
+            continue
         tables = [getattr(view, field.name) for view in (changed, untouched)]
         if all(isinstance(t, tuple) and t and is_dataclass(t[0]) for t in tables):
             found += _table(field.name, *tables)
     notes = [NOTE]
+    notes += [
+        f"Each run has a {other} of its own: what is about it is left out." for other in others
+    ]
     if getattr(changed, "token", None) != getattr(untouched, "token", None):
         found = []
         notes.append("The two runs are about different tokens; --token makes them one.")
@@ -82,7 +89,8 @@ def _table(table: str, changed: tuple[Any, ...], untouched: tuple[Any, ...]) -> 
                 continue
             yield Delta(table, place, token, name, before, now, now - before)
         for name, i, now, before in _weights(row, others[key]):
-            yield Delta(table, f"{place} source {i}", None, name, before, now, now - before)
+            of_what = "source" if name == "weights" else "number"
+            yield Delta(table, f"{place} {of_what} {i}", None, name, before, now, now - before)
 
 
 def _by_key(rows: tuple[Any, ...]) -> dict[tuple[tuple[str, Any], ...], Any]:

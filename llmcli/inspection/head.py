@@ -56,6 +56,7 @@ class Head(View):
     """q, keys, scores, weights, z, and what is written into the stream."""
 
     name: ClassVar[str] = "head"
+    about: ClassVar = {"component": ("written", "model_written")}
 
     layer: int
     head: int
@@ -69,10 +70,6 @@ class Head(View):
     q: tuple[float, ...]  # (D,)
     greatest: float  # of the scores
     total: float  # of exp
-    n_rest: int  # visible keys beyond --rows: their exp, weights and weighted values, added up
-    rest_exp: float
-    rest_weight: float
-    rest_values: tuple[float, ...]  # (D,), or none
     z: tuple[float, ...]  # (D,)
     model_z: tuple[float, ...]
     component: int  # of the stream: the one that the head writes most into
@@ -123,7 +120,7 @@ def view(run: Run, ask: Ask) -> Head:
     seen = run.record(*names, stream, last)
     q, k, v, scores, pattern, z = (seen[name][head].float() for name in names)
     divisor = rounded(Decimal(1 / config.attn_scale(layer)), WEIGHT)
-    sums = worked(q[p], k, v, torch.isfinite(scores[p]).tolist(), divisor, ask.rows)
+    sums = worked(q[p], k, v, torch.isfinite(scores[p]).tolist(), divisor)
     block: Block = run.model.blocks[layer]  # type: ignore[assignment]
     w_out = block.attn.out.weight.view(config.n_embd, config.n_head, -1)[:, head].float()  # (C, D)
     written = w_out @ z[p]  # (C,)
@@ -136,10 +133,9 @@ def view(run: Run, ask: Ask) -> Head:
             _float(sums.scores[i]), None if sums.scores[i] is None else own_scores[i],
             float(sums.exps[i]), float(sums.weights[i]), own_weights[i], floats(sums.v[i]),
         )
-        for i in sums.shown
+        for i in sorted(sums.order[: ask.rows])
     ]  # fmt: skip
     visible = [i for i, score in enumerate(sums.scores) if score is not None]
-    rest = [i for i in visible if i not in sums.shown]
     return Head(
         layer=layer,
         head=head,
@@ -153,10 +149,6 @@ def view(run: Run, ask: Ask) -> Head:
         q=floats(sums.q),
         greatest=float(sums.greatest),
         total=float(sums.total),
-        n_rest=len(rest),
-        rest_exp=float(sums.rest_exp),
-        rest_weight=float(sum(sums.weights[i] for i in rest)),
-        rest_values=floats(sums.rest),
         z=floats(sums.z),
         model_z=tuple(own_z),
         component=component,
@@ -195,17 +187,13 @@ class Sums(NamedTuple):
     scores: list[Decimal | None]
     greatest: Decimal
     exps: list[Decimal]
-    rest_exp: Decimal  # of the keys that are not shown, added up
     total: Decimal
     weights: list[Decimal]
-    shown: list[int]
-    rest: list[Decimal]  # (D,), or none: the weighted values that are not shown, added up
+    order: list[int]  # the keys, that with the greatest score first
     z: list[Decimal]  # (D,)
 
 
-def worked(
-    q: Tensor, k: Tensor, v: Tensor, visible: Sequence[bool], divisor: Decimal, rows: int | None
-) -> Sums:
+def worked(q: Tensor, k: Tensor, v: Tensor, visible: Sequence[bool], divisor: Decimal) -> Sums:
     """Attention of one query `q` (D,) over `k`, `v` (T, D), each step from the printed numbers."""
     query = decimals(q, VECTOR)
     keys, values = ([decimals(x, VECTOR) for x in table] for table in (k, v))
@@ -220,21 +208,10 @@ def worked(
         for score in scores
     ]
     order = sorted(range(len(scores)), key=lambda i: (scores[i] is None, -(scores[i] or 0)))
-    shown, hidden = sorted(order[:rows]), order[rows or len(order) :]
-    rest_exp = rounded(sum((exps[i] for i in hidden), Decimal(0)), WEIGHT)
-    total = rounded(sum((exps[i] for i in shown), rest_exp), WEIGHT)
+    total = rounded(sum(exps, Decimal(0)), WEIGHT)
     weights = [rounded(exp / total, WEIGHT) for exp in exps]
-
-    def mixed(places: Sequence[int]) -> list[Decimal]:
-        return [dot([weights[i] for i in places], [values[i][d] for i in places])
-                for d in range(len(query))]  # fmt: skip
-
-    rest = [rounded(x, SUM) for x in mixed(hidden)] if any(visible[i] for i in hidden) else []
-    z = mixed(shown)
-    z = [rounded(a + b, SUM) for a, b in zip(z, rest or [Decimal(0)] * len(z), strict=True)]
-    return Sums(
-        query, keys, values, dots, scores, greatest, exps, rest_exp, total, weights, shown, rest, z
-    )  # fmt: skip
+    z = [rounded(dot(weights, column), SUM) for column in zip(*values, strict=True)]
+    return Sums(query, keys, values, dots, scores, greatest, exps, total, weights, order, z)
 
 
 def rounded(value: Decimal, places: int) -> Decimal:

@@ -2,12 +2,15 @@
 
 A view is a frozen dataclass. Its fields of numbers, texts and tokens are facts; a field of type
 tuple[Row, ...], Row a dataclass, is a table; `notes` are footnotes. Nothing else is needed for TSV
-and JSON: `render.forms` derives both, so that a picture can show no number that they lack.
+and JSON: `render.forms` derives both, so that a picture can show no number that they lack, but
+sums of the rows that it leaves out.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 
@@ -20,10 +23,11 @@ class Token:
 
 
 class View:
-    """Base of all views; `name` is what --view takes."""
+    """Base of all views; `name` is what --view takes, `about` the fields that are about another."""
 
     __slots__ = ()
     name: ClassVar[str]
+    about: ClassVar[Mapping[str, tuple[str, ...]]] = MappingProxyType({})
     notes: tuple[str, ...]
     __dataclass_fields__: ClassVar[dict[str, Any]]
 

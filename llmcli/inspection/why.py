@@ -65,6 +65,7 @@ class Why(View):
     """One token's account; `lead` is its logit minus that of the rival."""
 
     name: ClassVar[str] = "why"
+    about: ClassVar = {"rival": ("lead", "rest", "parts_for", "parts_against", "removals")}
 
     n_tokens: int
     vocab_size: int

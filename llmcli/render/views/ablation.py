@@ -13,11 +13,7 @@ if TYPE_CHECKING:
     from llmcli.inspection.ablation import AblationView
 
 TOKEN = 12
-
-
-def room(width: int) -> int:
-    """How many parts a picture shows where nobody says."""
-    return 20
+LINES = 20  # parts, where nobody says how many
 
 
 def draw(view: AblationView, canvas: Canvas) -> Text:
@@ -32,8 +28,9 @@ def draw(view: AblationView, canvas: Canvas) -> Text:
         style="dim",
     )
     cells = max(16, min(60, canvas.width - TOKEN - 46))
-    loses = max([0.0, *(-part.effect for part in view.parts)])
-    gains = max([0.0, *(part.effect for part in view.parts)])
+    shown = view.parts[: canvas.rows or LINES]
+    loses = max([0.0, *(-part.effect for part in shown)])
+    gains = max([0.0, *(part.effect for part in shown)])
     # Room on each side as it is needed, at least for the names of the columns.
     left = max(6, min(cells - 6, round(cells * loses / ((loses + gains) or 1.0))))
     right = cells - left
@@ -41,7 +38,7 @@ def draw(view: AblationView, canvas: Canvas) -> Text:
     out.append_text(columns(("  without", 9), ("effect", -9), ("loses".rjust(left), left),
                             ("  gains", right + 1), ("prob", -7), ("KL", -6),
                             (" says", TOKEN)))  # fmt: skip
-    for part in view.parts:
+    for part in shown:
         style = "green" if part.effect >= 0 else "red"
         minus, plus = signed_bar(part.effect / per_cell, left, right)
         out.append(f"  {fit(part.part, 7)} {part.effect:+9.4f} ")
@@ -51,6 +48,6 @@ def draw(view: AblationView, canvas: Canvas) -> Text:
         same = part.top.id == view.token.id
         out.append(f" {fit(name(part.top.text), TOKEN)}", style="dim" if same else "bold")
         out.append(f"{percent(part.top_prob)}\n", style="dim" if same else "")
-    if view.n_parts > len(view.parts):
-        out.append(f"  {view.n_parts - len(view.parts)} more with --rows\n", style="dim")
+    if view.n_parts > len(shown):
+        out.append(f"  {view.n_parts - len(shown)} more with --rows\n", style="dim")
     return out.append_text(footnotes(view.notes, canvas.width))

@@ -14,11 +14,7 @@ if TYPE_CHECKING:
 
 PART = 16
 VALUE = 10
-
-
-def room(width: int) -> int:
-    """How many parts a picture shows where nobody says."""
-    return 20
+LINES = 20  # parts, where nobody says how many
 
 
 def draw(view: Attribution, canvas: Canvas) -> Text:
@@ -32,21 +28,22 @@ def draw(view: Attribution, canvas: Canvas) -> Text:
         style="dim",
     )
     cells = max(20, min(80, canvas.width - PART - VALUE - 6))
-    against = max([0.0, *(-part.value for part in view.parts)])
-    most = max([0.0, *(part.value for part in view.parts)])
+    shown, hidden = view.parts[: canvas.rows or LINES], view.parts[canvas.rows or LINES :]
+    against = max([0.0, *(-part.value for part in shown)])
+    most = max([0.0, *(part.value for part in shown)])
     left = max(8, round(cells * against / (against + most or 1.0)))
     right = max(8, cells - left)
     per_cell = max(against / left, most / right) or 1.0
     out.append_text(columns(("  part", PART + 2), ("adds", -VALUE),
                             ("against".rjust(left), left), ("  for", 8)))  # fmt: skip
-    for part in view.parts:
+    for part in shown:
         style = "green" if part.value >= 0 else "red"
         out.append(f"  {fit(part.part, PART)} {part.value:+{VALUE}.4f} ")
         minus, plus = signed_bar(part.value / per_cell, left, right)
         out.append(minus, style=style).append("│", style="dim").append(f"{plus}\n", style=style)
-    if view.n_rest:
-        rest = fit(plural(view.n_rest, "other part"), PART)
-        out.append(f"  {rest} {view.rest:+{VALUE}.4f}\n", style="dim")
+    if n_rest := view.n_rest + len(hidden):
+        rest = view.rest + sum(part.value for part in hidden)
+        out.append(f"  {fit(plural(n_rest, 'other part'), PART)} {rest:+{VALUE}.4f}\n", style="dim")
     out.append_text(_total(view))
     return out.append_text(footnotes(view.notes, canvas.width))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from rich.cells import cell_len
@@ -19,12 +20,12 @@ TOKEN = 14
 SCORE = 10
 
 
-def room(width: int) -> int:
-    """How many keys a picture shows where nobody says."""
-    return 3
+KEYS = 3  # written out, where nobody says how many
 
 
 def draw(view: Head, canvas: Canvas) -> Text:
+    keenest = sorted(view.keys, key=lambda key: -key.exp)[: canvas.rows or KEYS]
+    view = replace(view, keys=tuple(key for key in view.keys if key in keenest))
     out = heading(
         "head", f"L{view.layer}.H{view.head}",
         f"what {name(view.token.text)} at position {view.position} reads",
@@ -54,6 +55,11 @@ def _numbers(values: Sequence[float], digits: int, width: int) -> Text:
     return out
 
 
+def _n_rest(view: Head) -> int:
+    """How many of the places it reads are not written out."""
+    return view.n_visible - sum(key.visible for key in view.keys)
+
+
 def _place(key: Key) -> Text:
     return Text().append(f"{key.position:>5} ", style="cyan").append(name(key.token.text))
 
@@ -64,7 +70,7 @@ def _query(view: Head, canvas: Canvas) -> Text:
 
 
 def _keys(view: Head, canvas: Canvas) -> Text:
-    hidden = view.n_rest
+    hidden = _n_rest(view)
     about = "norm_1(x) W_K + b_K at each place" + (f"; {hidden} more with --rows" if hidden else "")
     out = _title(2, "the keys k", about)
     for key in view.keys:
@@ -91,9 +97,10 @@ def _scores(view: Head, canvas: Canvas) -> Text:
         out.append(f"{key.weight:{SCORE}.6f}", style="bold")
         out.append(f" {key.model_weight:12.6f}", style="dim")
         out.append(f" {bar(key.weight, cells - 1).rstrip()}".rstrip() + "\n", style="magenta")
-    if view.n_rest:
-        rest = fit(plural(view.n_rest, "other"), TOKEN + 2 * (SCORE + 1))
-        out.append(f"      {rest} {view.rest_exp:{SCORE}.6f} {view.rest_weight:{SCORE}.6f}\n")
+    if n_rest := _n_rest(view):
+        rest = fit(plural(n_rest, "other"), TOKEN + 2 * (SCORE + 1))
+        exp = view.total - sum(key.exp for key in view.keys)
+        out.append(f"      {rest} {exp:{SCORE}.6f} {exp / view.total:{SCORE}.6f}\n")
     out.append(f"      {fit('sum', TOKEN + 2 * (SCORE + 1))} {view.total:{SCORE}.6f}\n")
     masked = view.n_tokens - view.n_visible
     if masked:
@@ -108,9 +115,11 @@ def _values(view: Head, canvas: Canvas) -> Text:
             continue
         out.append_text(_place(key)).append(f"   {key.weight:.6f} ×\n", style="bold")
         out.append_text(_numbers(key.v, 3, canvas.width))
-    if view.n_rest:
-        out.append(f"      {plural(view.n_rest, 'other')}, weighted and added up\n")
-        out.append_text(_numbers(view.rest_values, 4, canvas.width))
+    if n_rest := _n_rest(view):
+        out.append(f"      {plural(n_rest, 'other')}, weighted and added up\n")
+        mixed = (sum(key.weight * key.v[d] for key in view.keys) for d in range(view.head_dim))
+        rest = [z - part for z, part in zip(view.z, mixed, strict=True)]
+        out.append_text(_numbers(rest, 4, canvas.width))
     out.append("      z", style="bold").append(
         f"   the model’s own differs by {view.z_error:.1e} at most\n", style="dim"
     )
