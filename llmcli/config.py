@@ -1,7 +1,8 @@
 """What a model is and how it likes to be sampled, read from a folder's config files.
 
 `ModelConfig` says what, never who: the families end here, in one small function per `model_type`.
-Every key is used, named as ignored, or refused by name.
+Every key of config.json is used, named as ignored, or refused by name; of generation_config.json
+the numbers of `Sampling` and the end-of-text ids are read, and what else it asks for is not done.
 """
 
 from __future__ import annotations
@@ -136,12 +137,13 @@ def read_config(folder: Path) -> ModelConfig:
 def read_sampling(folder: Path) -> Sampling:
     """How the model in `folder` wants to be sampled: generation_config.json over what is sensible.
 
-    A file that says `do_sample: false`, or a temperature of 0, asks for greedy.
+    A file that says `do_sample: false`, or a temperature of 0, asks for greedy: the filters that
+    cut mean nothing then.
     """
     path = folder / "generation_config.json"
     raw = _read_object(path) if path.exists() else {}
-    if raw.get("do_sample") is False or raw.get("temperature") == 0:
-        return GREEDY
+    if greedy := raw.get("do_sample") is False or raw.get("temperature") == 0:
+        raw = {"repetition_penalty": raw.get("repetition_penalty")}
     ranges = {**RANGES, "temperature": (MIN_TEMPERATURE, 1e3), "top_k": (0, MAX_SIZE)}
     names = ("repetition_penalty", "temperature", "top_k", "top_p", "min_p", "typical_p")
     with _in(folder):
@@ -149,6 +151,8 @@ def read_sampling(folder: Path) -> Sampling:
             name: _number(raw, name, getattr(SENSIBLE, name), *ranges[name], file=path.name)
             for name in names
         }
+    if greedy:
+        return replace(GREEDY, repetition_penalty=known["repetition_penalty"])
     return Sampling(**{**known, "top_k": int(known["top_k"])})
 
 

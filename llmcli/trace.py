@@ -164,7 +164,7 @@ class Reader:
 
     def _blocks(self) -> Iterator[bytes]:
         """The file's bytes, unpacked where it is gzip, as far as that goes."""
-        inflate = None
+        inflate, begun = None, False
         with self.file:
             while data := self._read():
                 if self.n_bytes == len(data) and data[:2] == b"\x1f\x8b":
@@ -173,7 +173,10 @@ class Reader:
                     yield data
                     continue
                 while data:
-                    before = inflate.copy()
+                    # Zeros may fill a block up behind a gzip, and another gzip follow.
+                    if not begun and not (data := data.lstrip(b"\0")):
+                        break
+                    begun, before = True, inflate.copy()
                     try:
                         yield inflate.decompress(data, BLOCK_NBYTES)
                     except zlib.error as error:
@@ -182,8 +185,8 @@ class Reader:
                         self.damaged.append(Damage(0, f"the rest is no gzip ({error})"))
                         return
                     data = inflate.unconsumed_tail
-                    if inflate.eof:  # another gzip may follow, as when two are put together
-                        data = inflate.unused_data.lstrip(b"\0")  # which fill a block up
+                    if inflate.eof:
+                        data, begun = inflate.unused_data, False
                         inflate = zlib.decompressobj(wbits=31)
 
     def _read(self) -> bytes:

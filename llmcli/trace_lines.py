@@ -9,7 +9,10 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from llmcli.gpt import facts, generation
 
 MAX_INT = 2**53
 DIGITS = 9  # significant ones, after which every float32 is itself again
@@ -85,42 +88,11 @@ class Step:
         return max(0.0, -self.chosen.logprob / math.log(2))  # no 0.0 with a minus
 
 
-class ToldStep(Protocol):
-    """What is written of a step as it is: `Step` has it, and so has what a run makes."""
-
-    @property
-    def index(self) -> int: ...
-    @property
-    def forced(self) -> bool: ...
-
-
-class ToldFacts(Protocol):
-    """What is written of what the model thought: `Step` has that, too."""
-
-    @property
-    def chosen(self) -> ToldChoice: ...
-    @property
-    def rank(self) -> int: ...
-    @property
-    def entropy_bits(self) -> float: ...
-    @property
-    def kept(self) -> float: ...
-
-
-class ToldChoice(Protocol):
-    @property
-    def id(self) -> int: ...
-    @property
-    def logprob(self) -> float: ...
-    @property
-    def drawn_logprob(self) -> float: ...
-
-
 def step_line(
     run: int,
-    step: ToldStep,
-    facts: ToldFacts,
-    top: Iterable[ToldChoice],
+    step: generation.Step,
+    known: facts.Facts,
+    top: Iterable[facts.Choice],
     time_s: float,
     finish_reason: str | None,
     lens: Iterable[LensLayer],
@@ -131,15 +103,15 @@ def step_line(
     Put together here: for an encoder, all numbers would first have to be rounded, which takes as
     long as a small model's layer.
     """
-    c, layers = facts.chosen, ",".join([_lens_text(layer) for layer in lens])
+    c, layers = known.chosen, ",".join([_lens_text(layer) for layer in lens])
     listed = ",".join(
         [f"[{t.id},{text(t.id)},{_number(t.logprob)},{_number(t.drawn_logprob)}]" for t in top]
     )
     return (
         f'{{"run":{run},"step":{step.index},"id":{c.id},"text":{text(c.id)},'
         f'"logprob":{_number(c.logprob)},"drawn_logprob":{_number(c.drawn_logprob)},'
-        f'"rank":{facts.rank},"entropy_bits":{_number(facts.entropy_bits)},'
-        f'"kept":{_number(facts.kept)},"time_s":{round(time_s, 6)},"top":[{listed}]'
+        f'"rank":{known.rank},"entropy_bits":{_number(known.entropy_bits)},'
+        f'"kept":{_number(known.kept)},"time_s":{round(time_s, 6)},"top":[{listed}]'
         + (',"forced":true' if step.forced else "")
         + (f',"finish_reason":"{finish_reason}"' if finish_reason else "")
         + (f',"lens":[{layers}]' if layers else "")
@@ -183,10 +155,6 @@ def kl_bits(p: Step, q: Step) -> float:
 def _number(value: float) -> str:
     """DIGITS of a float, null where it is infinite."""
     return f"{value:.{DIGITS}g}" if math.isfinite(value) else "null"
-
-
-def _rounded(value: float) -> float:
-    return float(f"{value:.{DIGITS}g}")
 
 
 def _lens_text(layer: LensLayer) -> str:

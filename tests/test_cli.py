@@ -125,6 +125,11 @@ def test_sampling_defaults_come_from_the_models_file(llmcli, copied):
     first = llmcli("generate", "Once", "-m", copied, "--seed", 1, "--max-new-tokens", 9)
     second = llmcli("generate", "Once", "-m", copied, "--seed", 2, "--max-new-tokens", 9)
     assert first.stdout == second.stdout
+    edit_json(copied / "generation_config.json", repetition_penalty=1.5, top_p=7)
+    penalised = llmcli("generate", "Once", "-m", copied, "--max-new-tokens", 9)
+    asked = llmcli("generate", "Once", "-m", copied, "--max-new-tokens", 9, "--temperature", 0,
+                   "--repetition-penalty", 1.5)  # fmt: skip
+    assert penalised.stdout == asked.stdout != first.stdout
     hot = llmcli("generate", "Once", "-m", copied, "--seed", 2, "--max-new-tokens", 9,
                  "--temperature", 2)  # fmt: skip
     assert hot.stdout != first.stdout
@@ -416,6 +421,19 @@ def test_a_prompt_longer_than_the_context_names_both_numbers(llmcli, model_folde
                         "--max-new-tokens", 10)  # fmt: skip
         assert "160 tokens are cut to 54" in result.stderr
         assert "is full" not in result.stderr
+
+
+def test_a_context_of_one_token_keeps_only_the_prefix(llmcli, copied):
+    edit_json(copied / "config.json", n_positions=1)
+    weights = load_file(copied / "model.safetensors")
+    weights["transformer.wpe.weight"] = weights["transformer.wpe.weight"][:1].contiguous()
+    save_file(weights, copied / "model.safetensors")
+    texts = {
+        side: llmcli("generate", "The end.", "-m", copied, "--seed", 1, "--truncate-prompt", side)
+        for side in ("left", "right")
+    }
+    assert [done.exit_code for done in texts.values()] == [0, 0]
+    assert texts["left"].stdout == texts["right"].stdout
 
 
 def test_text_that_is_not_utf8_names_the_byte(llmcli, model_folder):

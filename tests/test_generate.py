@@ -12,6 +12,7 @@ from unittest.mock import Mock
 import jsonschema
 import pytest
 import torch
+from conftest import edit_json
 from test_cli import PACKAGE_SCHEMAS, assert_fails, in_terminal, make_it_say
 
 SCHEMA = json.loads((PACKAGE_SCHEMAS / "generate.schema.json").read_text())
@@ -239,6 +240,22 @@ def test_a_force_that_makes_no_sense_is_refused(entry, generate):
 def test_echo_prints_the_prompt_to_the_byte(generate):
     plain = generate().stdout
     assert generate("--echo").stdout == "Once" + plain
+
+
+@pytest.mark.parametrize("prefixed", [True, False])
+def test_echo_keeps_characters_of_several_tokens_whole(prefixed, llmcli, copied):
+    """Nothing stands before the first token of a model without a prefix, such as GPT-2."""
+    if not prefixed:
+        edit_json(copied / "tokenizer.json", post_processor=None)
+    done = llmcli("generate", "你好", "-m", copied, "--echo", "--color-probs", "--color", "always",
+                  "--seed", 1, "--max-new-tokens", 2)  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert re.sub(r"\x1b\[[\d;]*m|[‹›«»]", "", done.stdout).split("\n")[1][:2] == "你好"
+
+
+def test_quiet_says_nothing(generate):
+    assert "perplexity" in generate("--echo", "--top-probs", 1).stderr
+    assert generate("--echo", "--top-probs", 1, "-q").stderr == ""
 
 
 def test_echo_tells_the_prompts_own_probabilities(result, model_folder):

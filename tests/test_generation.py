@@ -95,7 +95,7 @@ def test_logits_that_are_no_numbers_are_said_to_be_whatever_the_filters(model, m
         run(model, sampling=Sampling(**more), top_probs=top_probs)
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("temperature", [0, 1])
 @pytest.mark.parametrize("n_tokens", [None, 45], ids=["of a token", "of the padding"])
 def test_one_logit_that_is_no_number_is_enough(model, value, temperature, n_tokens):

@@ -139,7 +139,7 @@ def test_the_caret_counts_cells_not_characters():
 
 def test_a_text_is_found_where_it_is_a_word():
     def keys(text):
-        return [key for _, key in planned(knockout=[f"* -> {text}"]).blocks[0].pairs]
+        return [key for _, key in planned(knockout=[f"* -> {text}"]).hidden_keys[0].pairs]
 
     assert keys('"Lily"') == [1, 7, 8]  # " Li" and "ly" together, too
     assert keys('"lily"') == [4, 5]
@@ -149,7 +149,7 @@ def test_a_text_is_found_where_it_is_a_word():
 
 
 def test_a_text_that_looks_back_on_another_leaves_out_what_it_cannot_see():
-    block = planned(knockout=['"Lily" -> "saw"']).blocks[0]
+    block = planned(knockout=['"Lily" -> "saw"']).hidden_keys[0]
     assert block.pairs == ((7, 2), (8, 2))
 
 

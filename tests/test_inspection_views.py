@@ -12,12 +12,13 @@ from test_model import ours
 
 from llmcli.config import Sampling, read_config
 from llmcli.errors import IntegrityError
+from llmcli.gpt.facts import facts_of
 from llmcli.gpt.generation import generate
 from llmcli.gpt.model import F as functional
-from llmcli.gpt.sampling import generator_for
+from llmcli.gpt.sampling import generator_for, left
 from llmcli.gpt.weights import load_model
 from llmcli.inspection import attention, attribution, check, lens, model, next, sampling, tokens
-from llmcli.inspection.run import Ask, Run
+from llmcli.inspection.run import Ask, Run, rank_in, rank_of
 from llmcli.inspection.values import window
 
 IDS = [5, 17, 33, 5, 17, 60, 2, 8, 5, 17]
@@ -158,6 +159,19 @@ def test_a_prompt_without_repetition_has_no_duplicate_score(pair):
     made = attention.view(run_of(pair[0].model, [1, 2, 3]), Ask(position=2))
     assert {row.duplicate for row in made.heads} == {None}
     assert any("repeats no token" in note for note in made.notes)
+
+
+def test_equal_logits_rank_by_id_everywhere():
+    """bfloat16 logits tie all the time; a trace tells both ranks of one step."""
+    logits = torch.randn(3, 200, generator=torch.Generator().manual_seed(0)).bfloat16().float()
+    for id in range(0, 200, 7):
+        ranks = rank_of(logits, torch.full((3,), id)).tolist()
+        facts = facts_of(
+            logits.numpy(), [left(row, Sampling()) for row in logits.numpy()], [id] * 3, 3
+        )
+        assert ranks == [fact.rank for fact in facts]
+        assert ranks[0] == rank_in(logits[0], id)
+        assert ranks[0] == logits[0].sort(descending=True, stable=True).indices.tolist().index(id)
 
 
 def test_small_maps_are_exact_up_to_their_size_and_largest_beyond():

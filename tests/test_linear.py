@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from llmcli.config import read_config
+from llmcli.errors import IntegrityError
 from llmcli.gpt import linear, packing, rounding
 from llmcli.gpt.linear import (
     BFloat16Linear,
@@ -28,7 +30,7 @@ from llmcli.gpt.linear import (
     SerialHalfLinear,
     UnpackedHalfLinear,
 )
-from llmcli.gpt.packing import maker
+from llmcli.gpt.packing import maker, pack
 from llmcli.gpt.place import choose
 from llmcli.gpt.weights import load_model
 
@@ -296,7 +298,7 @@ def test_unpacked_float16_is_the_same_and_pack_makes_it_what_it_is_to_be(dtype, 
     )
     torch.testing.assert_close(model(ids), packed(ids), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(model(ids[:, :1]), packed(ids[:, :1]), atol=1e-5, rtol=1e-5)
-    model.pack()
+    pack(model)
     assert type(model.head) is type(packed.head)
     torch.testing.assert_close(model(ids), packed(ids), atol=0, rtol=0)
 
@@ -336,6 +338,20 @@ def test_a_weight_too_large_for_float16_is_its_largest(kind, dtype):
         assert layer.weight.tolist() == [[65504, 1], [-65504, 0.5]]
         assert layer(torch.tensor([[1.0, 1.0], [0.0, 2.0]])).isfinite().all()
         assert layer(torch.tensor([[0.0, 7e4]]))[0, 1] == pytest.approx(3.5e4, rel=0.1)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("kind", LAYERS)
+@torch.inference_mode()
+def test_weights_that_are_no_numbers_are_not_rounded_away(kind, value):
+    weight = made(kind)[1]
+    weight[5, 7] = value
+    if kind.storage in ("float32", "bfloat16"):  # which keep them: they show in what is computed
+        x = torch.ones(2, 96, dtype=getattr(torch, kind.storage))
+        assert not kind(weight, None)(x).isfinite().all()
+    else:
+        with pytest.raises(IntegrityError):
+            kind(weight, None)
 
 
 @pytest.mark.parametrize("storage", TOLERANCE)
@@ -386,7 +402,7 @@ def test_a_file_that_is_replaced_after_loading_is_still_the_one_that_is_read(fol
     (tmp_path / "other" / "model.safetensors").replace(path / "model.safetensors")
     torch.testing.assert_close(model(ids), expected, atol=0, rtol=0)
     shutil.rmtree(path)
-    model.pack()
+    pack(model)
     torch.testing.assert_close(model(ids), expected, atol=1e-5, rtol=1e-5)
 
 

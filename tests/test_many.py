@@ -236,7 +236,10 @@ def test_results_of_changed_prompts_or_options_are_refused(many, llmcli, model_f
     out = tmp_path / "out.jsonl"
     many(LINES, "--out", out)
     whole = out.read_bytes()
-    for content, *options in ("new first line\n" + LINES,), (LINES, "--top-k", 3), (LINES[5:],):
+    for content, *options in (
+        ("new first line\n" + LINES,), (LINES, "--top-k", 3), (LINES[5:],),
+        (LINES, "--dtype", "bfloat16"), (LINES, "--quantize", "int8"), (LINES, "--top-probs", 2),
+    ):  # fmt: skip
         path = tmp_path / "changed"
         path.write_text(content)
         result = llmcli("generate", "--prompts", path, "-m", model_folder, "--seed", 5,

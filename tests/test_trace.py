@@ -16,12 +16,13 @@ import pytest
 import torch
 from conftest import FABLE, edit_json
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from test_cli import PACKAGE_SCHEMAS, assert_fails
 
 from llmcli.errors import IntegrityError
 from llmcli.inspection.replay import compared, verdict
 from llmcli.inspection.trace import in_words, view
-from llmcli.trace import Reader, Writer, records
+from llmcli.trace import BLOCK_NBYTES, Reader, Writer, records
 from llmcli.trace_lines import Begun, Choice, Step, json_text, kl_bits, step_line
 
 SCHEMA = json.loads((PACKAGE_SCHEMAS / "trace.schema.json").read_text())
@@ -594,17 +595,20 @@ def test_gzip_that_breaks_anywhere_is_read_up_to_there(traced):
             assert len(list(Reader(path))) >= whole.count(b"\n") - 1
 
 
-def test_a_trace_of_several_gzip_members_is_read_as_one(traced):
+def test_a_trace_of_several_gzip_members_is_read_as_one(traced, monkeypatch):
     path = traced(name="run.jsonl.gz")
     lines = gzip.decompress(path.read_bytes()).splitlines(keepends=True)
     path.write_bytes(b"".join(gzip.compress(line) for line in lines))
     reader = Reader(path)
     assert len(list(reader)) == len(lines) - 1
     assert not reader.damaged
-    path.write_bytes(path.read_bytes() + bytes(512))  # as a tape fills its blocks
-    reader = Reader(path)
-    assert len(list(reader)) == len(lines) - 1
-    assert not reader.damaged
+    whole = path.read_bytes()
+    path.write_bytes(whole + bytes(512))  # as a tape fills its blocks
+    for block in (BLOCK_NBYTES, len(whole)):
+        monkeypatch.setattr("llmcli.trace.BLOCK_NBYTES", block)
+        reader = Reader(path)
+        assert len(list(reader)) == len(lines) - 1
+        assert not reader.damaged
 
 
 @pytest.mark.parametrize(
@@ -658,10 +662,27 @@ def test_another_model_is_named_by_what_differs(traced, llmcli, copied, model_fo
     assert_fails(done, 5, "another tokenizer file tokenizer.json")
 
 
+def test_options_about_ids_that_only_pad_the_vocabulary_are_damage(llmcli, copied, tmp_path):
+    edit_json(copied / "config.json", vocab_size=320)
+    weights = load_file(copied / "model.safetensors")
+    table = weights["transformer.wte.weight"]
+    weights["transformer.wte.weight"] = torch.cat([table, torch.zeros(20, table.shape[1])])
+    save_file(weights, copied / "model.safetensors")
+    path = tmp_path / "padded.jsonl"
+    done = llmcli("generate", "Once", "-m", copied, "--trace", path, "--max-new-tokens", 3)
+    assert done.exit_code == 0, done.output
+    lines = path.read_text().splitlines(keepends=True)
+    for changes in {"bias": [[315, 1.0]]}, {"force": [[1, 315]]}:
+        head = json.loads(lines[0])
+        head["options"].update(changes)
+        path.write_text(json.dumps(head) + "\n" + "".join(lines[1:]))
+        assert_fails(llmcli("generate", "--replay", path), 5, "damaged header")
+
+
 def test_ids_that_the_model_has_not_are_damage(traced, llmcli):
     path = traced()
     path.write_text(path.read_text().replace('"step":3,"id":', '"step":3,"id":9'))
-    assert_fails(llmcli("generate", "--replay", path), 5, "is none of the model's")
+    assert_fails(llmcli("generate", "--replay", path), 5, "is none of the tokenizer's")
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import islice
 
 from llmcli.budget import TORCH_NBYTES, budget, mib
 from llmcli.commands.job import Job
@@ -59,9 +60,9 @@ def _measured(
 ) -> tuple[float, float | None]:
     """Seconds to the first token, and tokens a second after the second, over a few tokens."""
     ids = ids[: max(1, job.opened.config.n_ctx // 2)]
-    model = load(job.opened, compute, n_rows, len(ids) + MEASURED_TOKENS, unpacked=True)
-    few = replace(job, max_new_tokens=MEASURED_TOKENS, stop_ids=frozenset(), stops=(), forced={})
-    rows = [(0, row) for row in range(n_rows)]
-    pieces = list(few.run(model, [ids] * n_rows, rows, few.streams(n_rows)))
-    times = [piece.step.time_s for piece in pieces]
+    n_new = max(job.max_new_tokens, MEASURED_TOKENS)
+    job = replace(job, max_new_tokens=n_new, stop_ids=frozenset(), stops=(), forced={})
+    model = load(job.opened, compute, n_rows, len(ids) + job.room(len(ids)), unpacked=True)
+    pieces = job.run(model, [ids] * n_rows, job.draws(n_rows), job.streams(n_rows))
+    times = [piece.step.time_s for piece in islice(pieces, MEASURED_TOKENS * n_rows)]
     return times[0], decode_rate(times)

@@ -252,7 +252,7 @@ class Request:
         n_tokens = len(ids) + (self.given["max_new_tokens"] or 0)
         n_tokens = max(1, min(n_tokens, opened.config.n_ctx))
         compute = self.compute
-        loaded = load(opened, compute, n_tokens=n_tokens)
+        loaded = load(opened, compute, n_tokens=n_tokens, quiet=self.quiet)
         return Run(
             loaded,
             ids,

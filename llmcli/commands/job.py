@@ -115,7 +115,7 @@ def prompt_ids(
         kept = max(room + 1 - new, (room + 1) // 2)  # the last new token needs no room
         if not quiet:
             print(f"The prompt's {more}{len(ids)} tokens are cut to {kept}.", file=sys.stderr)
-        ids = ids[-kept:] if truncate == "left" else ids[:kept]
+        ids = ids[len(ids) - kept :] if truncate == "left" else ids[:kept]
     if len(ids) > room:
         raise UsageError(
             f"The prompt has {more}{len(ids)} tokens; the model's context has room for {room}.",

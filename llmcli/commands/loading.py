@@ -16,7 +16,6 @@ from llmcli.checkpoint import read_checkpoint
 from llmcli.commands.options import Compute
 from llmcli.commands.token_names import token_named
 from llmcli.config import (
-    GREEDY,
     MIN_TEMPERATURE,
     SENSIBLE,
     ModelConfig,
@@ -103,7 +102,7 @@ def sampling_from(
         chosen["bias"] = tuple(_bias(opened.tokenizer, entry) for entry in bias)
         if len({id for id, _ in chosen["bias"]}) < len(bias):
             raise UsageError("--bias gives the same token twice.", "Leave one of them out.")
-    if default == GREEDY and "temperature" not in chosen and chosen.keys() & CUTS:
+    if not default.temperature and "temperature" not in chosen and chosen.keys() & CUTS:
         chosen["temperature"] = SENSIBLE.temperature  # who asks for a cut does not ask for greedy
     return replace(default, **chosen)
 
@@ -129,6 +128,7 @@ def load(
     batch: int = 1,
     n_tokens: int | None = None,
     unpacked: bool = False,
+    quiet: bool = False,
 ) -> GPT:
     """The model with its weights; `n_tokens` a row, of `batch` rows, are what it must hold.
 
@@ -146,7 +146,7 @@ def load(
         missing = packing.missing_kernel(storage)
     if device == "cuda":
         missing = gpu.missing_kernel(opened.config, storage)
-    if missing:
+    if missing and not quiet:
         print(missing, file=sys.stderr)
     use_threads(opened.config, compute.threads)
     return load_model(opened.folder, opened.config, storage, device, batch, unpacked)

@@ -24,7 +24,7 @@ from llmcli.commands.files import replacing, writing
 from llmcli.commands.job import Job, Runner, prompt_ids
 from llmcli.commands.loading import as_options, load
 from llmcli.commands.options import Compute
-from llmcli.commands.traced import Tracing, traced
+from llmcli.commands.traced import Tracing, hashes, traced
 from llmcli.commands.writers import drawn_json
 from llmcli.errors import IntegrityError, NotFoundError, UsageError, shown_path
 from llmcli.render.json import strict
@@ -216,17 +216,26 @@ def first_seed(path: Path | None) -> int | None:
     return seed if type(seed) is int and seed >= 0 else None
 
 
-def key_of(job: Job, item: Item, ids: Sequence[int], changes: Changes) -> str:
-    """A hash of all that the text of `item` depends on."""
+def key_of(
+    job: Job, item: Item, ids: Sequence[int], changes: Changes, computed: Sequence[Any]
+) -> str:
+    """A hash of all that the record of `item` depends on; of weights, of their names and shapes."""
     opened = job.opened
     depends: list[Any] = [
         opened.name, opened.revision, item.index, list(ids), job.seed, job.max_new_tokens,
         as_options(job.sampling), sorted(job.stop_ids), sorted(job.hidden_ids), job.stops,
-        job.keep_stop, sorted(job.forced.items()),
+        job.keep_stop, sorted(job.forced.items()), job.top_probs or 0, job.use_cache, computed,
     ]  # fmt: skip
     if changes:
         depends += [dict(changes.words), changes.reference]
     return hashlib.sha256(strict(depends).encode()).hexdigest()[:16]
+
+
+def _computed(job: Job, compute: Compute) -> list[Any]:
+    """From what, on what and in what a text is computed."""
+    from llmcli.gpt.place import choose
+
+    return [*choose(compute.device, compute.dtype, compute.quantize), hashes(job.opened)]
 
 
 def batches(
@@ -260,7 +269,8 @@ def run_many(
     if not keep_seed and (drawn := first_seed(out)) is not None:
         job = replace(job, seed=drawn)
     encoded = _encode_all(job, items, truncate)
-    keys = {item.id: key_of(job, item, encoded[item.id], changes) for item in items}
+    computed = _computed(job, compute)
+    keys = {item.id: key_of(job, item, encoded[item.id], changes, computed) for item in items}
     results = Results(items, keys, out, num_samples)
     todo = [(item, encoded[item.id]) for item in items if item.id not in results.done]
     if not todo:
@@ -275,7 +285,7 @@ def run_many(
     lengths = [len(ids) for _, ids in todo]
     longest = max(lengths) + job.room(min(lengths))  # beside each other, a row is as wide as this
     rows, once = min(batch_size, len(todo)) * num_samples, len(todo) <= batch_size
-    model = load(job.opened, compute, rows, longest, unpacked=once)
+    model = load(job.opened, compute, rows, longest, unpacked=once, quiet=quiet)
     some = todo[0][1]  # the changes are the same for any of them
     patch = patches_of(changes.plan(job.opened, some), model, some)
     tap = tap_for(patch, model, tracing.points if tracing else ())

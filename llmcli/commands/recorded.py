@@ -43,7 +43,7 @@ class PastRun:
         with _header_of(self.name):
             if 0 < _within(options["temperature"], 0.0, math.inf) < MIN_TEMPERATURE:
                 raise ValueError(f"temperature {options['temperature']}")
-            bias = tuple((self._id(id), _bias(value)) for id, value in options["bias"])
+            bias = tuple((self._drawable(id), _bias(value)) for id, value in options["bias"])
             numbers: dict[str, Any] = {
                 name: _within(options[name], *RANGES[name]) for name in RANGES
             }
@@ -65,13 +65,17 @@ class PastRun:
                 stop_ids=frozenset(map(self._id, options["stop_ids"])),
                 hidden_ids=frozenset(map(self._id, options["hidden_ids"])),
                 stops=tuple(map(str, options["stop"])), keep_stop=bool(options["keep_stop"]),
-                forced={int(_within(step, 0, MAX_INT)): self._id(id) for step, id in forced},
+                forced={int(_within(step, 0, MAX_INT)): self._drawable(id) for step, id in forced},
                 use_cache=bool(options["cache"]), draw=(record or self.record).begun.draw,
             )  # fmt: skip
 
     def _id(self, value: Any) -> int:
-        """One of the vocabulary, or ValueError."""
+        """One of the model's ids, or ValueError."""
         return int(_within(value, 0, self.opened.config.vocab_size - 1))
+
+    def _drawable(self, value: Any) -> int:
+        """One of the tokenizer's ids, without those that only pad the vocabulary; or ValueError."""
+        return int(_within(value, 0, self.opened.tokenizer.vocab_size - 1))
 
     def changes(self, given: Mapping[str, Any] | None = None) -> Changes:
         """The changes in force: those `given`, where there are any, else the recorded ones."""
@@ -176,10 +180,10 @@ def _check_ids(name: str, record: Record, opened: Opened) -> None:
             f"{name}, run {begun.run}: {len(begun.ids)} and {len(record.steps)} tokens do not "
             f"fit a context of {config.n_ctx}.", "The file is damaged.",
         )  # fmt: skip
-    top = max(*begun.ids, *record.ids, 0)
-    if top >= config.vocab_size:
+    top, n_ids = max(*begun.ids, *record.ids, 0), opened.tokenizer.vocab_size
+    if top >= n_ids:
         raise IntegrityError(
-            f"{name}, run {begun.run}: the id {top} is none of the model's {config.vocab_size}.",
+            f"{name}, run {begun.run}: the id {top} is none of the tokenizer's {n_ids}.",
             "The file is damaged.",
         )
 

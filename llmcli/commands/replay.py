@@ -76,7 +76,7 @@ def replay(
     past = open_past(path, run, model, quiet)
     compute = compute_of(past, compute)
     longest = max(len(record.begun.ids) + len(record.steps) for record in past.records.values())
-    loaded = load(past.opened, compute, 1, longest, unpacked=len(past.records) == 1)
+    loaded = load(past.opened, compute, 1, longest, len(past.records) == 1, quiet)
     dtype = loaded.storage
     allowed, changes = tolerance(past.dtype, dtype), past.changes()
     rows, steps = [], []

@@ -42,9 +42,9 @@ def timings(head: dict[str, Any], times: Sequence[float]) -> dict[str, Any]:
     return {
         "timings": {
             "load_s": head["load_s"],
-            "first_token_s": times[0] if times else None,
+            "first_token_s": steps[0] if steps else None,
             "second_token_s": steps[1] if len(steps) > 1 else None,
-            "decode_s": times[-1] - times[0] if times else 0.0,
+            "decode_s": steps[-1] - steps[0] if steps else 0.0,
             "decode_tokens_per_s": decode_rate(times),
         },
         "peak_memory_nbytes": peak_nbytes(),

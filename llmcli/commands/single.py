@@ -61,14 +61,17 @@ class Show:
 class Echo:
     """The prompt, told again: its text, and what the model thought of each of its tokens."""
 
-    text: str
-    steps: Sequence[Step]
-    texts: Sequence[str]  # the piece of text that each step made certain
+    first: str  # the text of the first token, which nothing predicts
+    texts: Sequence[str]  # the piece of text that each of the others made certain
+    steps: Sequence[Step]  # of the others, where they were scored
+
+    @property
+    def text(self) -> str:
+        return self.before(len(self.texts))
 
     def before(self, place: int) -> str:
         """The text ahead of the token of step `place`."""
-        rest = sum(len(text) for text in self.texts[place:])
-        return self.text[: len(self.text) - rest]
+        return self.first + "".join(self.texts[:place])
 
 
 def run_one(
@@ -83,7 +86,7 @@ def run_one(
     plan = changes.plan(job.opened, ids)
     started, n = time.perf_counter(), show.num_samples
     n_tokens = len(ids) + job.room(len(ids))
-    model = load(job.opened, compute, n, n_tokens, unpacked=not show.baseline)
+    model = load(job.opened, compute, n, n_tokens, not show.baseline, show.quiet)
     load_s = time.perf_counter() - started
     patch = patches_of(plan, model, ids)
     tap = tap_for(patch, model, tracing.points if tracing else ())
@@ -121,7 +124,7 @@ def _tell(
     if filled and not show.quiet:
         n_ctx = job.opened.config.n_ctx
         print(f"The context of {n_ctx} tokens is full: nothing can follow.", file=sys.stderr)
-    if show.echo and scored and not (show.json or show.jsonl):
+    if show.echo and scored and not (show.json or show.jsonl or show.quiet):
         told = results.perplexity(scored)
         print(f"prompt perplexity {told:.4g} over {len(scored)} tokens", file=sys.stderr)
     if show.stats:
@@ -190,12 +193,10 @@ def _writer(job: Job, show: Show, head: dict, echo: Echo) -> Writer:
 def _echo(job: Job, ids: Sequence[int], scored: Sequence[Step]) -> Echo:
     """The prompt's text without the tokenizer's prefix, with its steps where it was scored."""
     tokenizer = job.opened.tokenizer
-    text = tokenizer.decode(ids[len(tokenizer.prefix_ids) :])
-    stream = TextStream(tokenizer)
-    texts = [stream.feed(step.id) for step in scored]
-    if texts:
-        texts[-1] += stream.flush()
-    return Echo(text, scored, texts)
+    stream, n_prefix = TextStream(tokenizer), len(tokenizer.prefix_ids)
+    texts = [stream.feed(id) if i >= n_prefix else "" for i, id in enumerate(ids)]
+    texts[-1] += stream.flush()
+    return Echo(texts[0], texts[1:], scored)
 
 
 def _prompt_json(job: Job, ids: Sequence[int], echo: Echo) -> dict:

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cache
-from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +20,10 @@ from llmcli.commands.job import Job, Runner
 from llmcli.commands.loading import Opened, as_options
 from llmcli.commands.tokenize_out import tokenizer_sha256
 from llmcli.errors import LLMCLIError, UnsupportedModelError, UsageError, shown_path
+from llmcli.render.json import strict
 from llmcli.streaming import Piece, TextStream
 from llmcli.trace import SCHEMA, SUFFIXES, Reader, Writer
-from llmcli.trace_lines import Begun, LensLayer, encoded, json_text, step_line
+from llmcli.trace_lines import Begun, LensLayer, json_text, step_line
 
 if TYPE_CHECKING:
     from llmcli.commands.changes import Changes
@@ -93,7 +93,7 @@ def traced(
         return
     with writing(tracing.path):
         writer = Writer(tracing.path)
-        writer.write(encoded(header(job, model, changes, tracing.lens)))
+        writer.write(strict(header(job, model, changes, tracing.lens)))  # a bias of -inf is null
     try:
         yield Recorder(job, writer, tracing.path, names or {}, _lens(tracing, model, tap)).run
     finally:
@@ -176,17 +176,12 @@ def header(job: Job, model: GPT, changes: Changes, lens: bool) -> dict[str, Any]
         },
         "seed": job.seed,
         "options": {
-            **as_options(job.sampling), "bias": _bias(job), **job.options,
-            "hidden_ids": sorted(job.hidden_ids), **changes.words,
+            **as_options(job.sampling), **job.options, "hidden_ids": sorted(job.hidden_ids),
+            **changes.words,
         },
         "lens": lens,
         "versions": versions(),
     }  # fmt: skip
-
-
-def _bias(job: Job) -> list[list[float | None]]:
-    """As pairs; what forbids an id, -inf, is null."""
-    return [[id, value if isfinite(value) else None] for id, value in job.sampling.bias]
 
 
 def hashes(opened: Opened) -> dict[str, Any]:

@@ -17,7 +17,8 @@ from llmcli.streaming import Piece
 
 if TYPE_CHECKING:
     from llmcli.commands.single import Echo
-    from llmcli.gpt.generation import Choice, Step
+    from llmcli.gpt.facts import Choice
+    from llmcli.gpt.generation import Step
     from llmcli.render.probs import Candidate
 
 

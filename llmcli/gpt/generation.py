@@ -6,13 +6,12 @@ function of its arguments, so that bulk work can be cut into batches and given t
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import torch
@@ -21,35 +20,14 @@ from torch import Tensor
 from llmcli.config import Sampling
 from llmcli.errors import IntegrityError, UsageError
 from llmcli.gpt.cache import KVCache
+from llmcli.gpt.facts import Facts, facts_of
 from llmcli.gpt.model import GPT, NO_TAP
+from llmcli.gpt.packing import pack
 from llmcli.gpt.sampling import Left, Row, draw, left, seen, uniforms
 from llmcli.gpt.step import decode_step
 from llmcli.gpt.tap import Tap
 
 FinishReason = Literal["stop", "length"]
-
-
-class Choice(NamedTuple):
-    """One vocabulary entry with its natural-log probability, before and after the filters."""
-
-    id: int
-    logprob: float
-    drawn_logprob: float  # -inf where the filters cut it
-
-
-class Facts(NamedTuple):
-    """What the model thought when a token was chosen."""
-
-    chosen: Choice
-    rank: int  # of the chosen token by `logprob`, from 0
-    entropy_bits: float  # of the model's own distribution
-    kept: float  # the share of that distribution which the filters leave
-    top: tuple[Choice, ...]  # by `logprob`, the most probable first
-    drawn_top: tuple[Choice, ...]  # by `drawn_logprob`; what the filters cut is not listed
-
-    def listing(self, k: int) -> Facts:
-        """The same with no more than `k` in each list."""
-        return self._replace(top=self.top[:k], drawn_top=self.drawn_top[:k])
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,18 +98,18 @@ def generate(
             cache = _new_cache(model, now, capacity=longest + max(room) - 1)
             fed = _left_padded(now)
         if index == 1:
-            model.pack()
+            pack(model)
             if use_cache and tap is NO_TAP:
-                next_logits = decode_step(model, max(room))
+                next_logits = decode_step(model, max(room), len(running))
         logits = next_logits(fed.to(device), cache).select(1, -1).float().cpu()  # (B, V)
+        _check_logits(logits)
         rows = zip(logits.numpy()[:, :n_tokens], running, strict=True)
         kept = [_left(of, history[row], sampling) for of, row in rows]
-        _check_logits(logits, kept, n_tokens)
         ids = _draw(kept, sampling, [generators[row] for row in running])
         if index in forced:  # after the draw, so that later steps draw what they would have drawn
             ids = [forced[index]] * len(ids)
         time_s = time.perf_counter() - started
-        facts = _facts(logits, kept, ids, top_probs)
+        facts = facts_of(logits.numpy(), kept, ids, top_probs)
         for row, id, known in zip(running, ids, facts, strict=True):
             history[row].append(id)
             last = index + 1 == room[row]
@@ -163,9 +141,9 @@ def score(model: GPT, ids: Sequence[int], top_probs: int = 0, tap: Tap = NO_TAP)
     facts: list[Facts | None] = []
     for start in range(0, len(ids) - 1, 64):  # all logits at once would take V / C times the room
         logits = model.unembed(x[:, start : start + 64], start, tap)[0].float().cpu()
+        _check_logits(logits)
         kept = [left(row, Sampling()) for row in logits.numpy()]
-        _check_logits(logits, kept)
-        facts += _facts(logits, kept, ids[1 + start :][:64], top_probs)
+        facts += facts_of(logits.numpy(), kept, ids[1 + start :][:64], top_probs)
     return [
         Step(0, position, id, True, 0.0, None, known)
         for position, (id, known) in enumerate(zip(ids[1:], facts, strict=True), start=1)
@@ -201,24 +179,18 @@ def _new_cache(model: GPT, rows: Sequence[Sequence[int]], capacity: int) -> KVCa
 def _left(logits: Row, ids: Sequence[int], sampling: Sampling) -> Left:
     """What the filters leave of `logits` (V,), which follow `ids`."""
     counts = seen(ids, sampling.penalty_window, len(logits)) if sampling.penalises else None
-    return left(logits, sampling, counts)
-
-
-def _check_logits(logits: Tensor, kept: Sequence[Left], n_tokens: int | None = None) -> None:
-    """Raises where logits are no numbers, or a bias leaves nothing of a row.
-
-    Those of the first `n_tokens` ids show in what the filters `kept`.
-    """
-    padding = logits.numpy()[:, n_tokens:] if n_tokens is not None else np.empty(0)
-    bad = any(len(row.ids) == 0 or math.isnan(row.logprobs[0]) for row in kept)
-    if not bad and padding.max(initial=-math.inf) < math.inf:
-        return
-    if math.isfinite(logits.max().item()):
+    kept = left(logits, sampling, counts)
+    if not len(kept.ids):
         raise UsageError("No token is left to choose from.", "Let --bias forbid fewer of them.")
-    raise IntegrityError(
-        "The model's logits are not numbers (NaN or infinite).",
-        "Its weights are damaged, or too large for this dtype; try --dtype float32.",
-    )
+    return kept
+
+
+def _check_logits(logits: Tensor) -> None:
+    if not np.isfinite(logits.numpy()).all():
+        raise IntegrityError(
+            "The model's logits are not numbers (NaN or infinite).",
+            "Its weights are damaged, or too large for this dtype; try --dtype float32.",
+        )
 
 
 def _draw(
@@ -231,54 +203,3 @@ def _draw(
         int(row.ids[draw(np.exp(row.logprobs), *uniforms(generator, 1))])
         for row, generator in zip(kept, generators, strict=True)
     ]
-
-
-def _facts(
-    logits: Tensor, kept: Sequence[Left], ids: Sequence[int], top_probs: int | None
-) -> list[Facts | None]:
-    """What there is to know of an id of each row, of what the filters `kept` of `logits` (B, V)."""
-    if top_probs is None:
-        return [None] * len(ids)
-    k = min(top_probs, logits.shape[-1])
-    return [_row_facts(*of, k) for of in zip(logits.numpy(), kept, ids, strict=True)]
-
-
-def _row_facts(logits: Row, kept: Left, id: int, k: int) -> Facts:
-    """That of one row (V,)."""
-    below = logits - logits.max()
-    exponentials = np.exp(below)
-    total = exponentials.sum()
-    log_total = math.log(total)
-    top = _largest(logits, k)
-    ids = [id, *top, *kept.ids[_largest(kept.logprobs, k)].tolist()]
-    chosen, *tops = map(Choice, ids, (below[ids] - log_total).tolist(), kept.logprobs_of(ids))
-    all_kept = len(kept.ids) == len(logits)
-    return Facts(
-        chosen,
-        rank=top.index(id) if id in top else _rank(logits, id),
-        entropy_bits=(log_total - float(exponentials.dot(below) / total)) / math.log(2),
-        kept=1.0 if all_kept else min(1.0, float(exponentials[kept.ids].sum() / total)),
-        top=tuple(tops[: len(top)]),
-        drawn_top=tuple(tops[len(top) :]),
-    )
-
-
-def _largest(values: Row, k: int) -> list[int]:
-    """Where the `k` largest of `values` are, of equal ones the first; -inf is none of them.
-
-    To look `k` times for the largest is faster than any sorting, up to a `k` of some 20.
-    """
-    rest, places = values.copy(), list[int]()
-    for _ in range(k):
-        place = int(rest.argmax())
-        if not rest[place] > -math.inf:
-            break
-        places.append(place)
-        rest[place] = -math.inf
-    return places
-
-
-def _rank(logits: Row, id: int) -> int:
-    """How many of `logits` (V,) come before that of `id`, equal ones by id."""
-    before = np.count_nonzero(logits > logits[id])
-    return int(before + np.count_nonzero(logits[:id] == logits[id]))

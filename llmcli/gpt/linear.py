@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llmcli.gpt.rounding import GROUP, Rows, as_dtype, parts, to_half, to_int4, to_int8
+from llmcli.gpt.rounding import GROUP, Rows, as_dtype, as_floats, parts, to_half, to_int4, to_int8
 
 # Bound once: to find an operator by its name takes as long as a small one does.
 SERIAL_HALF_PRODUCT = torch.fbgemm_linear_fp16_weight_fp32_activation
@@ -123,7 +123,7 @@ class HalfLinear(nn.Module):
     def __init__(self, weight: Rows, bias: Tensor | None) -> None:
         super().__init__()
         self.bias = None if bias is None else frozen(bias.float())
-        self.packed = torch.ops.quantized.linear_prepack_fp16(weight[:].float(), self.bias)
+        self.packed = torch.ops.quantized.linear_prepack_fp16(as_floats(weight), self.bias)
         self.product = scripted(HalfProduct(self.packed))
 
     @property
@@ -160,7 +160,7 @@ class SerialHalfLinear(nn.Module):
         self.n_out, self.n_in = weight.shape
         self.bias = None if bias is None else frozen(bias.float())
         self.added = torch.zeros(self.n_out) if self.bias is None else self.bias
-        self.packed = torch.fbgemm_pack_gemm_matrix_fp16(weight[:].float())
+        self.packed = torch.fbgemm_pack_gemm_matrix_fp16(as_floats(weight))
         self(torch.zeros(1, self.n_in))  # the kernel's one warning comes here
 
     @property
@@ -186,7 +186,7 @@ class PlainHalfLinear(nn.Module):
 
     def __init__(self, weight: Rows, bias: Tensor | None) -> None:
         super().__init__()
-        self.weight = frozen(to_half(weight[:]).contiguous())
+        self.weight = frozen(to_half(as_floats(weight)).contiguous())
         self.bias = None if bias is None else frozen(bias.half())
 
     def forward(self, x: Tensor) -> Tensor:

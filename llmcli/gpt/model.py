@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from llmcli.config import ModelConfig
 from llmcli.gpt.cache import KVCache, Past
 from llmcli.gpt.linear import Linear, storage_of
-from llmcli.gpt.packing import pack
 from llmcli.gpt.tap import Tap
 
 NO_TAP = Tap()
@@ -216,10 +215,6 @@ class GPT(nn.Module):
     def storage(self) -> str:
         """How the weights are stored: "float32", "bfloat16", "float16", "int8" or "int4"."""
         return storage_of(self.get_submodule("blocks.0.mlp.up"))
-
-    def pack(self) -> None:
-        """Make ready for many steps of few rows what `load_model` left unpacked, if anything."""
-        pack(self)
 
     def stream(self, ids: Tensor, cache: KVCache | None, tap: Tap) -> Tensor:
         """The residual stream after the last block, for `ids` (B, T): (B, T, C)."""

@@ -125,7 +125,8 @@ def _trim() -> None:
 def for_fbgemm() -> Iterator[None]:
     """While layers are made: packed for fbgemm, of which each packed weight remembers that it is.
 
-    Its kernels warn once, when they are first called: a layer calls its own while it is made.
+    Its kernels warn once, when they are first called: a layer calls its own while it is made. That
+    weights too large for float16 become its largest is as it is everywhere (`rounding.to_half`).
     These operators are announced to leave torch one day; the range in pyproject has them.
     """
     before = torch.backends.quantized.engine
@@ -133,7 +134,7 @@ def for_fbgemm() -> Iterator[None]:
         torch.backends.quantized.engine = "fbgemm"
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "fbgemm_", UserWarning)
+            warnings.filterwarnings("ignore", "fbgemm_|FOUND weight out of range", UserWarning)
             warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
             yield
     finally:

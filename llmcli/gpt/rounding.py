@@ -12,6 +12,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from llmcli.errors import IntegrityError
+
 PART_NBYTES = 2 << 20  # of weights converted at once: what the processor's caches hold
 GROUP = 32  # weights that share a scale and a minimum in 4 bits
 
@@ -39,6 +41,11 @@ def parts(weight: Rows, itemsize: int) -> Iterator[tuple[slice, Tensor]]:
         yield where, weight[where]
 
 
+def as_floats(weight: Rows) -> Tensor:
+    """The whole matrix in fp32. Raises IntegrityError where some of it are no numbers."""
+    return _numbers(weight[:].float())
+
+
 def to_half(weight: Tensor) -> Tensor:
     """float16, what is too large for it as the largest that it has, as the kernels do."""
     most = torch.finfo(torch.float16).max
@@ -55,13 +62,22 @@ def as_dtype(weight: Rows, dtype: torch.dtype) -> Tensor:
     return whole
 
 
+def _numbers(values: Tensor) -> Tensor:
+    """`values`. Once they are rounded, nothing shows any more that some were NaN or infinite."""
+    if not all(bound.isfinite() for bound in values.aminmax()):
+        raise IntegrityError(
+            "The model's weights are not numbers (NaN or infinite).", "They are damaged."
+        )
+    return values
+
+
 def to_int8(weight: Rows, most: int = 127) -> tuple[Tensor, Tensor]:
     """Integers (out, in) from -most to most and a scale (out,) with weight = integers * scale."""
     values = torch.empty(tuple(weight.shape), dtype=torch.int8)
     scale = torch.empty(len(values))
     for where, part in parts(weight, 4):
         low, high = part.aminmax(dim=1)
-        scale[where] = torch.maximum(-low, high).float().clamp(min=1e-12) / most
+        scale[where] = _numbers(torch.maximum(-low, high).float()).clamp(min=1e-12) / most
         values[where] = (part / scale[where, None]).round_()
     return values, scale
 
@@ -70,6 +86,7 @@ def to_int4(weight: Rows) -> tuple[Tensor, Tensor, Tensor]:
     """Integers (out, in) from 0 to 15, scales and minima (out, in / GROUP) of their groups."""
     groups = weight[:].float().unflatten(1, (-1, GROUP))
     low, high = groups.aminmax(dim=2)
+    _numbers(torch.maximum(-low, high))
     scale = ((high - low) / 15).clamp(min=1e-8)
     values = ((groups - low[..., None]) / scale[..., None]).round_().clamp_(0, 15)
     return values.flatten(1).int(), scale, low

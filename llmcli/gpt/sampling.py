@@ -11,7 +11,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -118,7 +118,8 @@ def log_softmax(logits: Row) -> Row:
 
 # --- in their order ------------------------------------------------------------------------------
 
-Change = Callable[[Row, "Row | None"], Row]  # of logits and counts (V,), as `seen` has them
+NEUTRAL = Sampling()  # leaves the model's distribution as it is
+Change = Callable[[Row, Any], Row]  # of logits and counts (V,), as `seen` has them, if any
 Cut = Callable[[Row], Places]
 
 
@@ -131,41 +132,28 @@ class Filters(NamedTuple):
 
 @lru_cache(maxsize=16)
 def in_force(sampling: Sampling) -> Filters:
-    """The filters that do anything, in their order."""
+    """The filters that do anything, in their order; what penalises needs counts."""
     s = sampling
-
-    def counted(function: Callable[[Row, Row, float], Row], penalty: float) -> Change:
-        return lambda x, counts: x if counts is None else function(x, counts, penalty)
-
-    changes: dict[str, tuple[object, Change]] = {  # in force?, what it does
-        "bias": (s.bias, lambda x, _: with_bias(x, dict(s.bias))),
-        "repetition_penalty": (
-            s.repetition_penalty != 1,
-            counted(with_repetition_penalty, s.repetition_penalty),
-        ),
-        "presence_penalty": (
-            s.presence_penalty,
-            counted(with_presence_penalty, s.presence_penalty),
-        ),
-        "frequency_penalty": (
-            s.frequency_penalty,
-            counted(with_frequency_penalty, s.frequency_penalty),
-        ),
-        "temperature": (
-            s.temperature not in (0, 1),
-            lambda x, _: with_temperature(x, s.temperature),
-        ),
+    changes: dict[str, Change] = {
+        "bias": lambda x, _: with_bias(x, dict(s.bias)),
+        "repetition_penalty": lambda x, n: with_repetition_penalty(x, n, s.repetition_penalty),
+        "presence_penalty": lambda x, n: with_presence_penalty(x, n, s.presence_penalty),
+        "frequency_penalty": lambda x, n: with_frequency_penalty(x, n, s.frequency_penalty),
     }
-    cuts: dict[str, tuple[object, Cut]] = {
-        "temperature": (s.temperature == 0, largest),
-        "top_k": (s.top_k, lambda x: top_k(x, s.top_k)),
-        "top_p": (s.top_p < 1, lambda x: top_p(x, s.top_p)),
-        "min_p": (s.min_p, lambda x: min_p(x, s.min_p)),
-        "typical_p": (s.typical_p < 1, lambda x: typical_p(x, s.typical_p)),
+    cuts: dict[str, Cut] = {
+        "top_k": lambda x: top_k(x, s.top_k),
+        "top_p": lambda x: top_p(x, s.top_p),
+        "min_p": lambda x: min_p(x, s.min_p),
+        "typical_p": lambda x: typical_p(x, s.typical_p),
     }
+    if s.temperature:
+        changes["temperature"] = lambda x, _: with_temperature(x, s.temperature)
+    else:
+        cuts["temperature"] = largest
+    acting = [name for name in ORDER if getattr(s, name) != getattr(NEUTRAL, name)]
     return Filters(
-        tuple((name, changes[name][1]) for name in ORDER if changes.get(name, (0,))[0]),
-        tuple((name, cuts[name][1]) for name in ORDER if cuts.get(name, (0,))[0]),
+        tuple((name, changes[name]) for name in acting if name in changes),
+        tuple((name, cuts[name]) for name in acting if name in cuts),
     )
 
 

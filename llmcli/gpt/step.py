@@ -19,7 +19,7 @@ WORTH_A_SCRIPT = 48  # tokens: to write one down takes as long as it saves in so
 WORTH_A_KERNEL = 2000  # tokens times layers: to compile it takes a second
 
 
-def decode_step(model: GPT, n_tokens: int) -> NextLogits:
+def decode_step(model: GPT, n_tokens: int, n_rows: int = 1) -> NextLogits:
     """`model(ids, cache)` for one more token of each row, the fastest way for `n_tokens` of them.
 
     The same at every call: the model's weights must not be replaced afterwards. They are constants
@@ -27,10 +27,11 @@ def decode_step(model: GPT, n_tokens: int) -> NextLogits:
     with the model, and a small model's step take 4 % longer.
     """
     make: Callable[[GPT], NextLogits | None]
+    n_layer = model.config.n_layer
     if model.device.type == "cpu" and n_tokens > WORTH_A_SCRIPT:
         make = DecodeStep
-    elif model.device.type == "cuda" and n_tokens * model.config.n_layer > WORTH_A_KERNEL:
-        make = _kernel
+    elif model.device.type == "cuda" and n_rows == 1 and n_tokens * n_layer > WORTH_A_KERNEL:
+        make = _kernel  # which knows one row
     else:
         return model
     if model not in _OF_MODEL:

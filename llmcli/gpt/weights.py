@@ -51,13 +51,20 @@ class File:
     @cached_property
     def whole(self) -> mmap.mmap:
         """All of it: one mapping, as each takes a descriptor, of which there may be 256."""
-        return mmap.mmap(self.raw.fileno(), 0, access=mmap.ACCESS_COPY)
+        return self._mapped(0, 0)
 
     def part(self, start: int, nbytes: int) -> tuple[mmap.mmap, int]:
         """A mapping of its own for so many bytes, and where in it they begin."""
         before = start % mmap.ALLOCATIONGRANULARITY
-        offset, nbytes = start - before, before + nbytes
-        return mmap.mmap(self.raw.fileno(), nbytes, access=mmap.ACCESS_COPY, offset=offset), before
+        return self._mapped(start - before, before + nbytes), before
+
+    def _mapped(self, offset: int, nbytes: int) -> mmap.mmap:
+        try:
+            return mmap.mmap(self.raw.fileno(), nbytes, access=mmap.ACCESS_COPY, offset=offset)
+        except ValueError as error:  # the file is shorter than its header said a moment ago
+            raise IntegrityError(
+                f"{shown_path(Path(self.raw.name))} was changed while it was read.", "Try again."
+            ) from error
 
 
 @dataclass(frozen=True, slots=True)

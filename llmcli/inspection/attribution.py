@@ -16,7 +16,7 @@ from torch import Tensor
 
 from llmcli.errors import IntegrityError
 from llmcli.gpt.model import GPT, Block
-from llmcli.inspection.run import Ask, Run
+from llmcli.inspection.run import Ask, Run, rank_in
 from llmcli.inspection.values import Token, View
 
 # Of the sum of the parts' absolute values, by the way in which the weights are stored.
@@ -89,7 +89,7 @@ def view(run: Run, ask: Ask) -> Attribution:
         position=ask.position,
         token=run.token(token),
         versus=None if ask.versus is None else run.token(ask.versus),
-        rank=int((logits > logits[token]).sum()),
+        rank=rank_in(logits, token),
         prob=float(logits.softmax(dim=-1)[token]),
         logit=logit,
         n_parts=len(order),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from llmcli.inspection.compare import kl_per_position
-from llmcli.inspection.run import Ask, Run
+from llmcli.inspection.run import Ask, Run, rank_in
 from llmcli.inspection.values import Token, View
 
 
@@ -127,8 +127,8 @@ def _candidates(run: Run, untouched: Run, ask: Ask) -> list[Shift]:
     return [
         Shift(
             token=run.token(id),
-            rank=int((before > before[id]).sum()),
-            changed_rank=int((after > after[id]).sum()),
+            rank=rank_in(before, id),
+            changed_rank=rank_in(after, id),
             prob=float(probs[id]),
             changed_prob=float(changed_probs[id]),
             logit=float(before[id]),

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from llmcli.errors import UsageError
 from llmcli.inspection.lens import CHUNK, lens_logits
-from llmcli.inspection.run import Ask, Run, cosines, require_numbers, vectors
+from llmcli.inspection.run import Ask, Run, cosines, rank_in, require_numbers, vectors
 from llmcli.inspection.values import Token, View
 
 ROWS = 10
@@ -164,12 +164,10 @@ def _largest(values: Tensor, count: int) -> list[int]:
 
 
 def _fate(run: Run, id: int, cosine: Tensor, dot: Tensor, logits: Tensor) -> Fate:
-    def rank(values: Tensor) -> int:
-        return int((values > values[id]).sum())
-
     prob = float(logits.softmax(dim=-1)[id])
-    return Fate(run.token(id), rank(cosine), float(cosine[id]), rank(dot), float(dot[id]),
-                rank(logits), prob)  # fmt: skip
+    ranks = (rank_in(values, id) for values in (cosine, dot, logits))
+    c_rank, d_rank, l_rank = ranks
+    return Fate(run.token(id), c_rank, float(cosine[id]), d_rank, float(dot[id]), l_rank, prob)
 
 
 def _notes(run: Run, n_tried: int, n_terms: int) -> tuple[str, ...]:

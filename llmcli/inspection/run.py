@@ -179,5 +179,12 @@ def cosines(a: Tensor, b: Tensor) -> Tensor:
 
 
 def rank_of(logits: Tensor, ids: Tensor) -> Tensor:
-    """How many of `logits` (..., V) are larger than that of `ids` (...): 0 is the most probable."""
-    return (logits > logits.gather(-1, ids[..., None])).sum(dim=-1)
+    """How many of `logits` (..., V) come before that of `ids` (...), equal ones by id: (...)."""
+    own = logits.gather(-1, ids[..., None])
+    lower = torch.arange(logits.shape[-1], device=logits.device) < ids[..., None]
+    return ((logits > own) | ((logits == own) & lower)).sum(dim=-1)
+
+
+def rank_in(logits: Tensor, id: int) -> int:
+    """The same of one id in one row of `logits` (V,): 0 is the most probable."""
+    return int(rank_of(logits, torch.tensor(id, device=logits.device)))

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from llmcli.inspection import attribution, lens, next
 from llmcli.inspection.ablation import BATCH_TOKENS
-from llmcli.inspection.run import Ask, Run, block_flops, rank_of, require_numbers
+from llmcli.inspection.run import Ask, Run, block_flops, rank_in, rank_of, require_numbers
 from llmcli.inspection.values import Token, View, gflop
 
 TOP_K = 10
@@ -145,7 +145,7 @@ def view(run: Run, ask: Ask) -> Why:
         rank=stages[-1].rank,
         prob=stages[-1].prob,
         rival=run.token(rival),
-        rival_rank=int((logits > logits[rival]).sum()),
+        rival_rank=rank_in(logits, rival),
         rival_prob=float(logits.softmax(dim=-1)[rival]),
         lead=account.logit,
         top_k=TOP_K,
@@ -211,7 +211,7 @@ def _removals(
                 source.weight,
                 math.exp(logprob),
                 (logprob - plain) / math.log(2),
-                int((changed > changed[token]).sum()),
+                rank_in(changed, token),
                 float(changed[token] - changed[rival]),
                 run.token(top),
                 float(logprobs[top].exp()),
