@@ -2,7 +2,7 @@
 
 `python tools/bench_engines.py JSON` is one engine in a process of its own: it loads, then answers
 each JSON line on stdin with one on stdout. Engines import what they need when they are made: one
-that is not installed, or a mode that this tree does not offer, raises Absent with its reason.
+that is not installed raises Absent with its reason.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property, partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -61,7 +62,7 @@ def needed(name: str) -> ModuleType:
 # --- ours ----------------------------------------------------------------------------------------
 
 
-def load_ours(mode: str, given: Given) -> Any:
+def load_ours(mode: str, given: Given, rows: int = 1) -> Any:
     """A GPT of ours in one of OURS' modes: the one place that knows how a mode is asked for."""
     import torch
 
@@ -73,7 +74,7 @@ def load_ours(mode: str, given: Given) -> Any:
     torch.set_num_threads(given.threads)
     use_threads(config)  # a small model takes one, as it does on the command line
     storage = choose(given.device, "auto")[1] if mode == "auto" else mode
-    return load_model(given.folder, config, storage, given.device, given.rows)
+    return load_model(given.folder, config, storage, given.device, rows)
 
 
 OURS = ("float32", "bfloat16", "float16", "int8", "int4", "auto")
@@ -82,8 +83,13 @@ OURS = ("float32", "bfloat16", "float16", "int8", "int4", "auto")
 class Ours:
     def __init__(self, mode: str, given: Given) -> None:
         self.model = load_ours(mode, given)
-        dtype = str(self.model.dtype).removeprefix("torch.")
-        self.told = str(getattr(self.model, "storage", dtype))
+        self.told = str(self.model.storage)
+        self.load_many = partial(load_ours, mode, given, given.rows)
+
+    @cached_property
+    def of_many(self) -> Any:
+        """The same as it is loaded for many rows, which float32 stores in another way."""
+        return self.load_many()
 
     def generate(self, prompts: Ids, new: int) -> Iterator[list[int]]:
         from llmcli.config import GREEDY
@@ -92,9 +98,8 @@ class Ours:
 
         row: list[int] = []
         generators = [generator_for(0, place) for place in range(len(prompts))]
-        steps = generate(
-            self.model, prompts, GREEDY, generators, max_new_tokens=new, top_probs=None
-        )
+        model = self.model if len(prompts) == 1 else self.of_many
+        steps = generate(model, prompts, GREEDY, generators, max_new_tokens=new, top_probs=None)
         for step in steps:
             row.append(step.id)
             if len(row) == len(prompts):
