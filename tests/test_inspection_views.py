@@ -149,10 +149,22 @@ def test_roles_of_made_up_heads():
     scores = attention.role_scores(
         torch.stack([previous, first, duplicate, induction]), attention.role_keys(ids)
     )
-    for head, role in enumerate(attention.ROLES):
+    for head, role in enumerate(scores):
         assert scores[role][head] == pytest.approx(1.0)
     assert scores["previous"][1] == pytest.approx(1 / 5)  # position 1: its first is its previous
     assert scores["induction"][0] == 0  # it would read 1, 2, 3 where the other reads 2, 3, 4
+
+
+@pytest.mark.parametrize("ids", [[1, 2], [1, 2, 3, 4], [1, 2, 1, 2, 1, 2]], ids=str)
+def test_a_head_that_reads_all_alike_has_no_role(ids):
+    """On a short prompt a third of what it reads is the first token."""
+    T, keys = len(ids), attention.role_keys(torch.tensor(ids))
+    even = attention.even_pattern(torch.ones(1, T, T))
+    assert even.sum(dim=-1).tolist() == [[pytest.approx(1.0)] * T]
+    assert attention._head_rows(0, even, keys)[0].role == ""
+    first = torch.zeros(1, T, T)
+    first[:, :, 0] = 1
+    assert attention._head_rows(0, first, keys)[0].role == ("first" if T > 2 else "previous")
 
 
 def test_a_prompt_without_repetition_has_no_duplicate_score(pair):

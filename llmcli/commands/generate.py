@@ -233,8 +233,9 @@ def _check_combinations(**given: object) -> None:
         if pair <= on:
             first, second = sorted(_option(name) for name in pair)
             raise UsageError(f"{first} and {second} do not go together.", "Choose one of them.")
-    if "prompts" not in on and (idle := on & {"out", "batch_size"}):
-        raise UsageError(f"{_option(idle.pop())} is for --prompts.", "One prompt's text: > FILE.")
+    remedies = {"out": "One prompt's text: > FILE.", "batch_size": "Leave it out."}
+    for name in remedies.keys() & on if "prompts" not in on else ():
+        raise UsageError(f"{_option(name)} is for --prompts.", remedies[name])
 
 
 def _option(name: str) -> str:

@@ -17,8 +17,7 @@ from llmcli.inspection.run import Ask, Run
 from llmcli.inspection.values import Token, View
 
 MAP_SIZE = 16  # pixels of a small map, each way
-ROLE_FROM = 0.4  # the least share that earns a head the name of a role
-ROLES = ("previous", "first", "duplicate", "induction")
+ROLE_FROM = 0.4  # the least way from an even head's share to all that earns the name of a role
 CAVEAT = (
     "measured: the weights of this prompt. Attention is where a head reads, not proof of cause. "
     "Bits are the entropy of a row, for a head the mean of its rows: 0 where all is read from one "
@@ -35,7 +34,7 @@ class HeadRow:
     layer: int
     head: int
     entropy_bits: float  # mean over the positions
-    role: str  # "" where no score reaches ROLE_FROM
+    role: str  # "" where no score is far enough above that of an even head
     role_score: float | None
     previous: float | None
     first: float | None
@@ -103,7 +102,7 @@ def view(run: Run, ask: Ask) -> Grid | OneHead:
         for row in _head_rows(layer, pattern, keys):
             if ask.head is None or row.head == ask.head:
                 heads.append(row)
-    notes = [CAVEAT, *_role_notes(keys)]
+    notes = [CAVEAT, *silenced(run), *_role_notes(keys)]
     if T > MAP_SIZE:
         n = tokens_per_pixel(T)
         notes.append(f"A pixel of a map is the largest weight of {n} × {n} tokens.")
@@ -162,13 +161,13 @@ def role_scores(pattern: Tensor, keys: dict[str, Tensor]) -> dict[str, list[floa
 
 @torch.inference_mode()
 def _head_rows(layer: int, pattern: Tensor, keys: dict[str, Tensor]) -> list[HeadRow]:
-    scores = role_scores(pattern, keys)
+    scores, even = role_scores(pattern, keys), role_scores(even_pattern(pattern), keys)
     entropies = _entropy_bits(pattern).mean(dim=-1).tolist()
     maps = small_maps(pattern).tolist()
     rows = []
     for head in range(len(pattern)):
         own = {role: None if s is None else s[head] for role, s in scores.items()}
-        role, score = _fitting(own)
+        role, score = _fitting(own, even)
         triangle = tuple(tuple(row[: i + 1]) for i, row in enumerate(maps[head]))
         rows.append(HeadRow(layer, head, entropies[head], role, score, **own, map=triangle))
     return rows
@@ -183,13 +182,26 @@ def tokens_per_pixel(T: int) -> int:
     return -(-T // MAP_SIZE)
 
 
-def _fitting(scores: dict[str, float | None]) -> tuple[str, float | None]:
-    """The role with the highest score, if that is high enough to be called one."""
-    known = {role: score for role, score in scores.items() if score is not None}
-    if not known:
-        return "", None
-    role = max(known, key=lambda role: known[role])
-    return (role, known[role]) if known[role] >= ROLE_FROM else ("", None)
+def even_pattern(pattern: Tensor) -> Tensor:
+    """What a head that reads everything alike has in the place of `pattern`: (1, T, T)."""
+    lower = torch.ones_like(pattern[:1]).tril()
+    return lower / lower.sum(dim=-1, keepdim=True)
+
+
+def _fitting(
+    scores: dict[str, float | None], even: dict[str, list[float] | None]
+) -> tuple[str, float | None]:
+    """The role whose score is farthest above an even head's, if that is far enough to be one.
+
+    On a short prompt an even head reads a third of all from the first token.
+    """
+    ways = {
+        role: (score - base[0]) / (1 - base[0])
+        for role, score in scores.items()
+        if score is not None and (base := even[role]) and base[0] < 1
+    }
+    role = max(ways, key=ways.__getitem__, default="")
+    return (role, scores[role]) if role and ways[role] >= ROLE_FROM else ("", None)
 
 
 def _entropy_bits(pattern: Tensor) -> Tensor:
@@ -224,15 +236,26 @@ def _one_head(run: Run, ask: Ask, layer: int, head: int) -> OneHead:
         role_score=row.role_score,
         queries=tuple(queries),
         sources=tuple(sources),
-        notes=(CAVEAT, *_role_notes(keys)),
+        notes=(CAVEAT, *silenced(run), *_role_notes(keys)),
     )
+
+
+def silenced(run: Run) -> list[str]:
+    """What is to be said of heads whose work is replaced after they have read."""
+    if not any(point.endswith((".z", ".attn_out")) for point in run.patch):
+        return []
+    return ["A head that is silenced still reads; what it has read goes nowhere."]
 
 
 def _role_notes(keys: dict[str, Tensor]) -> list[str]:
     notes = [
-        f"approximate: a role is named where at least {100 * ROLE_FROM:.0f} % of the attention "
-        "fits it on this prompt; another prompt may say otherwise."
+        "approximate: a role is named where the share of the attention that fits it is "
+        f"{100 * ROLE_FROM:.0f} % of the way from a head's that reads all alike to 100 %; another "
+        "prompt may say otherwise."
     ]
     if not bool(keys["duplicate"].any()):
-        notes.append("This prompt repeats no token, so duplicate and induction cannot show.")
+        notes.append(
+            "This prompt repeats no token (one with a space before it is another), so duplicate "
+            "and induction cannot show."
+        )
     return notes

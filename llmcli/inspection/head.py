@@ -258,5 +258,5 @@ def _pushes(run: Run, written: Tensor, final: Tensor) -> list[Push]:
     logits = run.model.head(share.to(run.dtype))[0].float()  # (V,)
     logits = logits - logits.mean()
     order = logits.argsort(descending=True).tolist()
-    ids = [*order[:PUSHED], *order[max(PUSHED, len(order) - PUSHED) :]]
+    ids = [*order[:PUSHED], *order[max(PUSHED, len(order) - PUSHED) :][::-1]]
     return [Push(run.token(id), float(logits[id])) for id in ids]

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from llmcli.inspection.attention import silenced
 from llmcli.inspection.lens import Final, kl_bits, lens_logits
 from llmcli.inspection.run import Ask, Run, entropy_bits
 from llmcli.inspection.values import Token, View, window
@@ -71,9 +72,6 @@ class Next(View):
     notes: tuple[str, ...]
 
 
-SILENCED = " A head that is silenced still reads; what it has read goes nowhere."
-
-
 def view(run: Run, ask: Ask) -> Next:
     """What comes after `position`, and how the model got there."""
     T, p = len(run.ids), ask.position
@@ -99,8 +97,8 @@ def view(run: Run, ask: Ask) -> Next:
         ),
         notes=(
             "measured. Attention is where heads read, not proof of cause; many rest on the first "
-            "token when they find nothing. The lens is untuned: early layers are approximate."
-            + (SILENCED if any("--ablate" in change for change in ask.changes) else ""),
+            "token when they find nothing. The lens is untuned: early layers are approximate.",
+            *silenced(run),
         ),
     )
 

@@ -69,7 +69,7 @@ def picture(
 ) -> Text:
     """One step: the text so far, then a line per candidate, the chosen one marked."""
     rank = next(c.rank for c in candidates if c.chosen)
-    facts = f"  rank {rank}, {entropy_bits:.2f} bits, kept {percent(kept).strip()}"
+    facts = f"  rank {rank}, entropy {entropy_bits:.2f} bits, kept {percent(kept).strip()}"
     head = f"{index:>3} "
     room = width - cell_len(head) - cell_len(facts) - 1
     out = Text()
