@@ -204,6 +204,16 @@ def test_the_three_forms_agree(shape, llmcli, model_folder):
         assert made.stderr == tsv.stderr == picture.stderr == ""
 
 
+def test_tabs_and_line_ends_of_a_prompt_keep_to_their_line(llmcli, model_folder, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    prompt = "if x:\n\treturn\n" + "\t".join("abcdefghijklmnop")
+    made = llmcli("inspect", prompt, "-m", model_folder, "--view", "tokens", "--color", "always")
+    plain = re.sub(r"\x1b\[[\d;]*m", "", made.stdout)
+    assert "if x:⏎→return⏎a→b" in plain
+    assert "\t" not in plain
+    assert max(map(len, plain.splitlines())) <= 80
+
+
 def test_the_schema_file_is_current():
     assert inspect_schema.FILE.read_text() == inspect_schema.text()
 

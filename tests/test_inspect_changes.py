@@ -208,6 +208,15 @@ def test_the_picture_of_a_difference_fits(columns, llmcli, model_folder, monkeyp
     assert max(map(len, plain.splitlines())) <= columns
 
 
+def test_saved_pictures_say_which_run_they_are_of(llmcli, model_folder, tmp_path):
+    path = tmp_path / "both.html"
+    done = llmcli("inspect", PROMPT, "-m", model_folder, "--view", "lens", "--ablate", "L0.H1",
+                  "--baseline", "--save", path, "--quiet")  # fmt: skip
+    assert done.exit_code == 0, done.output
+    titles = re.findall("── (.*?) ──", path.read_text())
+    assert titles == ["untouched", "changed", "difference"]
+
+
 def test_tensors_of_a_change_are_both_logits(views, tmp_path):
     from safetensors.torch import load_file
 

@@ -163,7 +163,7 @@ def inspect(
     else:
         output.print_tsv(made)
     if save is not None:
-        output.save_picture(made.all, save, output.canvas_for(color, rows))
+        output.save_pictures(made, save, output.canvas_for(color, rows))
     if any(getattr(shown, "passed", True) is False for shown in made.all):
         raise IntegrityError(
             "A check failed: see the line that says FAIL.",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from llmcli.errors import UsageError, shown_path
 if TYPE_CHECKING:
     from llmcli.commands.inspect_request import Made
     from llmcli.inspection.values import View
+    from llmcli.render.console import Picture
     from llmcli.render.drawing import Canvas
 
 PLAIN = ("model", "explain", "why")  # text, not rows, when piped
@@ -42,21 +43,19 @@ def draw(view: View, canvas: Canvas) -> Any:
     return import_module(f"llmcli.render.views.{view.name}").draw(view, canvas)
 
 
-def show(made: Made, canvas: Canvas, color: ColorMode) -> None:
-    """The pictures, one below the other; with --baseline under what they are of."""
-    from llmcli.render.console import console
-
-    out = console(color.value)
+def pictures(made: Made, canvas: Canvas) -> Iterator[Picture]:
+    """Each view's, with --baseline under what the first of its kind is of."""
     parts = {"untouched": made.untouched, "changed": made.views, "difference": made.differences}
-    first = True
     for title, views in parts.items():
         for i, view in enumerate(views):
-            if not first:
-                out.print()
-            if made.untouched and not i:
-                out.print(f"── {title} ──", style="bold")
-            out.print(draw(view, canvas), end="")
-            first = False
+            yield title if made.untouched and not i else "", draw(view, canvas)
+
+
+def show(made: Made, canvas: Canvas, color: ColorMode) -> None:
+    """The pictures, one below the other."""
+    from llmcli.render.console import console, print_all
+
+    print_all(console(color.value), pictures(made, canvas))
 
 
 def print_tsv(made: Made) -> None:
@@ -87,15 +86,15 @@ def print_json(made: Made) -> None:
     sys.stdout.write(strict(document(made.views, about)) + "\n")
 
 
-def save_picture(views: Sequence[View], path: Path, canvas: Canvas) -> None:
-    """The pictures of all views, in colour, as SVG or HTML by the name of the file."""
+def save_pictures(made: Made, path: Path, canvas: Canvas) -> None:
+    """The same in colour, as SVG or HTML by the name of the file."""
     from dataclasses import replace
 
     from llmcli.render.export import html, svg
 
-    pictures = [draw(view, replace(canvas, color=True)) for view in views]
-    made = (svg if path.suffix == ".svg" else html)(pictures, canvas.width)
-    write(path, made.encode("utf-8", "replace"))
+    export = svg if path.suffix == ".svg" else html
+    page = export(pictures(made, replace(canvas, color=True)), canvas.width)
+    write(path, page.encode("utf-8", "replace"))
 
 
 def check_writable(option: str, path: Path | None, suffixes: tuple[str, ...]) -> None:

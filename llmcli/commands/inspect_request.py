@@ -197,6 +197,11 @@ class Request:
                 )
                 if not self.quiet:
                     say_which(option, g[name], targets[name], opened.tokenizer)
+        if targets["token"] is not None and targets["token"] == targets["versus"]:
+            raise UsageError(
+                "--token and --versus are the same token: nothing is between them.",
+                "Leave one of them out, or name another.",
+            )
         return {
             **targets,
             "position": places - 1 if position is None else position,

@@ -16,7 +16,8 @@ from torch import Tensor
 from llmcli.gpt.tap import Patch, Probe
 from llmcli.inspection.intervention import composed
 from llmcli.inspection.lens import Final, kl_bits
-from llmcli.inspection.run import Ask, Run, block_flops, require_numbers
+from llmcli.inspection.model import text_flops
+from llmcli.inspection.run import Ask, Run, require_numbers
 from llmcli.inspection.values import Token, View, gflop
 
 LONG_FLOPS = 100e9  # a second or so
@@ -88,7 +89,7 @@ def view(run: Run, ask: Ask) -> AblationView:
 def cost(run: Run, ask: Ask) -> str | None:
     """What the view is about to compute, in words, where that takes a while."""
     n, T = run.config.n_layer * (run.config.n_head + 1), len(run.ids)
-    flops = block_flops(run.config, n * T)
+    flops = n * text_flops(run.config, T)
     return f"{n} parts × {T} tokens: {gflop(flops)}" if flops > LONG_FLOPS else None
 
 

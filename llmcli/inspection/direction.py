@@ -2,8 +2,8 @@
 
 An example's activation is the mean of a layer's resid_post over its tokens, so that a long one
 counts no more than a short one. The difference of means is contrastive activation addition
-(arXiv:2312.06681); the first principal component of paired differences is the linear reading of
-"Representation Engineering" (arXiv:2310.01405). Knows tensors, no views.
+(arXiv:2312.06681); the first principal component of paired differences, not centred, is the linear
+reading of "Representation Engineering" (arXiv:2310.01405). Knows tensors, no views.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ def mean_difference(positive: Tensor, negative: Tensor) -> Tensor:
 def first_component(positive: Tensor, negative: Tensor) -> Tensor:
     """The first principal component of the differences of pairs, (N, C) each: (C,).
 
-    A component has neither sign nor length: it takes both from the mean difference along it, so
-    that it points to `positive`, and one such vector is the distance of the means.
+    Not centred: what all pairs have in common is what is looked for. A component has neither sign
+    nor length: it takes both from the mean difference along it, so that it points to `positive`,
+    and one such vector is the distance of the means.
     """
     differences = positive - negative
     unit = torch.linalg.svd(differences, full_matrices=False).Vh[0]

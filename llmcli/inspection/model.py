@@ -130,10 +130,19 @@ def flops(config: ModelConfig, seen: int) -> int:
     Two for each weight of a matrix product, two for each number of each key and value seen:
     2 N + 4 L S H D. Norms, softmax and activations, below 1 %, are left out.
     """
+    return round(block_flops(config, seen)) + 2 * config.n_embd * config.vocab_size
+
+
+def block_flops(config: ModelConfig, seen: float) -> float:
+    """The same without the output head; `seen` may be a mean."""
     width = config.n_head * config.head_dim
     block = 4 * config.n_embd * width + 2 * config.n_embd * config.mlp_dim
-    matrices = config.n_layer * block + config.n_embd * config.vocab_size
-    return 2 * matrices + 4 * config.n_layer * seen * width
+    return config.n_layer * (2 * block + 4 * seen * width)
+
+
+def text_flops(config: ModelConfig, length: int) -> float:
+    """Those of all blocks for a text of `length` tokens, of which each sees those before it."""
+    return length * block_flops(config, (length + 1) / 2)
 
 
 def _modules(infos: Iterable[TensorInfo], total: int) -> list[Module]:

@@ -154,13 +154,6 @@ def require_numbers(values: Tensor) -> None:
         )
 
 
-def block_flops(config: ModelConfig, n_tokens: int) -> int:
-    """Floating-point operations of so many tokens in all blocks, two for each weight."""
-    heads = 1 if config.tie_embeddings else 2
-    outside = (heads * config.vocab_size + config.n_ctx) * config.n_embd
-    return 2 * (config.n_parameters - outside) * n_tokens
-
-
 def entropy_bits(logprobs: Tensor) -> Tensor:
     """Shannon entropy of natural-log probabilities (..., V), in bits: (...)."""
     return torch.special.entr(logprobs.exp()).sum(dim=-1) / torch.log(torch.tensor(2.0))

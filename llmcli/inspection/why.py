@@ -18,7 +18,8 @@ from torch import Tensor
 
 from llmcli.inspection import attribution, lens, next
 from llmcli.inspection.ablation import BATCH_TOKENS
-from llmcli.inspection.run import Ask, Run, block_flops, rank_in, rank_of, require_numbers
+from llmcli.inspection.model import text_flops
+from llmcli.inspection.run import Ask, Run, rank_in, rank_of, require_numbers
 from llmcli.inspection.values import Token, View, gflop
 
 TOP_K = 10
@@ -107,12 +108,12 @@ NOT_REMOVED = (
 def cost(run: Run, ask: Ask) -> str:
     """What the view is about to compute, in words."""
     n, length = len(_able(run, ask.position)[: ask.rows or CANDIDATES]), ask.position
-    tokens = FORWARDS * len(run.ids) + n * length
     batches = len(list(_batches(range(n), length)))
     said = f"{FORWARDS} × {len(run.ids)} tokens"
+    flops = FORWARDS * text_flops(run.config, len(run.ids)) + n * text_flops(run.config, length)
     if n:
         said += f", then {n} × {length} without one ({batches} batch{'es' * (batches > 1)})"
-    return f"{said}: {gflop(block_flops(run.config, tokens))}"
+    return f"{said}: {gflop(flops)}"
 
 
 @torch.inference_mode()

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterable
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 
 MIN_WIDTH = 80
+
+Picture = tuple[str, RenderableType]  # a title, if there is one, and what stands under it
 
 
 def console(color: str = "auto", stderr: bool = False) -> Console:
@@ -28,3 +31,13 @@ def console(color: str = "auto", stderr: bool = False) -> Console:
     if made.width < MIN_WIDTH:
         made.width = MIN_WIDTH
     return made
+
+
+def print_all(out: Console, pictures: Iterable[Picture]) -> None:
+    """One below the other, an empty line between them, each under its title."""
+    for i, (title, picture) in enumerate(pictures):
+        if i:
+            out.print()
+        if title:
+            out.print(f"── {title} ──", style="bold")
+        out.print(picture, end="")

@@ -48,7 +48,7 @@ def wrapped(text: str, cells: int, indent: str = "") -> list[str]:
     return [line.replace(_GLUE, " ") for line in lines]
 
 
-def heading(title: str, *facts: str, width: int = MAX_WIDTH) -> Text:
+def heading(title: str, *facts: str, width: int) -> Text:
     """The first line of a view: its name, and the facts that matter most."""
     lines = wrapped(f"{title}  {' · '.join(facts)}", width, indent="  ")
     line = Text("".join(part.removesuffix(" ·") + "\n" for part in lines))

@@ -4,29 +4,28 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable
 
-from rich.console import Console, RenderableType
+from rich.console import Console
+
+from llmcli.render.console import Picture, print_all
 
 
-def _recorded(pictures: Sequence[RenderableType], width: int) -> Console:
+def _recorded(pictures: Iterable[Picture], width: int) -> Console:
     console = Console(
         record=True, file=io.StringIO(), width=width, force_terminal=True, color_system="truecolor",
         highlight=False, markup=False, emoji=False, soft_wrap=True, legacy_windows=False,
     )  # fmt: skip
-    for i, picture in enumerate(pictures):
-        if i:
-            console.print()
-        console.print(picture, end="")
+    print_all(console, pictures)
     return console
 
 
-def svg(pictures: Sequence[RenderableType], width: int) -> str:
+def svg(pictures: Iterable[Picture], width: int) -> str:
     """One SVG of all pictures. Rich's template names a font on a public server; ours does not."""
     made = _recorded(pictures, width).export_svg(title="llmcli inspect")
     return re.sub(r"@font-face\s*\{[^}]*\}", "", made)
 
 
-def html(pictures: Sequence[RenderableType], width: int) -> str:
+def html(pictures: Iterable[Picture], width: int) -> str:
     """One page of all pictures, dark on light."""
     return _recorded(pictures, width).export_html(inline_styles=True)

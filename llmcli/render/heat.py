@@ -29,7 +29,7 @@ def on_heat(value: float) -> Style:
     """Text that is readable on the colour of `value`."""
     dark = Color.from_rgb(16, 16, 16)
     light = Color.from_rgb(245, 245, 245)
-    return Style(color=dark if value > 0.5 else light, bgcolor=Color.from_rgb(*heat(value)))
+    return Style(color=dark if value > 0.38 else light, bgcolor=Color.from_rgb(*heat(value)))
 
 
 def scale(low: str, high: str, middle: str = "") -> Text:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
-from llmcli.render.text import harmless
+from llmcli.render.text import on_one_line
 
 CHOSEN = "▶"
 TOKEN_CELLS = 18
@@ -42,7 +42,7 @@ def percent(prob: float) -> str:
 
 def tail(text: str, cells: int) -> str:
     """The end of `text` on one line of at most `cells` cells; "…" stands for what is cut."""
-    line = harmless(text.replace("\n", "⏎"))
+    line = on_one_line(text)
     if cell_len(line) <= cells:
         return line
     while cell_len(line) > cells - 1:

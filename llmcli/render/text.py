@@ -15,6 +15,11 @@ def harmless(text: str) -> str:
     return _OBEYED.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
+def on_one_line(text: str) -> str:
+    """`harmless` text with marks for what would end its line or jump in it."""
+    return harmless(text.replace("\n", "⏎").replace("\t", "→"))
+
+
 def quoted(token: bytes) -> str:
     r"""A token on one line, in quotes: `" there"`, `"\n"`, `"\xe2\x80"` for part of a character."""
     try:

@@ -43,7 +43,7 @@ def visible(token: bytes) -> str:
 
 def picture(tokens: Sequence[tuple[bytes, int, bool]], facts: Sequence[str], width: int) -> Text:
     """(token, id, special) side by side, ids beneath; a line of the text starts a line."""
-    out = heading(plural(len(tokens), "token"), *facts)
+    out = heading(plural(len(tokens), "token"), *facts, width=width)
     upper, lower, used = _edge(), _edge(), 1
     for place, (token, id, special) in enumerate(tokens):
         shown, number = visible(token), str(id)
@@ -94,6 +94,7 @@ def merges(
         f"{plural(len(pieces), 'piece')}, {plural(n_ids, 'token')}",
         end_of(model, 20),
         "lowest rank first",
+        width=width,
     )
     for token, whole, ids, steps in pieces:
         out.append("\n").append(fit(visible(token), min(cell_len(visible(token)), width - 30)),
@@ -137,7 +138,9 @@ def versus(
     names = [end_of(harmless(each), 20) for each in names]
     gutter = max(map(cell_len, names))
     different = sum(not same for same, _ in spans)
-    out = heading("versus", f"{nbytes:,} bytes", f"{different} of {len(spans)} stretches differ")
+    out = heading(
+        "versus", f"{nbytes:,} bytes", f"{different} of {len(spans)} stretches differ", width=width
+    )
     for place, (label, count) in enumerate(zip(names, counts, strict=True)):
         per = f"{nbytes / count:.2f} bytes a token" if count else ""
         more = f"{count / counts[0] - 1:+.0%}" if place and counts[0] else ""
@@ -183,7 +186,7 @@ def _versus_lines(
 
 def vocabulary(facts: Sequence[dict[str, Any]], size: int, width: int) -> Text:
     """What each id is; a merged token with the pair that makes it."""
-    out = heading(f"{len(facts):,} of {size:,} tokens")
+    out = heading(f"{len(facts):,} of {size:,} tokens", width=width)
     cells = max((width - 48) // 2, 16)
     out.append_text(columns(("id", -8), ("token", cells), ("bytes", 16), ("kind", 11),
                             ("rank", -7), ("made of", cells)))  # fmt: skip

@@ -131,6 +131,7 @@ class Heads:
     """What each head of the layer writes into the stream."""
 
     layer: int
+    head: int  # the one that the walk follows
     n_head: int
     head_dim: int
     n_embd: int
@@ -241,7 +242,7 @@ def context(walk: Walk) -> Context:
 
 
 def heads(walk: Walk) -> Heads:
-    layer = walk.head[0]
+    layer, head = walk.head
     out = walk.block(layer).attn.out
     H, D = walk.config.n_head, walk.config.head_dim
     z = walk.inside["z"][:, -1].float()  # (H, D)
@@ -252,6 +253,7 @@ def heads(walk: Walk) -> Heads:
     keenest = walk.weights.max(dim=-1)
     return Heads(
         layer=layer,
+        head=head,
         n_head=H,
         head_dim=D,
         n_embd=walk.config.n_embd,

@@ -40,7 +40,8 @@ def draw(view: Grid | OneHead, canvas: Canvas) -> Text:
 
 def _grid(view: Grid, canvas: Canvas) -> Text:
     out = heading("attention", plural(len(view.heads), "head"), plural(view.n_tokens, "token"),
-                  "a row of a map reads from its columns")  # fmt: skip
+                  "a row of a map reads from its columns",
+                  width=canvas.width)  # fmt: skip
     out.append_text(_scale(canvas))
     per_line = max(1, (canvas.width - 2) // PITCH)
     for _, layer in groupby(view.heads, key=lambda head: head.layer):
@@ -115,7 +116,8 @@ def _one_head(view: OneHead, canvas: Canvas) -> Text:
     shown = window(view.n_tokens, view.position, fits)
     role = [f"{view.role} {share(view.role_score)} %"] if view.role else []
     out = heading("attention", f"layer {view.layer}, head {view.head}", *role,
-                  f"{view.entropy_bits:.2f} bits", plural(view.n_tokens, "token"))  # fmt: skip
+                  f"{view.entropy_bits:.2f} bits", plural(view.n_tokens, "token"),
+                  width=canvas.width)  # fmt: skip
     out.append("\n  each row reads from its columns, in %\n", style="dim")
     numbers = "".join(f"{position % 100:>{CELL}}" for position in shown)
     out.append(f"{'':{LABEL}}{numbers}  bits\n", style="dim")

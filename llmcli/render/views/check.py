@@ -17,7 +17,7 @@ NAME = 20
 def draw(view: Check, canvas: Canvas) -> Text:
     verdict = "all pass" if view.passed else "FAILED"
     out = heading("check", verdict, plural(view.n_tokens, "token"), view.dtype,
-                  f"largest logit {view.largest_logit:.2f}")  # fmt: skip
+                  f"largest logit {view.largest_logit:.2f}", width=canvas.width)  # fmt: skip
     out.append("\n").append_text(
         columns(("", 4), ("comparison", NAME), ("differs by", -10), ("allowed", -8),
                 ("what it shows", 40))
@@ -25,7 +25,7 @@ def draw(view: Check, canvas: Canvas) -> Text:
     room = canvas.width - NAME - 27
     for row in view.comparisons:
         out.append("pass " if row.passed else "FAIL ", style="green" if row.passed else "bold red")
-        out.append(f"{fit(row.check, NAME)} {row.max_difference:10.1e} {row.tolerance:8.1e} ")
+        out.append(f"{fit(row.check, NAME)} {row.difference:10.1e} {row.tolerance:8.1e} ")
         out.append(f"{_wrapped(row.means, room)}\n", style="dim")
     return out.append_text(footnotes(view.notes, canvas.width))
 

@@ -17,7 +17,7 @@ from llmcli.render.drawing import (
     plural,
 )
 from llmcli.render.probs import bar, percent, tail
-from llmcli.render.text import harmless
+from llmcli.render.text import on_one_line
 
 if TYPE_CHECKING:
     from llmcli.inspection.diff import Diff
@@ -46,7 +46,7 @@ def _facts(view: Diff, width: int) -> Text:
     for row in view.facts:
         out.append(f"  {fit(row.what, WHAT - 2)}", style="cyan")
         for value in (row.this, row.other):
-            out.append(f" {fit(harmless(value.replace(chr(10), '⏎')), cells)}")
+            out.append(f" {fit(on_one_line(value), cells)}")
         out.rstrip()
         out.append("\n")
     return out

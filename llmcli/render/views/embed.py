@@ -26,7 +26,9 @@ def room(width: int) -> int:
 
 def draw(view: Embed, canvas: Canvas) -> Text:
     index = next(i for i, row in enumerate(view.rows) if row.position == view.position)
-    out = heading("embed", plural(view.n_tokens, "token"), f"{view.n_embd} numbers each")
+    out = heading(
+        "embed", plural(view.n_tokens, "token"), f"{view.n_embd} numbers each", width=canvas.width
+    )
     out.append("\n").append_text(_sums(view, index, canvas))
     out.append("\n").append_text(_matrix(view, index, canvas))
     return out.append_text(footnotes(view.notes, canvas.width))

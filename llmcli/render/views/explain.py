@@ -25,7 +25,7 @@ def draw(view: Explain, canvas: Canvas) -> Text:
 def _page(view: Explain, page: Page, width: int) -> Text:
     module = early if hasattr(early, page.topic) else late
     words = getattr(module, page.topic)(page.facts)
-    out = heading("explain", f"{page.page} of {view.n_pages}", words.title)
+    out = heading("explain", f"{page.page} of {view.n_pages}", words.title, width=width)
     for part in words.body:
         if isinstance(part, str):
             out.append("".join(f"  {line}\n" for line in wrapped(part, min(width, 100) - 4)))

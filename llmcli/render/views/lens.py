@@ -42,7 +42,7 @@ def draw(view: Lens, canvas: Canvas) -> Text:
     shown = window(len(places), places.index(view.position), room(canvas.width))
     places = places[shown.start : shown.stop]
     out = heading("lens", "what each position would say next, were a layer the last",
-                  plural(view.n_tokens, "token"))  # fmt: skip
+                  plural(view.n_tokens, "token"), width=canvas.width)  # fmt: skip
     out.append("\n").append_text(_header(view, shown))
     for line in _by_layer(view):
         out.append(fit(line[0].after, LABEL), style="cyan")

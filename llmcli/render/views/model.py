@@ -20,7 +20,7 @@ SHAPE = 23
 def draw(view: Model, canvas: Canvas) -> Text:
     revision = [f"revision {view.revision[:12]}"] if view.revision else []
     size = f"{count(view.parameters)} parameters"
-    out = heading("model", tail(view.model, 36), view.family, size, *revision)
+    out = heading("model", tail(view.model, 36), view.family, size, *revision, width=canvas.width)
     out.append("\n")
     for label, value in _facts(view):
         out.append(f"  {label:<12}", style="dim")

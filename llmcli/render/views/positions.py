@@ -18,7 +18,7 @@ BAR = 20  # cells of a cosine of 1, and of -1
 
 def draw(view: Positions, canvas: Canvas) -> Text:
     out = heading("positions", f"{view.n_ctx} learned vectors of {view.n_embd} numbers",
-                  "cosines with those before")  # fmt: skip
+                  "cosines with those before", width=canvas.width)  # fmt: skip
     if canvas.color:
         out.append_text(scale("-1", "1", middle="0"))
     else:

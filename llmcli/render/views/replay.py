@@ -18,7 +18,9 @@ TOKEN = 16
 
 
 def draw(view: Replay, canvas: Canvas) -> Text:
-    out = heading("replay", tail(view.file, 40), view.how, plural(view.n_compared, "step"))
+    out = heading(
+        "replay", tail(view.file, 40), view.how, plural(view.n_compared, "step"), width=canvas.width
+    )
     out.append("\n  ").append(view.verdict, style="bold green" if view.passed else "bold red")
     out.append(f"\n  {view.n_identical} of {plural(view.n_compared, 'step')} to the last digit")
     if view.n_identical < view.n_compared:

@@ -19,7 +19,12 @@ CELL = 11
 
 
 def draw(view: SamplingView, canvas: Canvas) -> Text:
-    out = heading("sampling", f"the choice after position {view.position}", f"seed {view.seed}")
+    out = heading(
+        "sampling",
+        f"the choice after position {view.position}",
+        f"seed {view.seed}",
+        width=canvas.width,
+    )
     out.append("\n").append_text(_stages(view, canvas.width))
     out.append("\n").append_text(_candidates(view, canvas.width))
     out.append("\n").append_text(_draw(view))

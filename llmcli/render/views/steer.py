@@ -42,7 +42,8 @@ def draw(view: SteerVector | SteerSweep, canvas: Canvas) -> RenderableType:
 def _vector(view: SteerVector, canvas: Canvas) -> Text:
     total = view.n_positive + view.n_negative
     out = heading("steer", f"{METHODS[view.method]} after layer {view.layer}",
-                  f"{view.n_positive} positive, {view.n_negative} negative")  # fmt: skip
+                  f"{view.n_positive} positive, {view.n_negative} negative",
+                  width=canvas.width)  # fmt: skip
     held_out = "" if view.held_out_apart is None else f", {view.held_out_apart} held out"
     out.append(
         f"  norm {view.norm:.2f}, the stream's {view.stream_norm:.1f}; {view.apart} of {total} "
@@ -120,12 +121,14 @@ def _nearest(view: SteerVector, width: int) -> Text:
 def _sweep(view: SteerSweep, canvas: Canvas) -> RenderableType:
     drawn = "greedy" if view.greedy else f"seed {view.seed}"
     out = heading("steer", f"after layer {view.layer}, from position {view.position} on",
-                  plural(len(view.trials), "strength"), drawn, width=canvas.width)  # fmt: skip
+                  plural(len(view.trials), "strength"), drawn,
+                  width=canvas.width)  # fmt: skip
     out.append(
-        f"  norm {view.norm:.2f} × strength, the stream's {view.stream_norm:.1f}; untouched "
-        f"perplexity {view.untouched_perplexity:.4g}\n",
-        style="dim",
+        f"  norm {view.norm:.2f} × strength, the stream's {view.stream_norm:.1f}\n\n", style="dim"
     )
+    out.append("untouched", style="bold cyan")
+    out.append(f"  perplexity {view.untouched_perplexity:.4g}\n", style="dim")
+    out.append(f"{harmless(view.untouched_text)}\n")
     table = Table.grid(padding=(0, 2), expand=True)
     for _ in range(2):
         table.add_column(ratio=1, overflow="fold")

@@ -22,7 +22,7 @@ from llmcli.render.drawing import (
 )
 from llmcli.render.heat import on_heat, scale
 from llmcli.render.probs import bar, percent
-from llmcli.render.text import harmless
+from llmcli.render.text import on_one_line
 
 if TYPE_CHECKING:
     from llmcli.inspection.tokens import TokenRow, Tokens
@@ -35,7 +35,7 @@ FIXED = 75  # cells of a line without its bar
 def draw(view: Tokens, canvas: Canvas) -> Text:
     total = len(view.rows)
     shown = window(total, view.position, canvas.rows or LINES)
-    out = heading("tokens", *_facts(view))
+    out = heading("tokens", *_facts(view), width=canvas.width)
     bars = max(5, min(30, canvas.width - FIXED))
     bits = [row.surprisal_bits or 0.0 for row in view.rows[shown.start : shown.stop]]
     most = max([LEAST_BITS, *bits])
@@ -71,7 +71,7 @@ def _shaded(view: Tokens, shown: range, width: int, most: float) -> Text:
     used = len(out)
     decoder = getincrementaldecoder("utf-8")("replace")  # a character may take several tokens
     for row in view.rows[shown.start : shown.stop]:
-        text = harmless(decoder.decode(row.token.text).replace("\n", "⏎"))
+        text = on_one_line(decoder.decode(row.token.text))
         if used + cell_len(text) > width:
             out.append("\n ")
             used = 1

@@ -21,7 +21,7 @@ from llmcli.render.drawing import (
     wrapped,
 )
 from llmcli.render.probs import bar, percent, tail
-from llmcli.render.text import harmless
+from llmcli.render.text import harmless, on_one_line
 from llmcli.render.tint import legend, tinted
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ def draw(view: Trace, canvas: Canvas) -> Text:
         plural(view.n_tokens, "token"),
         plural(view.n_runs, "run"),
         f"{view.total_s:.2f} s",
+        width=canvas.width,
     )
     out.append("\n")
     for label, value in _facts(view):
@@ -93,7 +94,7 @@ def _text(view: Trace, canvas: Canvas) -> Text:
         pieces.append((decoder.decode(row.token.text), row.prob))
         due = row.step + 1
     for i, (text, prob) in enumerate(pieces):
-        made = tinted(text.replace("\n", "⏎"), prob)
+        made = tinted(on_one_line(text), prob)
         if used + cell_len(made.plain) > width and used:
             out.append_text(line.append("\n"))
             line, used = Text(" "), 0

@@ -76,7 +76,7 @@ def heads(f: Any) -> Words:
         rows,
         f"Bias {f.bias_length:.3f}, the whole {f.sum_length:.3f} long; lengths do not add up, as "
         f"directions differ. The sum and the model differ by {tiny(f.max_difference)} at most.",
-    ], (f"inspect {{}} --view circuits --layer {f.layer} --head {f.rows[0].head}",))  # fmt: skip
+    ], (f"inspect --view circuits --layer {f.layer} --head {f.head}",))  # fmt: skip
 
 
 def shortcut(f: Any) -> Words:
@@ -162,7 +162,8 @@ def cache(f: Any) -> Words:
         "As no position sees a later one, earlier keys and values stay as they are when a token is "
         f"appended. They are kept: {f.n_kept} numbers a token, {nbytes(f.token_nbytes)}; "
         f"{nbytes(f.prompt_nbytes)} for your prompt, {nbytes(f.full_nbytes)} for a full context.",
-        f"The next step then computes 1 position instead of {f.n_computed}." + same,
+        f"The next step then computes 1 position instead of {f.n_computed}." + same
+        if f.token else "Your prompt fills the context: there is no next step.",
     ], ("inspect {} --view check",))  # fmt: skip
 
 
