@@ -209,7 +209,7 @@ def test_tabs_and_line_ends_of_a_prompt_keep_to_their_line(llmcli, model_folder,
     prompt = "if x:\n\treturn\n" + "\t".join("abcdefghijklmnop")
     made = llmcli("inspect", prompt, "-m", model_folder, "--view", "tokens", "--color", "always")
     plain = re.sub(r"\x1b\[[\d;]*m", "", made.stdout)
-    assert "if x:⏎→return⏎a→b" in plain
+    assert ":⏎→return⏎a→b→c" in plain
     assert "\t" not in plain
     assert max(map(len, plain.splitlines())) <= 80
 
