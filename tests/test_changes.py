@@ -207,6 +207,17 @@ def test_a_strength_that_yields_noise_works_and_the_perplexity_says_so(result):
     assert told["perplexity"] > 2 * told["baseline_perplexity"]
 
 
+def test_a_vector_that_drowns_the_stream_is_said(generate):
+    loud = generate("--steer", '"ball" - "girl" @ L1 * 50')
+    assert loud.exit_code == 0
+    length, stream, gentle = map(float, re.search(
+        r"of length (\d+) drowns a stream of (\d+), .* @ L1 \* (\S+) is gentler", loud.stderr
+    ).groups())  # fmt: skip
+    assert gentle == pytest.approx(50 * 0.7 * stream / length, rel=0.5)
+    assert generate("--steer", f'"ball" - "girl" @ L1 * {gentle}').stderr == ""
+    assert generate("--steer", '"ball" - "girl" @ L1 * 50', "-q").stderr == ""
+
+
 @pytest.mark.parametrize(
     "options",
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from llmcli.inspection.plan import Plan, Wishes
 
 MAX_REFERENCE_NBYTES = 64 << 20
+MODERATE = 0.7  # of the stream's length: so much changes what a text is about and leaves it one
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,24 @@ def patches_of(plan: Plan, model: GPT, ids: Sequence[int]) -> dict[str, Patch]:
     from llmcli.inspection.intervention import patches
 
     return patches(model, plan, ids)
+
+
+def tell_drowned(plan: Plan, model: GPT, ids: Sequence[int]) -> None:
+    """Say so where a vector is longer than the stream that it is added to."""
+    from llmcli.inspection.intervention import stream_norms, vectors_of
+
+    if not plan.vectors:
+        return
+    norms = [float(added.norm()) for added in vectors_of(model, plan, ids)]
+    lengths = stream_norms(model, plan, ids)
+    for vector, norm, length in zip(plan.vectors, norms, lengths, strict=True):
+        if norm > length:
+            gentle = vector.strength * MODERATE * length / norm
+            print(
+                f"--steer: a vector of length {norm:.0f} drowns a stream of {length:.0f}, so the "
+                f"text may be noise; @ L{vector.layer} * {gentle:.1g} is gentler.",
+                file=sys.stderr,
+            )
 
 
 def tap_for(patch: Mapping[str, Patch], model: GPT, record: Sequence[str] = ()) -> Tap:

@@ -54,7 +54,7 @@ def sweep_of(given: dict[str, Any], plan: Plan, sampling: Sampling) -> Sweep:
     if len(plan.vectors) != 1:
         raise UsageError(
             f"--view steer tries one vector: it needs one --steer, and has {len(plan.vectors)}.",
-            'For example: --steer \'"sad" - "happy" @ L4 * 1\' --sweep 0,2,4. To make a vector: '
+            'For example: --steer \'" water" - " fire" @ L5 * 1\' --sweep 0,1,2. To make a vector: '
             "--positive A.txt --negative B.txt --layer 4",
         )
     strengths = _strengths(

@@ -117,7 +117,7 @@ Knockout = Annotated[
 Steer = Annotated[
     list[str] | None,
     typer.Option(
-        "--steer", metavar="VECTOR", help='Push the stream: \'"love" - "hate" @ L4 * 6\'.'
+        "--steer", metavar="VECTOR", help='Push the stream: \'" water" - " fire" @ L5 * 1\'.'
     ),
 ]
 SteerPrompt = Annotated[

@@ -2,7 +2,7 @@
 
     ablate    L3.H5  L3.H*  L3.attn  L3.mlp  L3.N127  L3  pos_embed     each with :zero or :mean
     knockout  L2.H3: 7 -> 2    L2: "he" -> "Lily"    * -> "Lily"
-    steer     "love" - "hate" @ L4 * 6    "text" @ L4 * 6    v.safetensors @ L4 * 6
+    steer     " water" - " fire" @ L5 * 1    "text" @ L4 * 2    v.safetensors @ L4 * 2
     patch     L2.resid_mid@5 from "other prompt"    L2.H3@* from "other prompt"
 
 and what to add up, of the tokens' vectors:
@@ -166,8 +166,8 @@ def steer(text: str, config: ModelConfig) -> Steer:
     else:
         plus = scan.text('a text in quotes, "one" - "other", or a .safetensors file')
         if scan.take(r"-"):
-            minus = scan.text('the text to take off, as in "love" - "hate"')
-    scan.need(r"@", "@ and a layer, as in @ L4 * 6")
+            minus = scan.text('the text to take off, as in " water" - " fire"')
+    scan.need(r"@", "@ and a layer, as in @ L5 * 1")
     at = scan.at
     layers = scan.layers("a layer, as in L4")
     if len(layers) != 1 or "*" in text[at : scan.at]:

@@ -242,6 +242,13 @@ def vectors_of(model: GPT, plan: Plan, ids: Sequence[int]) -> list[Tensor]:
     ]
 
 
+def stream_norms(model: GPT, plan: Plan, ids: Sequence[int]) -> list[float]:
+    """How long the stream is where each vector of `plan` is added, at the end of `ids`."""
+    points = [f"{vector.layer}.resid_post" for vector in plan.vectors]
+    values = seen(model, ids, *points)
+    return [float(values[point][-1].float().norm()) for point in points]
+
+
 def vector_of(model: GPT, vector: Vector, texts: Sequence[Sequence[int]], n_prefix: int) -> Tensor:
     """The vector (C,) in fp32: a file's, or a text's mean activation minus that of another.
 

@@ -144,7 +144,9 @@ def read(
             vector_name(Path(wish.path), config.n_embd)
     grammar.check(wishes.ablations, wishes.knockouts, wishes.swaps, config)
     if steer_prompt and not steer:
-        raise UsageError("--steer-prompt needs --steer.", "For example: --steer '\"sad\" @ L4 * 6'")
+        raise UsageError(
+            "--steer-prompt needs --steer.", 'For example: --steer \'" water" - " fire" @ L5 * 1\''
+        )
     return wishes
 
 
