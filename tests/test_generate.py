@@ -242,6 +242,20 @@ def test_echo_prints_the_prompt_to_the_byte(generate):
     assert generate("--echo").stdout == "Once" + plain
 
 
+def test_a_word_that_is_a_token_after_a_space_is_named(llmcli):
+    done = llmcli("generate", "Tom had a", "--force", "1=cat")
+    assert_fails(done, 2, r'"cat" is not one token but 2.*\n" cat" \(id:\d+\), with the space')
+
+
+def test_n_is_short_for_max_new_tokens(result):
+    assert len(result("-n", 3)["samples"][0]["tokens"]) == 3
+
+
+def test_a_byte_order_mark_is_no_part_of_a_piped_prompt(result):
+    told = [result(prompt=(), input=mark + b"Once")["prompt"] for mark in (b"", b"\xef\xbb\xbf")]
+    assert told[0] == told[1]
+
+
 @pytest.mark.parametrize("prefixed", [True, False])
 def test_echo_keeps_characters_of_several_tokens_whole(prefixed, llmcli, copied):
     """Nothing stands before the first token of a model without a prefix, such as GPT-2."""

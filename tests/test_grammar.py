@@ -93,6 +93,7 @@ def test_what_can_be_patched():
         ("ablate", "L0.H1 L1", 6, "nothing more"),
         ("ablate", "", 0, "something is missing.*a layer"),
         ("ablate", "wte", 0, "a layer, as in L3.H5"),
+        ("ablate", "L0H1", 2, "a dot before it, as in L3.H5"),
         ("ablate", "\x1b[31m", 0, r"\\x1b\[31m"),
         ("knockout", "7 > 2", 2, "-> and what"),
         ("knockout", "L0.H1 7 -> 2", 6, "a colon"),

@@ -30,6 +30,8 @@ PROMPT = "Once upon a time, there was a little girl"
         (["--layer", -4], 2, "--layer -4"),
         (["--head", 4], 2, "--head 4 .* 4 heads"),
         (["--position", 99], 2, "--position 99 .* tokens in the prompt"),
+        (["--view", "tokens,lens"], 2, "no view called.*\n.*--view tokens --view lens"),
+        (["--token", " a", "--versus", " a"], 2, "the same token"),
         (["--view", "attenton"], 2, "no view called 'attenton'.*\nDid you mean attention"),
         (["--view", "\x1b[31m"], 2, r"\\x1b\[31m"),
         (["--token", "girl named Lily"], 2, r'is not one token but \d+: ".*" \(id:\d+\)'),

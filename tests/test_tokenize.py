@@ -258,6 +258,16 @@ def test_the_delimiter_becomes_the_end_of_text(llmcli, model_folder, tokenizer, 
     assert ids.split().count("0") == 1
 
 
+def test_a_text_that_names_a_file_is_said(llmcli, model_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("sea.txt").write_text("The sea.")
+    done = llmcli("tokenize", "sea.txt", "-m", model_folder)
+    assert done.exit_code == 0
+    assert "--files reads the file" in done.stderr
+    for quiet in (["-q"], ["--files"]):
+        assert llmcli("tokenize", "sea.txt", "-m", model_folder, *quiet).stderr == ""
+
+
 def test_large_files_print_the_ids_of_one_call(llmcli, model_folder, tokenizer, corpus):
     common = ["tokenize", "--files", corpus[0], "-m", model_folder]
     ids = tokenizer.encode(corpus[0].read_text())

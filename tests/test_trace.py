@@ -716,6 +716,14 @@ def test_what_cannot_be_is_refused_in_a_sentence(traced, llmcli, arguments, code
     assert_fails(llmcli(*(path if a == "RUN" else a for a in arguments)), code, said)
 
 
+def test_a_trace_that_is_replaced_is_said(llmcli, model_folder, tmp_path):
+    path = tmp_path / "run.jsonl"
+    once = ["generate", "Once", "-m", model_folder, "-n", 2, "--trace", path]
+    assert llmcli(*once).stderr == ""
+    assert "run.jsonl is replaced" in llmcli(*once).stderr
+    assert llmcli(*once, "-q").stderr == ""
+
+
 def test_a_trace_is_not_written_over_while_results_are_resumed(
     traced, llmcli, tmp_path, model_folder
 ):

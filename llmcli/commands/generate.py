@@ -22,7 +22,10 @@ def generate(
     ] = None,
     model: o.Model = "fable",
     max_new_tokens: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Stop after so many tokens.")
+        int,
+        typer.Option(
+            "--max-new-tokens", "-n", min=1, metavar="N", help="Stop after so many tokens."
+        ),
     ] = 400,
     drawing: o.Drawing = o.Drawing(),
     seed: o.Seed = None,
@@ -151,7 +154,7 @@ def generate(
     interventions.check_baseline(baseline)
     names = o.typed_names(ctx)
     replays.check_options(names)
-    tracing, past = tracing_to(trace, trace_lens), None
+    tracing, past = tracing_to(trace, trace_lens, quiet), None
     if replay is not None:
         named = model if "model" in names else None
         if from_step is None:

@@ -14,8 +14,8 @@ MAX_STDIN_NBYTES = 256 << 20  # of a prompt; far more than any context holds
 def read_text(argument: str | None, example: str) -> str:
     """The text given as `argument`, or stdin where it is "-" or absent while stdin is a pipe.
 
-    An argument leaves stdin alone; of stdin one trailing newline is dropped. Raises UsageError,
-    with an `example`, where there is no text, or where it is not UTF-8.
+    An argument leaves stdin alone; of stdin a byte order mark and one trailing newline are dropped.
+    Raises UsageError, with an `example`, where there is no text, or where it is not UTF-8.
     """
     if argument is not None and argument != "-":
         return typed(argument)
@@ -24,7 +24,7 @@ def read_text(argument: str | None, example: str) -> str:
     data = sys.stdin.buffer.read(MAX_STDIN_NBYTES + 1)
     if len(data) > MAX_STDIN_NBYTES:
         raise UsageError(f"The text is longer than {MAX_STDIN_NBYTES >> 20} MiB.", "Shorten it.")
-    return _decoded(data).removesuffix("\n")
+    return _decoded(data).removeprefix("\ufeff").removesuffix("\n")
 
 
 def is_piped() -> bool:

@@ -154,6 +154,7 @@ def run(request: Request) -> None:
     """Do what was asked for; one module for each way of using the command."""
     request.check()
     request.note_unused()
+    request.note_files()
     if request.out or request.streams:
         from llmcli.commands import tokenize_bulk as way
     elif request.decode:

@@ -11,7 +11,7 @@ from typing import IO
 
 import typer
 
-from llmcli.errors import LLMCLIError, NotFoundError, UsageError, shown
+from llmcli.errors import LLMCLIError, NotFoundError, UsageError, shown, shown_path
 
 BLOCK = 1 << 19
 EXAMPLE = 'For example: llmcli tokenize "Once upon a time"'
@@ -108,6 +108,13 @@ class Request:
         unused = [name for name, value in given.items() if value and name not in used]
         if unused and not self.quiet:
             print(f"Not used here: {', '.join(unused)}.", file=sys.stderr)
+
+    def note_files(self) -> None:
+        """A text that is the name of a file may have been meant as one."""
+        for text in self.texts if not (self.files or self.decode or self.quiet) else ():
+            if os.path.isfile(text):
+                print(f"{shown_path(Path(text))} is a text here; --files reads the file.",
+                      file=sys.stderr)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

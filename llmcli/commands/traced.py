@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -40,6 +41,7 @@ class Tracing:
 
     path: Path
     lens: bool = False
+    quiet: bool = True
 
     @property
     def points(self) -> Sequence[str]:
@@ -51,7 +53,7 @@ class Tracing:
         return POINTS
 
 
-def tracing_to(path: Path | None, lens: bool) -> Tracing | None:
+def tracing_to(path: Path | None, lens: bool, quiet: bool) -> Tracing | None:
     """What --trace and --trace-lens ask for, the file's place looked at before any work."""
     if path is None:
         if lens:
@@ -62,7 +64,7 @@ def tracing_to(path: Path | None, lens: bool) -> Tracing | None:
         raise UsageError(
             f"--trace {shown_path(path)} is there already, and no trace.", "Name another file."
         )
-    return Tracing(path, lens)
+    return Tracing(path, lens, quiet)
 
 
 def _is_trace(path: Path) -> bool:
@@ -91,6 +93,8 @@ def traced(
     if tracing is None:
         yield job.run
         return
+    if tracing.path.is_file() and not tracing.quiet:
+        print(f"The trace in {shown_path(tracing.path)} is replaced.", file=sys.stderr)
     with writing(tracing.path):
         writer = Writer(tracing.path)
         writer.write(strict(header(job, model, changes, tracing.lens)))  # a bias of -inf is null

@@ -18,9 +18,8 @@ from llmcli.inspection.intervention import composed
 from llmcli.inspection.lens import Final, kl_bits
 from llmcli.inspection.model import text_flops
 from llmcli.inspection.run import Ask, Run, require_numbers
-from llmcli.inspection.values import Token, View, gflop
+from llmcli.inspection.values import LONG_FLOPS, Token, View, gflop
 
-LONG_FLOPS = 100e9  # a second or so
 BATCH_TOKENS = 2048  # at once: larger batches are no faster on a processor, and take more memory
 
 Component = tuple[int, int | None]  # (layer, head), or (layer, None): the MLP

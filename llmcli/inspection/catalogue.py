@@ -105,6 +105,8 @@ def entries(names: Iterable[str]) -> dict[str, ViewEntry]:
         if name not in VIEWS:
             near = get_close_matches(name, VIEWS, n=3, cutoff=0.5)
             hint = f"Did you mean {' or '.join(near)}? " if near else ""
+            if "," in name:
+                hint = "Several are asked for one by one: --view tokens --view lens. "
             raise UsageError(
                 f"There is no view called {shown(name)!r}.", f"{hint}Views: {', '.join(VIEWS)}."
             )

@@ -268,6 +268,8 @@ class Scanner:
     def part(self) -> tuple[str, tuple[int, ...]]:
         """The part of a layer, and which heads or neurons of it."""
         if not self.take(r"\."):
+            if self.sees("H") or self.sees("N"):
+                self.need(r"\.", "a dot before it, as in L3.H5")
             return "layer", ()
         found = self.need(r"(attn|mlp)(?!\w)|H|N", "a part: attn, mlp, H5 (head) or N127 (neuron)")
         if found[0] == "H":

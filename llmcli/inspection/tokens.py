@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from llmcli.inspection.lens import CHUNK
+from llmcli.inspection.model import text_flops
 from llmcli.inspection.run import Ask, Run, entropy_bits, rank_of
-from llmcli.inspection.values import Token, View
+from llmcli.inspection.values import LONG_FLOPS, Token, View, gflop
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,15 @@ def view(run: Run, ask: Ask) -> Tokens:
         rows=tuple(rows),
         notes=_notes(n_windows, run.config.n_ctx),
     )
+
+
+def cost(run: Run, ask: Ask) -> str | None:
+    """What the view is about to compute, in words, where that takes a while."""
+    lengths = [end - start for start, _, end in windows(len(run.ids), run.config.n_ctx)]
+    heads = 2 * run.config.n_embd * run.config.vocab_size * len(run.ids)
+    flops = heads + sum(text_flops(run.config, length) for length in lengths)
+    said = f"{len(run.ids)} tokens in {len(lengths)} windows: {gflop(flops)}"
+    return said if flops > LONG_FLOPS else None
 
 
 def tensors(run: Run, ask: Ask) -> dict[str, Tensor]:

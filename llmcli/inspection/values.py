@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar
 
+LONG_FLOPS = 100e9  # a second or so: from here on the cost is announced
+
 
 @dataclass(frozen=True, slots=True)
 class Token:
