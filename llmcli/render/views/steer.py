@@ -124,17 +124,16 @@ def _sweep(view: SteerSweep, canvas: Canvas) -> RenderableType:
                   plural(len(view.trials), "strength"), drawn,
                   width=canvas.width)  # fmt: skip
     out.append(
-        f"  norm {view.norm:.2f} × strength, the stream's {view.stream_norm:.1f}\n\n", style="dim"
+        f"  norm {view.norm:.2f} × strength, the stream's {view.stream_norm:.1f}\n", style="dim"
     )
-    out.append("untouched", style="bold cyan")
-    out.append(f"  perplexity {view.untouched_perplexity:.4g}\n", style="dim")
-    out.append(f"{harmless(view.untouched_text)}\n")
     table = Table.grid(padding=(0, 2), expand=True)
     for _ in range(2):
         table.add_column(ratio=1, overflow="fold")
-    for i, trial in enumerate(view.trials):
-        if i:
-            table.add_row()
+    table.add_row(Text("untouched", style="bold cyan"))
+    table.add_row(Text(f"perplexity {view.untouched_perplexity:.4g}", style="dim"))
+    table.add_row(Text(harmless(view.untouched_text)))
+    for trial in view.trials:
+        table.add_row()
         for row in _trial(trial):
             table.add_row(*row)
     notes = footnotes(view.notes, canvas.width)
