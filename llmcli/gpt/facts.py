@@ -52,9 +52,9 @@ def facts_of(
 
 def _row_facts(logits: Row, kept: Left, id: int, k: int) -> Facts:
     """That of one row (V,)."""
-    below = logits - logits.max()
+    below = logits - np.maximum.reduce(logits)
     exponentials = np.exp(below)
-    total = exponentials.sum()
+    total = float(np.add.reduce(exponentials))
     log_total = math.log(total)
     top = _largest(logits, k)
     ids = [id, *top, *kept.ids[_largest(kept.logprobs, k)].tolist()]
@@ -63,8 +63,8 @@ def _row_facts(logits: Row, kept: Left, id: int, k: int) -> Facts:
     return Facts(
         chosen,
         rank=top.index(id) if id in top else _rank(logits, id),
-        entropy_bits=(log_total - float(exponentials.dot(below) / total)) / math.log(2),
-        kept=1.0 if all_kept else min(1.0, float(exponentials[kept.ids].sum() / total)),
+        entropy_bits=(log_total - float(exponentials.dot(below)) / total) / math.log(2),
+        kept=1.0 if all_kept else min(1.0, float(np.add.reduce(exponentials[kept.ids])) / total),
         top=tuple(tops[: len(top)]),
         drawn_top=tuple(tops[len(top) :]),
     )

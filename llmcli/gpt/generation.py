@@ -186,7 +186,7 @@ def _left(logits: Row, ids: Sequence[int], sampling: Sampling) -> Left:
 
 
 def _check_logits(logits: Tensor) -> None:
-    if not np.isfinite(logits.numpy()).all():
+    if not np.logical_and.reduce(np.isfinite(logits.numpy()), axis=None):
         raise IntegrityError(
             "The model's logits are not numbers (NaN or infinite).",
             "Its weights are damaged, or too large for this dtype; try --dtype float32.",

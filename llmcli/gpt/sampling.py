@@ -2,7 +2,10 @@
 
 Some change logits, others cut: they say which places stay. None knows of models or text. The order
 stands once, in `config.ORDER`: help text, the sampling view and the draw all follow it. In NumPy:
-torch takes longer to be called than a row takes to be looked at.
+torch takes longer to be called than a row takes to be looked at. Even so a small model's step feels
+each call, so that ufuncs and methods stand here where functions of the same name wrap them.
+
+Logits are numbers, or -inf where a bias forbids an id.
 """
 
 from __future__ import annotations
@@ -67,7 +70,7 @@ def top_k(logits: Row, k: int) -> Places:
     if k >= len(logits):
         return np.arange(len(logits))
     least = np.float32(torch.from_numpy(logits).topk(k, sorted=True).values[-1].item())
-    places = np.flatnonzero(~(logits < least))  # NaN stays, to be seen
+    places = np.flatnonzero(logits >= least)
     if len(places) > k:  # several are equal to it
         last = np.flatnonzero(logits == least)[k - len(places) :]
         places = np.setdiff1d(places, last, assume_unique=True)
@@ -78,13 +81,13 @@ def top_p(logits: Row, p: float) -> Places:
     """The fewest most probable tokens that together reach `p`, at least one (arXiv:1904.09751)."""
     probs = softmax(logits)
     # All less probable than this have together less than 1 - p: they are not needed to reach p.
-    likely = np.flatnonzero(probs >= (1 - p) / (2 * len(probs)))
-    return _first(-logits, probs, likely, p)
+    likely = (probs >= (1 - p) / (2 * len(probs))).nonzero()[0]
+    return _first(-logits[likely], probs[likely], likely, p)
 
 
 def min_p(logits: Row, p: float) -> Places:
     """Tokens at least `p` times as probable as the most probable one (arXiv:2407.01082)."""
-    return np.flatnonzero(logits >= logits.max(initial=-math.inf) + np.float32(math.log(p)))
+    return np.flatnonzero(logits >= np.maximum.reduce(logits) + np.float32(math.log(p)))
 
 
 def typical_p(logits: Row, p: float) -> Places:
@@ -93,27 +96,28 @@ def typical_p(logits: Row, p: float) -> Places:
     probs = np.exp(logprobs)
     possible = probs > 0
     entropy = -np.dot(probs[possible], logprobs[possible])  # nats
-    return _first(abs(logprobs + entropy), probs, np.flatnonzero(possible), p)
+    surprise = abs(logprobs[possible] + entropy)
+    return _first(surprise, probs[possible], possible.nonzero()[0], p)
 
 
-def _first(key: Row, probs: Row, among: Places, p: float) -> Places:
-    """Of `among`, those with the smallest `key` whose predecessors have not reached `p`."""
-    order = among[key[among].argsort(kind="stable")]
+def _first(key: Row, probs: Row, places: Places, p: float) -> Places:
+    """Of `places`, those with the smallest `key` whose predecessors have not reached `p`."""
+    order = key.argsort(kind="stable")
     sums = probs[order].cumsum(dtype=np.float64)
     n = 1 + int(sums.searchsorted(p))  # the first to reach it stays
-    return np.sort(order[:n])
+    first = places[order[:n]]
+    first.sort()
+    return first
 
 
-@np.errstate(all="ignore")  # what is no number is found where it counts
 def softmax(logits: Row) -> Row:
-    exponentials = np.exp(logits - logits.max(initial=-math.inf))
-    return exponentials / exponentials.sum()
+    exponentials = np.exp(logits - np.maximum.reduce(logits))
+    return exponentials / np.add.reduce(exponentials)
 
 
-@np.errstate(all="ignore")
 def log_softmax(logits: Row) -> Row:
-    logits = logits - logits.max(initial=-math.inf)
-    return logits - np.log(np.exp(logits).sum())
+    logits = logits - np.maximum.reduce(logits)
+    return logits - np.log(np.add.reduce(np.exp(logits)))
 
 
 # --- in their order ------------------------------------------------------------------------------
@@ -194,20 +198,21 @@ class Left(NamedTuple):
 def left(logits: Row, sampling: Sampling, counts: Row | None = None) -> Left:
     """What is left of `logits` (V,), if anything: what is not -inf in `filtered`.
 
-    Of each filter that cuts, the next is only given what it left. Where a logit is NaN or infinite
-    nothing is, or all logprobs are NaN.
+    Of each filter that cuts, the next is only given what is left.
     """
     changes, cuts = in_force(sampling)
     for _, change in changes:
         logits = change(logits, counts)
-    ids = None
+    ids = np.arange(len(logits))
+    if sampling.bias:
+        ids = (logits != -math.inf).nonzero()[0]
+        logits = logits[ids]
+    if not len(ids):
+        return Left(ids, logits)
     for _, cut in cuts:
         places = cut(logits)
-        logits, ids = logits[places], places if ids is None else ids[places]
-    there = np.flatnonzero(logits != -math.inf)
-    if ids is None or len(there) < len(ids):
-        logits, ids = logits[there], there if ids is None else ids[there]
-    return Left(ids, log_softmax(logits) if len(ids) else logits)
+        logits, ids = logits[places], ids[places]
+    return Left(ids, log_softmax(logits))
 
 
 def seen(row: Sequence[int], window: int, vocab_size: int) -> Row:
