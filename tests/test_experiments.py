@@ -33,7 +33,7 @@ def logits_of(model, ids, patch):
 def test_the_view_ablation_equals_one_ablation_at_a_time(model, monkeypatch):
     """In batches of any size, on top of another change, and largest first."""
     for size, options in ((2048, {}), (20, {"ablate": ["L0.H1"]})):
-        monkeypatch.setattr(ablation, "BATCH_TOKENS", size)
+        monkeypatch.setattr("llmcli.inspection.run.BATCH_TOKENS", size)
         run = Run(model, IDS, lambda id: b"", made(model, **options))
         view = ablation.view(run, Ask(position=4, token=7, versus=9))
         assert view.n_parts == len(view.parts) == 10
@@ -56,7 +56,7 @@ def test_the_view_ablation_equals_one_ablation_at_a_time(model, monkeypatch):
 
 
 def test_the_view_patching_equals_one_patch_at_a_time(model, monkeypatch):
-    monkeypatch.setattr(patching, "BATCH_TOKENS", 20)  # two rows at once
+    monkeypatch.setattr("llmcli.inspection.run.BATCH_TOKENS", 20)  # two rows at once
     corrupt = [5, 17, 40, 8, 61, 2, 71]
     TEXTS["clean"] = IDS
     run = Run(model, IDS, lambda id: b"")

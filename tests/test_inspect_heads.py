@@ -320,7 +320,7 @@ def test_leaving_a_token_out_is_what_transformers_says_without_it(pair):  # noqa
 def test_several_batches_say_what_one_does(pair, monkeypatch):  # noqa: F811
     run = pair[0]
     one = why.view(run, Ask(position=9, token=9))
-    monkeypatch.setattr(why, "BATCH_TOKENS", 20)
+    monkeypatch.setattr("llmcli.inspection.run.BATCH_TOKENS", 20)
     several = why.view(run, Ask(position=9, token=9))
     assert (one.n_batches, several.n_batches) == (1, 4)
     assert [r.position for r in several.removals] == [r.position for r in one.removals]

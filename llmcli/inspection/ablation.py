@@ -6,21 +6,19 @@ would make up for is not seen ("Are Sixteen Heads Really Better than One?", arXi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from llmcli.gpt.tap import Patch, Probe
+from llmcli.config import ModelConfig
 from llmcli.inspection.intervention import composed
-from llmcli.inspection.lens import Final, kl_bits
+from llmcli.inspection.lens import Best, Final
 from llmcli.inspection.model import text_flops
-from llmcli.inspection.run import Ask, Run, require_numbers
+from llmcli.inspection.run import Ask, Run, assigned, batched
 from llmcli.inspection.values import LONG_FLOPS, Token, View, gflop
-
-BATCH_TOKENS = 2048  # at once: larger batches are no faster on a processor, and take more memory
 
 Component = tuple[int, int | None]  # (layer, head), or (layer, None): the MLP
 
@@ -76,7 +74,7 @@ def view(run: Run, ask: Ask) -> AblationView:
         logit=_logit(plain, token, ask.versus),
         prob=float(plain.softmax(dim=-1)[token]),
         n_parts=len(made),
-        n_forwards=1 + len(list(batches(run))),
+        n_forwards=1 + len(list(batched(components(run.config), len(run.ids)))),
         parts=tuple(
             Effect(rank, part, effect, prob, kl, run.token(top), top_prob)
             for rank, (part, effect, prob, kl, top, top_prob) in enumerate(made[: ask.rows])
@@ -99,66 +97,33 @@ def effects(
     """Part, effect, probability, KL, likeliest id and its probability, in the model's order."""
     base, rows = _logit(plain, token, ask.versus), []
     final = Final.of(plain[None])
-    for parts in batches(run):
-        for (layer, head), logits in zip(parts, without(run, parts, ask.position), strict=True):
-            probs = logits.softmax(dim=-1)
-            shifted = (logits - logits.max())[None]
-            kl = float(kl_bits(final, shifted, shifted.logsumexp(dim=-1))[0])
-            top = int(logits.argmax())
+    for parts in batched(components(run.config), len(run.ids)):
+        logits = without(run, parts, ask.position)
+        best, probs = Best.of(logits, final), logits.softmax(dim=-1)[:, token].tolist()
+        told = (best.kl_bits.tolist(), best.ids.tolist(), best.probs.tolist())
+        for (layer, head), here, prob, *others in zip(parts, logits, probs, *told, strict=True):
             name = f"L{layer}.mlp" if head is None else f"L{layer}.H{head}"
-            effect = _logit(logits, token, ask.versus) - base
-            rows.append((name, effect, float(probs[token]), kl, top, float(probs[top])))
+            rows.append((name, _logit(here, token, ask.versus) - base, prob, *others))
     return rows
 
 
-def batches(run: Run) -> Iterator[list[Component]]:
-    """All heads and MLPs, as many at once as BATCH_TOKENS allows."""
-    heads: list[int | None] = [*range(run.config.n_head), None]
-    parts = [(layer, head) for layer in range(run.config.n_layer) for head in heads]
-    size = max(1, BATCH_TOKENS // len(run.ids))
-    for start in range(0, len(parts), size):
-        yield parts[start : start + size]
+def components(config: ModelConfig) -> list[Component]:
+    """All heads and MLPs."""
+    heads: list[int | None] = [*range(config.n_head), None]
+    return [(layer, head) for layer in range(config.n_layer) for head in heads]
 
 
-@torch.inference_mode()
 def without(run: Run, parts: Sequence[Component], position: int) -> Tensor:
     """The logits at `position` without each of `parts`, all in one forward: (len(parts), V)."""
     patch = dict(run.patch)
     for layer in sorted({layer for layer, _ in parts}):
-        heads = {
-            row: head for row, (at, head) in enumerate(parts) if at == layer and head is not None
-        }
-        mlps = [row for row, part in enumerate(parts) if part == (layer, None)]
-        for point, mine in ((f"{layer}.z", _no_heads(heads)), (f"{layer}.mlp_out", _no_rows(mlps))):
+        here = [(row, head) for row, (at, head) in enumerate(parts) if at == layer]
+        heads = [(row, head) for row, head in here if head is not None]
+        mlps = [row for row, head in here if head is None]
+        silent = assigned([row for row, _ in heads], [head for _, head in heads], 0)
+        for point, mine in ((f"{layer}.z", silent), (f"{layer}.mlp_out", assigned(mlps, None, 0))):
             patch[point] = composed([patch[point], mine]) if point in patch else mine
-    probe = Probe(run.config.n_layer, patch=patch)
-    ids = run.ids_tensor[None].expand(len(parts), -1)
-    x = run.model.stream(ids, None, probe)[:, position : position + 1]  # (rows, 1, C)
-    logits = run.model.unembed(x, position, probe)[:, 0].float()
-    require_numbers(logits)
-    return logits
-
-
-def _no_heads(heads: dict[int, int]) -> Patch:
-    """z (B, H, T, D) with one head of each row set to zero."""
-
-    def patch(value: Tensor, start: int) -> Tensor:
-        value = value.clone()
-        value[list(heads), list(heads.values())] = 0
-        return value
-
-    return patch
-
-
-def _no_rows(rows: list[int]) -> Patch:
-    """A value with some rows of the batch set to zero."""
-
-    def patch(value: Tensor, start: int) -> Tensor:
-        value = value.clone()
-        value[rows] = 0
-        return value
-
-    return patch
+    return run.logits_of_rows(run.ids_tensor[None].expand(len(parts), -1), position, patch)
 
 
 def _logit(logits: Tensor, token: int, versus: int | None) -> float:

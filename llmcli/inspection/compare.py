@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from llmcli.inspection.lens import CHUNK, Final, kl_bits
+from llmcli.inspection.lens import CHUNK, Best, Final
 from llmcli.inspection.run import Run
 
 
@@ -59,9 +59,7 @@ def kl_per_position(changed: Run, untouched: Run, positions: range) -> list[floa
     kl: list[float] = []
     for low in range(0, len(positions), CHUNK):
         some = positions[low : low + CHUNK]
-        here = changed.logits(some)  # (W, V)
-        here = here - here.amax(dim=-1, keepdim=True)  # large logits would cost digits
-        kl += kl_bits(Final.of(untouched.logits(some)), here, here.logsumexp(dim=-1)).tolist()
+        kl += Best.of(changed.logits(some), Final.of(untouched.logits(some))).kl_bits.tolist()
     return kl
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from llmcli.inspection.attention import silenced
-from llmcli.inspection.lens import Final, kl_bits, lens_logits
+from llmcli.inspection.lens import Best, Final, lens_logits
 from llmcli.inspection.run import Ask, Run, entropy_bits
 from llmcli.inspection.values import Token, View, window
 
@@ -114,10 +114,9 @@ def _guesses(run: Run, seen: dict[str, Tensor], logits: Tensor, position: int) -
     for after, point in points.items():
         last = point == f"{n_layer - 1}.resid_post"
         here = logits if last else lens_logits(run, seen[point][position : position + 1])  # (1, V)
-        prob, id = here.softmax(dim=-1)[0].max(dim=-1)
-        here = here - here.max()
-        kl = float(kl_bits(final, here, here.logsumexp(dim=-1))[0])
-        rows.append(Guess(after, run.token(int(id)), float(prob), kl))
+        best = Best.of(here, final)
+        token = run.token(int(best.ids[0]))
+        rows.append(Guess(after, token, float(best.probs[0]), float(best.kl_bits[0])))
     return rows
 
 

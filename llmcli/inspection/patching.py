@@ -8,20 +8,17 @@ arXiv:2404.15255).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from llmcli.errors import UsageError
-from llmcli.gpt.tap import Patch, Probe
 from llmcli.inspection.intervention import composed
-from llmcli.inspection.run import Ask, Run, require_numbers
+from llmcli.inspection.run import Ask, Run, assigned, batched
 from llmcli.inspection.values import Token, View
 
-BATCH_TOKENS = 2048  # at once
 NOTES = (
     "measured: recovered is 1, or 100 %, where a value alone restores the clean prompt's "
     "difference of logits, 0 where it does nothing; below 0 and above 1 can be.",
@@ -101,8 +98,9 @@ def view(run: Run, ask: Ask) -> Patching:
     def share(difference: float) -> float:
         return (difference - corrupt_difference) / span
 
-    places = [StreamPatch(layer, p, d, share(d)) for (layer, p), d in _places(run, corrupt, ask)]
-    heads = [HeadPatch(layer, h, d, share(d)) for (layer, h), d in _heads(run, corrupt, ask)]
+    streams, z = (_patched(corrupt, ask, run.record(f"*.{name}")) for name in ("resid_pre", "z"))
+    places = [StreamPatch(layer, p, d, share(d)) for (layer, p), d in streams]
+    heads = [HeadPatch(layer, head, d, share(d)) for (layer, head), d in z]
     return Patching(
         n_tokens=len(run.ids),
         position=ask.position,
@@ -126,68 +124,19 @@ def _difference(logits: Tensor, ask: Ask) -> Tensor:
     return logits[:, ask.token] - logits[:, ask.versus]
 
 
-Cell = tuple[int, int]  # (layer, position), or (layer, head)
-
-
-def _places(run: Run, corrupt: Run, ask: Ask) -> Iterator[tuple[Cell, float]]:
-    clean = run.record("*.resid_pre")
-    yield from _patched(corrupt, ask, clean, "resid_pre", len(run.ids), _one_position)
-
-
-def _heads(run: Run, corrupt: Run, ask: Ask) -> Iterator[tuple[Cell, float]]:
-    clean = run.record("*.z")
-    yield from _patched(corrupt, ask, clean, "z", run.config.n_head, _one_head)
-
-
 def _patched(
-    corrupt: Run,
-    ask: Ask,
-    clean: dict[str, Tensor],
-    point: str,
-    count: int,
-    make: Callable[[Tensor, Sequence[int]], Patch],
-) -> Iterator[tuple[Cell, float]]:
-    """The difference of logits with each of `count` things of each layer put in, in batches."""
-    size = max(1, BATCH_TOKENS // len(corrupt.ids))
-    for layer in range(corrupt.config.n_layer):
-        name = f"{layer}.{point}"
-        for low in range(0, count, size):
-            things = range(count)[low : low + size]
-            patch = make(clean[name], things)
+    corrupt: Run, ask: Ask, clean: Mapping[str, Tensor]
+) -> Iterator[tuple[tuple[int, int], float]]:
+    """The difference of logits with each place or head of each layer put in, by (layer, it).
+
+    `clean` has a point's values of each layer, the stream's (T, C) or the heads' z (H, T, D).
+    """
+    for layer, (name, value) in enumerate(clean.items()):
+        for things in batched(range(len(value)), len(corrupt.ids)):
+            patch = assigned(range(len(things)), things, value[list(things)])
             if name in corrupt.patch:
                 patch = composed([patch, corrupt.patch[name]])
-            logits = _logits(corrupt, {**corrupt.patch, name: patch}, len(things), ask.position)
+            ids = corrupt.ids_tensor[None].expand(len(things), -1)
+            logits = corrupt.logits_of_rows(ids, ask.position, {**corrupt.patch, name: patch})
             differences = _difference(logits, ask).tolist()
             yield from (((layer, i), d) for i, d in zip(things, differences, strict=True))
-
-
-def _one_position(clean: Tensor, positions: Sequence[int]) -> Patch:
-    """Row i of a stream (B, T, C) has position `positions[i]` of `clean` (T, C)."""
-
-    def patch(value: Tensor, start: int) -> Tensor:
-        value = value.clone()
-        value[range(len(positions)), list(positions)] = clean[list(positions)]
-        return value
-
-    return patch
-
-
-def _one_head(clean: Tensor, heads: Sequence[int]) -> Patch:
-    """Row i of z (B, H, T, D) has head `heads[i]` of `clean` (H, T, D)."""
-
-    def patch(value: Tensor, start: int) -> Tensor:
-        value = value.clone()
-        value[range(len(heads)), list(heads)] = clean[list(heads)]
-        return value
-
-    return patch
-
-
-@torch.inference_mode()
-def _logits(run: Run, patch: dict[str, Patch], n: int, position: int) -> Tensor:
-    """The logits (n, V) at `position` of `n` copies of the prompt under `patch`."""
-    probe = Probe(run.config.n_layer, patch=patch)
-    x = run.model.stream(run.ids_tensor[None].expand(n, -1), None, probe)
-    logits = run.model.unembed(x[:, position : position + 1], position, probe)[:, 0].float()
-    require_numbers(logits)
-    return logits

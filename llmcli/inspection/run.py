@@ -6,9 +6,10 @@ wherever nobody looks at it. Knows ids and how to name one, no tokenizer and no 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,9 @@ from llmcli.gpt.model import GPT
 from llmcli.gpt.tap import Patch, Probe
 from llmcli.inspection.plan import Plan
 from llmcli.inspection.values import Token
+
+BATCH_TOKENS = 2048  # at once: larger batches are no faster on a processor, and take more memory
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +139,18 @@ class Run:
         return self.unembed(self.final[positions.start : positions.stop], positions.start)
 
     @torch.inference_mode()
+    def logits_of_rows(self, ids: Tensor, position: int, patch: Mapping[str, Patch]) -> Tensor:
+        """The logits at `position` of each row of `ids` (N, T), in one forward: (N, V), in fp32.
+
+        `patch` is in force in the place of this run's own.
+        """
+        probe = Probe(self.config.n_layer, patch=patch)
+        x = self.model.stream(ids, None, probe)[:, position : position + 1]  # (N, 1, C)
+        logits = self.model.unembed(x, position, probe)[:, 0].float()
+        require_numbers(logits)
+        return logits
+
+    @torch.inference_mode()
     def unembed(self, x: Tensor, start: int) -> Tensor:
         """The model's own logits from the final stream `x` (n, C), from `start` on: (n, V).
 
@@ -143,6 +159,24 @@ class Run:
         logits = self.model.unembed(x[None], start, self.probe())[0].float()
         require_numbers(logits)
         return logits
+
+
+def batched(items: Sequence[Item], length: int) -> Iterator[Sequence[Item]]:
+    """`items` in runs of as many texts of `length` as are read at once: mostly all of them."""
+    size = max(1, BATCH_TOKENS // max(1, length))
+    for low in range(0, len(items), size):
+        yield items[low : low + size]
+
+
+def assigned(rows: Sequence[int], things: Sequence[int] | None, new: Tensor | float) -> Patch:
+    """A value whose `rows` of the batch, or each row's own one of `things` in it, are `new`."""
+
+    def patch(value: Tensor, start: int) -> Tensor:
+        value = value.clone()
+        value[list(rows) if things is None else (list(rows), list(things))] = new
+        return value
+
+    return patch
 
 
 def require_numbers(values: Tensor) -> None:

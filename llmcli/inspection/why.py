@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -17,9 +17,8 @@ import torch
 from torch import Tensor
 
 from llmcli.inspection import attribution, lens, next
-from llmcli.inspection.ablation import BATCH_TOKENS
 from llmcli.inspection.model import text_flops
-from llmcli.inspection.run import Ask, Run, rank_in, rank_of, require_numbers
+from llmcli.inspection.run import Ask, Run, batched, rank_in, rank_of
 from llmcli.inspection.values import Token, View, gflop
 
 TOP_K = 10
@@ -108,7 +107,7 @@ NOT_REMOVED = (
 def cost(run: Run, ask: Ask) -> str:
     """What the view is about to compute, in words."""
     n, length = len(_able(run, ask.position)[: ask.rows or CANDIDATES]), ask.position
-    batches = len(list(_batches(range(n), length)))
+    batches = len(list(batched(range(n), length)))
     said = f"{FORWARDS} × {len(run.ids)} tokens"
     flops = FORWARDS * text_flops(run.config, len(run.ids)) + n * text_flops(run.config, length)
     if n:
@@ -154,7 +153,7 @@ def view(run: Run, ask: Ask) -> Why:
         n_parts=account.n_parts,
         rest=account.sum_of_parts - math.fsum(side.adds for side in (*speak_for, *against)),
         n_candidates=len(able),
-        n_batches=len(list(_batches(removals, p))),
+        n_batches=len(list(batched(removals, p))),
         layers=tuple(stages),
         parts_for=tuple(speak_for),
         parts_against=tuple(against),
@@ -201,7 +200,7 @@ def _removals(
     token, rival = pair
     plain = float(logits.log_softmax(dim=-1)[token])
     rows = []
-    for some in _batches(sources, position):
+    for some in batched(sources, position):
         without_each = without(run, [source.position for source in some], position)
         for source, changed in zip(some, without_each, strict=True):
             logprobs = changed.log_softmax(dim=-1)
@@ -220,19 +219,9 @@ def _removals(
     return sorted(rows, key=lambda row: -abs(row.change_bits))
 
 
-def _batches(items: Sequence, length: int) -> Iterator[Sequence]:
-    """`items` in runs of as many texts of `length` as are read at once: mostly all of them."""
-    size = max(1, BATCH_TOKENS // max(1, length))
-    for low in range(0, len(items), size):
-        yield items[low : low + size]
-
-
 @torch.inference_mode()
 def without(run: Run, places: Sequence[int], position: int) -> Tensor:
     """The logits after `position` where one of `places` is left out, in one forward: (N, V)."""
     ids = list(run.ids[: position + 1])
     texts = torch.tensor([[*ids[:i], *ids[i + 1 :]] for i in places], device=run.device)
-    x = run.model.stream(texts, None, run.probe())[:, -1:]  # (N, 1, C)
-    logits = run.model.unembed(x, position - 1, run.probe())[:, 0].float()
-    require_numbers(logits)
-    return logits
+    return run.logits_of_rows(texts, position - 1, run.patch)
