@@ -18,7 +18,6 @@ from conftest import FABLE, edit_json
 from safetensors.torch import load_file, save_file
 from test_cli import assert_fails
 
-from llmcli.commands.inspect_output import PLAIN
 from llmcli.commands.inspect_target import say_which
 from llmcli.commands.token_names import token_named
 from llmcli.inspection.catalogue import VIEWS
@@ -187,7 +186,7 @@ def test_the_three_forms_agree(shape, llmcli, model_folder):
     assert view["view"] == shape.split()[0]
     tsv = llmcli(*common)
     assert tsv.exit_code == 0
-    if view["view"] in PLAIN:
+    if VIEWS[view["view"]].plain:
         assert_picture_shows_only(tsv.stdout, view)  # plain text
     else:
         assert_tsv_equals_json(tsv.stdout, view)

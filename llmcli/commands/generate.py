@@ -234,15 +234,11 @@ def _check_combinations(**given: object) -> None:
         clashes.append({"baseline", "top_probs"})
     for pair in clashes:
         if pair <= on:
-            first, second = sorted(_option(name) for name in pair)
+            first, second = sorted(o.spelled(name) for name in pair)
             raise UsageError(f"{first} and {second} do not go together.", "Choose one of them.")
     remedies = {"out": "One prompt's text: > FILE.", "batch_size": "Leave it out."}
     for name in remedies.keys() & on if "prompts" not in on else ():
-        raise UsageError(f"{_option(name)} is for --prompts.", remedies[name])
-
-
-def _option(name: str) -> str:
-    return "a prompt" if name == "prompt" else f"--{name.replace('_', '-')}"
+        raise UsageError(f"{o.spelled(name)} is for --prompts.", remedies[name])
 
 
 def _known_ids(ids: list[int], vocab_size: int) -> frozenset[int]:

@@ -193,15 +193,11 @@ def _note_unused(
         if name in unused:
             able = [view for view, entry in VIEWS.items() if name in entry.uses]
             raise UsageError(
-                f"{_option(name)}: {of} has nothing to write there.",
+                f"{o.spelled(name)}: {of} has nothing to write there.",
                 f"Views{' of a --step' * (of == '--trace')} that have: {', '.join(able)}.",
             )
-    words = [_option(name) for name in unused]
+    words = [o.spelled(name) for name in unused]
     if prompt is not None and not any(entry.prompt for entry in wanted.values()):
         words.insert(0, "the prompt")
     if words and not quiet:
         print(f"Not used by {of}: {', '.join(words)}.", file=sys.stderr)
-
-
-def _option(name: str) -> str:
-    return f"--{name.replace('_', '-')}"

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from llmcli.render.console import Picture
     from llmcli.render.drawing import Canvas
 
-PLAIN = ("model", "explain", "why")  # text, not rows, when piped
-
 
 def is_picture(color: ColorMode, as_json: bool) -> bool:
     """Whether stdout gets pictures: on a terminal, or where colour is insisted on."""
@@ -36,6 +34,13 @@ def canvas_for(color: ColorMode, rows: int | None) -> Canvas:
     out = console(color.value)
     colored = out.color_system is not None and not out.no_color
     return Canvas(min(out.width, MAX_WIDTH), colored, rows)
+
+
+def is_plain(view: View) -> bool:
+    """Whether it is text when piped, too, and no rows."""
+    from llmcli.inspection.catalogue import VIEWS
+
+    return view.name in VIEWS and VIEWS[view.name].plain
 
 
 def draw(view: View, canvas: Canvas) -> Any:
@@ -69,7 +74,7 @@ def print_tsv(made: Made) -> None:
         for view in views:
             if len(made.all) > 1:
                 print(f"# {kind} {getattr(view, 'of', view.name)}")
-            if view.name in PLAIN:
+            if is_plain(view):
                 console(ColorMode.never.value).print(draw(view, plain), end="")
             else:
                 sys.stdout.write(tsv(view))

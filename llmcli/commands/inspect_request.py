@@ -24,10 +24,6 @@ if TYPE_CHECKING:
     from llmcli.render.drawing import Canvas
 
 
-PROOFS = ("check", "model")  # their numbers are no answer to a change
-EXPERIMENTS = ("change", "steer")  # they hold the changed run against the untouched by themselves
-
-
 @dataclass(frozen=True)
 class Made:
     """The views, what JSON says of all of them; with --baseline the untouched run's, and how far
@@ -72,6 +68,8 @@ class Request:
             from llmcli.commands.inspect_steer import vector_from_examples
 
             return vector_from_examples(self)
+        from llmcli.commands.loading import model_json
+
         opened, text, ids, prompt_ids = self._subject(wanted)
         changes = self._changes(opened, ids)
         self._check_outputs(opened, changes.files)
@@ -84,7 +82,7 @@ class Request:
         run = self.run(opened, ids, plan, prompt_ids)
         held = self._held(run)
         about = {
-            "model": model_of(opened, run),
+            "model": model_json(opened, run.model),
             "prompt": text,
             "ids": ids,
             **({"changes": changes.lines} if changes else {}),
@@ -94,7 +92,9 @@ class Request:
         if self.given["baseline"]:
             plain = replace(run, patch={})
             untouched = [
-                self._view(name, opened, plain, ask) for name in wanted if name not in EXPERIMENTS
+                self._view(name, opened, plain, ask)
+                for name, entry in wanted.items()
+                if not entry.experiment
             ]
             wanted = {**wanted, **entries(["change"])}
         views = [self._view(name, opened, run, ask) for name in wanted]
@@ -102,7 +102,7 @@ class Request:
             difference(view, plain)
             for plain in untouched
             for view in views
-            if view.name == plain.name and view.name not in PROOFS
+            if view.name == plain.name and not wanted[view.name].proof
         ]
         if self.given["tensors"] is not None:
             self._save_tensors(wanted, run, ask, about)
@@ -164,13 +164,13 @@ class Request:
 
     def _weights_alone(self, wanted: dict[str, ViewEntry]) -> Made:
         """Views of the weights: no prompt is read, and so nothing of one can be changed."""
-        from llmcli.commands.loading import open_model
+        from llmcli.commands.loading import model_json, open_model
 
         opened = open_model(self.model)
         self._check_outputs(opened)
         ask = self._ask(opened, [])
         run = self.run(opened, [], None)
-        about = {"model": model_of(opened, run)}
+        about = {"model": model_json(opened, run.model)}
         views = [self._view(name, opened, run, ask) for name in wanted]
         if self.given["tensors"] is not None:
             self._save_tensors(wanted, run, ask, about)
@@ -311,13 +311,3 @@ def noted(view: View, run: Run) -> View:
         return view
     note = f"approximate: computed in {run.model.storage}, not in float32."
     return replace(view, notes=(*view.notes, note))
-
-
-def model_of(opened: Opened, run: Run) -> dict[str, Any]:
-    """What JSON says of the model."""
-    return {
-        "name": opened.name,
-        "revision": opened.revision,
-        "dtype": run.model.storage,
-        "device": str(run.device),
-    }

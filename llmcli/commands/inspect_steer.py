@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmcli.commands.options import spelled
 from llmcli.errors import NotFoundError, UsageError, shown, shown_path
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def check_steer(wanted: Collection[str], given: dict[str, Any], prompt: str | No
     on = [name for name, value in given.items() if value is not None]
     if "positive" not in on:
         if lone := next((name for name in MAKES if name in on), None):
-            raise UsageError(f"{_option(lone)} needs --positive.", HOW_TO_MAKE)
+            raise UsageError(f"{spelled(lone)} needs --positive.", HOW_TO_MAKE)
         return
     for name in ("negative", "layer"):
         if name not in on:
@@ -41,7 +42,7 @@ def check_steer(wanted: Collection[str], given: dict[str, Any], prompt: str | No
     if len(wanted) > 1:
         raise UsageError("--positive makes a vector: --view steer stands alone.", HOW_TO_TRY)
     if other := next((name for name in TRIES if name in on), None):
-        raise UsageError(f"--positive makes a vector; {_option(other)} is for one.", HOW_TO_TRY)
+        raise UsageError(f"--positive makes a vector; {spelled(other)} is for one.", HOW_TO_TRY)
 
 
 def sweep_of(given: dict[str, Any], plan: Plan, sampling: Sampling) -> Sweep:
@@ -91,9 +92,9 @@ def vector_from_examples(request: Request) -> Made:
     """The view of the vector that --positive and --negative make; --save-vector keeps it."""
     from llmcli.commands.files import refuse_inputs
     from llmcli.commands.inspect_output import write
-    from llmcli.commands.inspect_request import Made, model_of, noted
+    from llmcli.commands.inspect_request import Made, noted
     from llmcli.commands.inspect_target import index
-    from llmcli.commands.loading import open_model
+    from llmcli.commands.loading import model_json, open_model
     from llmcli.inspection.plan import Plan
 
     g = request.given
@@ -116,7 +117,7 @@ def vector_from_examples(request: Request) -> Made:
     from llmcli.inspection.tensors import packed
 
     view, vector = vector_view(run, examples, method, layer, g["rows"])
-    about = {"model": model_of(opened, run)}
+    about = {"model": model_json(opened, run.model)}
     if g["save_vector"] is not None:
         made = {"layer": str(layer), "method": method, "model": opened.name}
         write(g["save_vector"], packed({"vector": vector}, made))
@@ -162,7 +163,3 @@ def read_examples(option: str, path: Path, opened: Opened) -> list[Example]:
     if not found:
         raise UsageError(f"{shown_path(path)} is empty.", f"{option} takes an example a line.")
     return found
-
-
-def _option(name: str) -> str:
-    return f"--{name.replace('_', '-')}"

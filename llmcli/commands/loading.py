@@ -152,6 +152,16 @@ def load(
     return load_model(opened.folder, opened.config, storage, device, batch, unpacked)
 
 
+def model_json(opened: Opened, model: GPT) -> dict[str, Any]:
+    """What JSON says of a model that computes."""
+    return {
+        "name": opened.name,
+        "revision": opened.revision,
+        "dtype": model.storage,
+        "device": str(model.device),
+    }
+
+
 def as_options(sampling: Sampling) -> Mapping[str, Any]:
     """The filters in force, as JSON has them: bias as a list of pairs."""
     return {name: getattr(sampling, name) for name in sampling.__slots__ if name != "bias"} | {

@@ -70,6 +70,11 @@ class Device(StrEnum):
     mps = "mps"
 
 
+def spelled(name: str) -> str:
+    """A parameter as it is typed; the prompt has no option."""
+    return "a prompt" if name == "prompt" else f"--{name.replace('_', '-')}"
+
+
 def typed_names(ctx: typer.Context) -> set[str]:
     """The parameters that were typed: not left to a default or to the environment."""
     sources = {name: ctx.get_parameter_source(name) for name in ctx.params}

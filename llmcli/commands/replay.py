@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from llmcli.commands.changes import Changes, patches_of, tap_for
 from llmcli.commands.job import Job
 from llmcli.commands.loading import load
-from llmcli.commands.options import Compute
+from llmcli.commands.options import Compute, spelled
 from llmcli.commands.recorded import PastRun, open_past
 from llmcli.commands.traced import versions
 from llmcli.errors import IntegrityError, UsageError, shown
@@ -41,7 +41,7 @@ def check_options(typed: set[str]) -> None:
         for name in ("resample", "from_step", "run"):
             if name in typed:
                 raise UsageError(
-                    f"{_option(name)} needs --replay.", "For example: --replay run.jsonl"
+                    f"{spelled(name)} needs --replay.", "For example: --replay run.jsonl"
                 )
         return
     never = {"prompt", "prompts", "out", "batch_size", "truncate_prompt", "dry_run"}
@@ -56,13 +56,10 @@ def check_options(typed: set[str]) -> None:
     if clash:
         name = min(clash)
         raise UsageError(
-            f"{_option(name)} and --replay do not go together: the run is as it was recorded.",
+            f"{spelled(name).capitalize()} and --replay do not go together: the run is as it was "
+            "recorded.",
             "" if name in never else "--from-step N goes on from a step with other options.",
         )
-
-
-def _option(name: str) -> str:
-    return "A prompt" if name == "prompt" else f"--{name.replace('_', '-')}"
 
 
 def replay(

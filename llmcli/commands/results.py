@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from llmcli.commands.loading import Opened, as_options
+from llmcli.commands.loading import Opened, as_options, model_json
 from llmcli.config import Sampling
 
 if TYPE_CHECKING:
@@ -23,12 +23,7 @@ def header(
     """What JSON tells of a run before its first token."""
     return {
         "schema": SCHEMA,
-        "model": {
-            "name": opened.name,
-            "revision": opened.revision,
-            "dtype": model.storage,
-            "device": str(model.device),
-        },
+        "model": model_json(opened, model),
         "seed": seed,
         "options": {**as_options(sampling), **more.pop("options")},
         "load_s": load_s,

@@ -18,7 +18,7 @@ from llmcli.checkpoint import header_hashes
 from llmcli.commands.files import writing
 from llmcli.commands.inspect_output import check_writable
 from llmcli.commands.job import Job, Runner
-from llmcli.commands.loading import Opened, as_options
+from llmcli.commands.loading import Opened, as_options, model_json
 from llmcli.commands.tokenize_out import tokenizer_sha256
 from llmcli.errors import LLMCLIError, UnsupportedModelError, UsageError, shown_path
 from llmcli.render.json import strict
@@ -171,13 +171,7 @@ def header(job: Job, model: GPT, changes: Changes, lens: bool) -> dict[str, Any]
     return {
         "schema": SCHEMA,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "model": {
-            "name": opened.name,
-            "revision": opened.revision,
-            "dtype": model.storage,
-            "device": str(model.device),
-            **hashes(opened),
-        },
+        "model": model_json(opened, model) | hashes(opened),
         "seed": job.seed,
         "options": {
             **as_options(job.sampling), **job.options, "hidden_ids": sorted(job.hidden_ids),

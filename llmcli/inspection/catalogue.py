@@ -7,7 +7,7 @@ A view is two files: `inspection/NAME.py` computes it (`view`, and `tensors` whe
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
 from llmcli.errors import UsageError, shown
@@ -22,6 +22,9 @@ class ViewEntry:
     prompt: bool = True  # whether it is about a prompt
     weights: bool = True  # whether it reads them; else the header and the config are enough
     long: bool = False  # whether the prompt may be longer than the context
+    plain: bool = False  # text in a pipe, too, and no rows
+    proof: bool = False  # its numbers are no answer to a change
+    experiment: bool = False  # it holds the changed run against the untouched by itself
 
 
 SAMPLING = (
@@ -33,18 +36,17 @@ SAMPLING = (
 CHANGES = "ablate knockout steer steer_prompt patch reference baseline"
 
 
-def _entry(
-    about: str, uses: str = "", prompt: bool = True, weights: bool = True, long: bool = False
-) -> ViewEntry:
+def _entry(about: str, uses: str = "", **facts: bool) -> ViewEntry:
+    entry = ViewEntry(about, frozenset(), **facts)
     always = "model json color save quiet"
-    where = " dtype quantize device threads" if weights else ""
-    computed = where + (f" {CHANGES}" if prompt else "")
-    return ViewEntry(about, frozenset(f"{always}{computed} {uses}".split()), prompt, weights, long)
+    where = " dtype quantize device threads" if entry.weights else ""
+    computed = where + (f" {CHANGES}" if entry.prompt else "")
+    return replace(entry, uses=frozenset(f"{always}{computed} {uses}".split()))
 
 
 VIEWS = {
     "model": _entry("sizes, parameters, memory and FLOPs; needs no prompt", prompt=False,
-                    weights=False),
+                    weights=False, plain=True, proof=True),
     "next": _entry("the story of the next token on one screen (default)", "position rows"),
     "tokens": _entry("ids, bytes, and how the model expected each token", "position rows tensors",
                      long=True),
@@ -70,9 +72,9 @@ VIEWS = {
                        "position token versus clean corrupt rows"),
     "steer": _entry("a vector made from examples; or a text at growing strengths of --steer",
                     "positive negative method layer save_vector rows sweep max_new_tokens "
-                    f"{SAMPLING}"),
+                    f"{SAMPLING}", experiment=True),
     "change": _entry("what --ablate, --knockout, --steer or --patch did to the prompt",
-                     "position token rows tensors"),
+                     "position token rows tensors", experiment=True),
     "embed": _entry("each token's vector, its position's and their sum; cosines between tokens",
                     "position rows tensors"),
     "neighbors": _entry("tokens nearest to --token or --analogy; needs no prompt",
@@ -80,12 +82,12 @@ VIEWS = {
     "positions": _entry("how alike the learned position vectors are; needs no prompt",
                         "position rows tensors", prompt=False),
     "why": _entry("a short report on a token: rank, layer, parts and words for and against",
-                  "position token versus rows"),
+                  "position token versus rows", plain=True),
     "explain": ViewEntry("the guided walk through the whole computation, in plain words",
                      frozenset("model json color save quiet dtype quantize device threads page all"
-                               .split())),
+                               .split()), plain=True),
     "check": _entry("proof that the views, the cache and the fast path agree",
-                    "position token"),
+                    "position token", proof=True),
 }  # fmt: skip
 
 

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from llmcli.inspection.circuits import Circuits, Composition
 
 NUMBER = 9
-COMPOSITION = 26  # before its bar
 
 
 def draw(view: Circuits, canvas: Canvas) -> Text:

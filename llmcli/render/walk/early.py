@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from llmcli.render.drawing import plural
 from llmcli.render.probs import bar
 from llmcli.render.walk.layout import Words, nums, pct, said, small, tiny, tok
 
+if TYPE_CHECKING:
+    from llmcli.inspection.walk.spaces import Lookup, Projection, Vectors
+    from llmcli.inspection.walk.stream import Embedding, Norm
+    from llmcli.inspection.walk.vocab import Logits, Prediction, Softmax, Tokens, VocabSpace
 
-def prediction(f: Any) -> Words:
+
+def prediction(f: Prediction) -> Words:
     rows = [f"{tok(g.token)} {pct(g.prob)}  {bar(g.prob, 40).rstrip()}" for g in f.guesses]
     return Words("One question, asked again and again", [
         "A language model answers one question: given a text, how probable is each possible next "
@@ -24,7 +29,7 @@ def prediction(f: Any) -> Words:
     ], ("inspect {} --view next",))  # fmt: skip
 
 
-def tokens(f: Any) -> Words:
+def tokens(f: Tokens) -> Words:
     rows = [f"{'position':>8} {'token':<20} {'id':>6} {'bytes':>6}"]
     rows += [f"{p.position:8} {tok(p.token, 20)} {p.token.id:6} {p.n_bytes:6}" for p in f.pieces]
     more = f.n_tokens - len(f.pieces)
@@ -44,7 +49,7 @@ def tokens(f: Any) -> Words:
     ], ("inspect {} --view tokens",))  # fmt: skip
 
 
-def logits(f: Any) -> Words:
+def logits(f: Logits) -> Words:
     rows = [f"{'position':>8} {'token':<14} {'likeliest next':<14} {'logit':>8}  "
             f"{'really next':<14} {'logit':>8}"]  # fmt: skip
     for r in f.rows:
@@ -64,7 +69,7 @@ def logits(f: Any) -> Words:
     ], ("inspect {} --view tokens",))  # fmt: skip
 
 
-def vocab_space(f: Any) -> Words:
+def vocab_space(f: VocabSpace) -> Words:
     axes = [*f.first, f.highest, f.lowest]
     notes = [""] * len(f.first) + ["the highest", "the lowest"]
     rows = [f"{'axis':<20} {'id':>6} {'coordinate':>11}"]
@@ -83,7 +88,7 @@ def vocab_space(f: Any) -> Words:
     ], ("inspect {} --view sampling",))  # fmt: skip
 
 
-def softmax(f: Any) -> Words:
+def softmax(f: Softmax) -> Words:
     rows = []
     for e in f.examples:
         exps = " ".join(f"{x:.1e}" if x < 0.01 else f"{x:.2f}" for x in e.exps)
@@ -103,7 +108,7 @@ def softmax(f: Any) -> Words:
     ], ("inspect {} --view sampling",))  # fmt: skip
 
 
-def vectors(f: Any) -> Words:
+def vectors(f: Vectors) -> Words:
     rows = [f"{'a':<8} {'b':<9} {'|a|':>5} {'|b|':>6} {'a·b':>7} {'cosine':>7}"]
     rows += [f"{small(p.a):<8} {small(p.b):<9} {p.length_a:5.1f} {p.length_b:6.1f} {p.dot:7.1f} "
              f"{p.cosine:7.2f}" for p in f.pairs]  # fmt: skip
@@ -125,7 +130,7 @@ def vectors(f: Any) -> Words:
     ], (f"inspect --view neighbors --token id:{f.token.id}",))  # fmt: skip
 
 
-def lookup(f: Any) -> Words:
+def lookup(f: Lookup) -> Words:
     matrix = ["  ".join(f"{value:g}" for value in row) for row in f.matrix]
     return Words("One-hot times matrix: looking up a row", [
         "A vector times a matrix is a sum of the matrix's rows, each multiplied by one number of "
@@ -141,7 +146,7 @@ def lookup(f: Any) -> Words:
     ], ("inspect {} --view embed",))  # fmt: skip
 
 
-def projection(f: Any) -> Words:
+def projection(f: Projection) -> Words:
     rows = [f"{small(p)} × {small(f.onto)}  =  {image:g}"
             for p, image in zip(f.points, f.images, strict=True)]  # fmt: skip
     if f.n_embd > f.head_dim:
@@ -166,7 +171,7 @@ def projection(f: Any) -> Words:
     ], (f"inspect --view neighbors --token id:{f.token.id}",))  # fmt: skip
 
 
-def embedding(f: Any) -> Words:
+def embedding(f: Embedding) -> Words:
     rows = [f"{'vector':<10} {'length':>7}   first numbers"]
     rows += [f"{v.name:<10} {v.length:7.3f} {nums(v.first)}" for v in f.vectors]
     return Words("Token embedding plus position embedding", [
@@ -184,7 +189,7 @@ def embedding(f: Any) -> Words:
     ], ("inspect {} --view embed", "inspect --view positions"))  # fmt: skip
 
 
-def norm(f: Any) -> Words:
+def norm(f: Norm) -> Words:
     rows = [f"{'':<14} {'mean':>7} {'variance':>9} {'length':>8}   first numbers"]
     rows += [f"{s.name:<14} {s.mean + 0.0:7.3f} {s.variance:9.4f} {s.length:8.3f} "
              f"{nums(s.first[:3])}" for s in f.stages]  # fmt: skip

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from llmcli.render.drawing import nbytes, plural
 from llmcli.render.walk.layout import Words, nums, pct, said, tiny, tok
 
+if TYPE_CHECKING:
+    from llmcli.inspection.walk.after import Cache, Changing, Chat, Choosing, Parameters, Repeating
+    from llmcli.inspection.walk.heads import Context, Heads, Mask, Qkv, Scores
+    from llmcli.inspection.walk.stream import Blocks, FeedForward, Shortcut, Unembed
 
-def qkv(f: Any) -> Words:
+
+def qkv(f: Qkv) -> Words:
     rows = [f"{v.name:<8} length {v.length:7.3f}   {nums(v.first)}" for v in f.vectors]
     return Words("Queries, keys, values", [
         "Attention lets a position collect from itself and those before it. In each head a learned "
@@ -22,7 +27,7 @@ def qkv(f: Any) -> Words:
     ], (f"inspect {{}} --view head --layer {f.layer} --head {f.head}",))  # fmt: skip
 
 
-def scores(f: Any) -> Words:
+def scores(f: Scores) -> Words:
     rows = [f"{'position':>8} {'token':<14} {'q·k':>9} {'score':>9} {'weight':>9}"]
     rows += [f"{r.position:8} {tok(r.token)} {r.dot:9.3f} {r.score:9.3f} {pct(r.weight):>9}"
              for r in f.rows]  # fmt: skip
@@ -38,7 +43,7 @@ def scores(f: Any) -> Words:
     ], (f"inspect {{}} --view head --layer {f.layer} --head {f.head}",))  # fmt: skip
 
 
-def mask(f: Any) -> Words:
+def mask(f: Mask) -> Words:
     rows = []
     for r in f.rows:
         left = " ".join("  -inf" if s is None else f"{s:6.2f}" for s in r.scores)
@@ -51,7 +56,7 @@ def mask(f: Any) -> Words:
     ], (f"inspect {{}} --view attention --layer {f.layer} --head {f.head}",))  # fmt: skip
 
 
-def context(f: Any) -> Words:
+def context(f: Context) -> Words:
     rows = [f"{r.position:8} {tok(r.token)} {pct(r.weight)} {nums(r.first)}" for r in f.rows]
     if f.n_others:
         others = plural(f.n_others, "other")
@@ -66,7 +71,7 @@ def context(f: Any) -> Words:
     ], (f"inspect {{}} --view head --layer {f.layer} --head {f.head}",))  # fmt: skip
 
 
-def heads(f: Any) -> Words:
+def heads(f: Heads) -> Words:
     rows = [f"head {h.head:3}  reads most from {h.position:4} {tok(h.token)} {pct(h.weight)}  "
             f"writes {h.length:8.3f}" for h in f.rows]  # fmt: skip
     return Words("Several heads and their projection", [
@@ -79,7 +84,7 @@ def heads(f: Any) -> Words:
     ], (f"inspect --view circuits --layer {f.layer} --head {f.head}",))  # fmt: skip
 
 
-def shortcut(f: Any) -> Words:
+def shortcut(f: Shortcut) -> Words:
     rows = [f"{s.name:<14} length {s.length:8.3f}   cosine to before {s.cosine:6.3f}"
             for s in f.steps]  # fmt: skip
     return Words("Shortcuts: each step adds to what is there", [
@@ -91,7 +96,7 @@ def shortcut(f: Any) -> Words:
     ], ("inspect {} --view residual",))  # fmt: skip
 
 
-def feed_forward(f: Any) -> Words:
+def feed_forward(f: FeedForward) -> Words:
     curve = "   ".join(f"{p.x:g} → {p.y:.3f}" for p in f.curve)
     rows = [f"neuron {n.neuron:6}  before {n.before:8.3f}  after {n.after:8.3f}" for n in f.neurons]
     return Words("Feed-forward: each position by itself", [
@@ -105,7 +110,7 @@ def feed_forward(f: Any) -> Words:
     ], (f"inspect {{}} --view mlp --layer {f.layer}",))  # fmt: skip
 
 
-def blocks(f: Any) -> Words:
+def blocks(f: Blocks) -> Words:
     rows = [f"after {r.after:<6} length {r.length:9.3f}   {tok(r.best)} {pct(r.prob)}"
             for r in f.rows]  # fmt: skip
     return Words("Many blocks, one after another", [
@@ -117,7 +122,7 @@ def blocks(f: Any) -> Words:
     ], ("inspect {} --view lens",))  # fmt: skip
 
 
-def unembed(f: Any) -> Words:
+def unembed(f: Unembed) -> Words:
     rows = [f"{tok(r.token)} |row| {r.length:7.3f}  cosine {r.cosine:6.3f}  logit {r.logit:8.3f}"
             for r in f.rows]  # fmt: skip
     return Words("The final norm, and back to vocab space", [
@@ -129,7 +134,7 @@ def unembed(f: Any) -> Words:
     ], (f"inspect {{}} --view attribution --token id:{f.rows[0].token.id}",))  # fmt: skip
 
 
-def choosing(f: Any) -> Words:
+def choosing(f: Choosing) -> Words:
     rows = [f"{'token':<14} {'model':>9} {f'T={f.cold_temperature}':>9} "
             f"{f'T={f.hot_temperature}':>9} {f'top {f.top_k}':>9} {f'top-p {f.top_p}':>9}"
     ]  # fmt: skip
@@ -144,7 +149,7 @@ def choosing(f: Any) -> Words:
     ], (f"inspect {{}} --view sampling --top-k {f.top_k}",))  # fmt: skip
 
 
-def repeating(f: Any) -> Words:
+def repeating(f: Repeating) -> Words:
     rows = [f"{s.n_tokens:6} tokens seen → {tok(s.token)} {pct(s.prob)}" for s in f.steps]
     return Words("And again, one token longer", [
         "The chosen token is appended, and the model is asked again. Greedily:",
@@ -154,8 +159,8 @@ def repeating(f: Any) -> Words:
     ], ("generate {} --temperature 0 --top-probs 5",))  # fmt: skip
 
 
-def cache(f: Any) -> Words:
-    same = "" if f.max_difference is None else (
+def cache(f: Cache) -> Words:
+    same = "" if f.max_difference is None or f.token is None else (
         f" With and without it, the logits after {said(f.token)} differ by "
         f"{tiny(f.max_difference)} at most.")  # fmt: skip
     return Words("The KV cache", [
@@ -167,8 +172,8 @@ def cache(f: Any) -> Words:
     ], ("inspect {} --view check",))  # fmt: skip
 
 
-def chat(f: Any) -> Words:
-    end = "" if f.eos_prob is None else (
+def chat(f: Chat) -> Words:
+    end = "" if f.eos is None else (
         f" Now its end token, {said(f.eos)}, has a probability of {f.eos_prob:.1e}.")  # fmt: skip
     return Words("A chatbot is a transcript that the model continues", [
         "A chat program writes the conversation as one text, with marks for who speaks, and lets "
@@ -179,7 +184,7 @@ def chat(f: Any) -> Words:
     ], ('generate "User: Hello! Assistant:" --stop "User:"',))  # fmt: skip
 
 
-def parameters(f: Any) -> Words:
+def parameters(f: Parameters) -> Words:
     rows = [f"{g.name:<20} {g.count:13,} {pct(g.share)}" for g in f.groups]
     return Words("What the parameters are", [
         f"All that was learned are {f.total:,} numbers:",
@@ -190,7 +195,7 @@ def parameters(f: Any) -> Words:
     ], ("inspect --view model",))  # fmt: skip
 
 
-def changing(f: Any) -> Words:
+def changing(f: Changing) -> Words:
     names = {"untouched": "untouched", "without": f"without {f.ablate}", "steered": "steered"}
     rows = [f"{names[o.name]:<18} {tok(o.top)} {pct(o.top_prob)}   {said(f.best)} "
             f"{pct(o.best_prob)}" for o in f.outcomes]  # fmt: skip

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from llmcli.render.drawing import fit, name
+
+if TYPE_CHECKING:
+    from llmcli.inspection.values import Token
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,12 +21,12 @@ class Words:
     deeper: tuple[str, ...]  # {} stands for the prompt, and the model where it is not the default
 
 
-def tok(token: Any, cells: int = 14) -> str:
+def tok(token: Token, cells: int = 14) -> str:
     """A token in a table."""
     return fit(name(token.text), cells)
 
 
-def said(token: Any) -> str:
+def said(token: Token) -> str:
     """A token in a sentence."""
     return name(token.text)
 
