@@ -207,15 +207,16 @@ def test_a_strength_that_yields_noise_works_and_the_perplexity_says_so(result):
     assert told["perplexity"] > 2 * told["baseline_perplexity"]
 
 
-def test_a_vector_that_drowns_the_stream_is_said(generate):
-    loud = generate("--steer", '"ball" - "girl" @ L1 * 50')
-    assert loud.exit_code == 0
-    length, stream, gentle = map(float, re.search(
-        r"of length (\d+) drowns a stream of (\d+), .* @ L1 \* (\S+) is gentler", loud.stderr
-    ).groups())  # fmt: skip
-    assert gentle == pytest.approx(50 * 0.7 * stream / length, rel=0.5)
-    assert generate("--steer", f'"ball" - "girl" @ L1 * {gentle}').stderr == ""
-    assert generate("--steer", '"ball" - "girl" @ L1 * 50', "-q").stderr == ""
+def test_vectors_that_drown_the_stream_are_said(generate):
+    one, two = '"ball" - "girl" @ L1 * 50', '"red" - "girl" @ L1 * 50'
+    said = r"has the length (\d+) and drowns a stream of (\d+): .* (\S+) of the strength is gentler"
+    norm, length, share = map(float, re.search(said, generate("--steer", one).stderr).groups())
+    assert share == pytest.approx(0.7 * length / norm, rel=0.5)
+    assert generate("--steer", f'"ball" - "girl" @ L1 * {50 * share}').stderr == ""
+    assert generate("--steer", one, "-q").stderr == ""
+    both = generate("--steer", one, "--steer", two).stderr
+    assert both.count("drowns") == 1  # they are one vector in the end
+    assert float(re.search(said, both)[1]) != norm
 
 
 @pytest.mark.parametrize(

@@ -214,6 +214,15 @@ def test_a_prompt_longer_than_the_context_names_both_numbers(model):
         run(model, prompts=[[1] * 49])
 
 
+@pytest.mark.filterwarnings("ignore:overflow encountered")
+@pytest.mark.parametrize("more", [{}, {"top_p": 0.9}, {"top_k": 3}], ids=str)
+def test_logits_that_a_filter_makes_infinite_are_no_numbers_either(model, more):
+    model.norm_f.weight = torch.nn.Parameter(model.norm_f.weight * 1e37)
+    assert run(model, sampling=Sampling(**more))  # they are finite
+    with pytest.raises(IntegrityError, match="not numbers"):
+        run(model, sampling=Sampling(temperature=0.001, **more))
+
+
 def test_an_empty_prompt_is_refused(model):
     with pytest.raises(UsageError):
         run(model, prompts=[[]])

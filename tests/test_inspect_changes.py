@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import inspect_schema
 import jsonschema
@@ -13,6 +13,7 @@ import torch
 from test_changes import CHANGES, PROMPT
 from test_cli import assert_fails
 
+from llmcli.inspection import head, why
 from llmcli.inspection.attribution import Part
 from llmcli.inspection.catalogue import VIEWS
 from llmcli.inspection.difference import difference
@@ -183,6 +184,17 @@ def test_numbers_about_another_thing_are_left_out_and_said():
     assert [d.quantity for d in other.numbers] == ["prob"]
     assert len(same.notes) == 1
     assert "rival of its own" in other.notes[1]
+
+
+def test_what_is_said_to_be_about_another_field_is_a_field():
+    for view in (why.Why, head.Head):
+        names = {field.name for field in fields(view)}
+        assert view.about
+        for one, others in view.about.items():
+            assert {one, *others} <= names
+    assert {name for name in (f.name for f in fields(why.Why)) if name.startswith("rival_")} <= set(
+        why.Why.about["rival"]
+    )
 
 
 def test_a_picture_compares_all_that_json_does(views, llmcli, model_folder):

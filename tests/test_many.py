@@ -5,9 +5,12 @@ from __future__ import annotations
 import errno
 import json
 import os
+import subprocess
+import sys
 
 import jsonschema
 import pytest
+from conftest import edit_json
 from test_cli import assert_fails
 from test_generate import schema_of
 
@@ -232,6 +235,30 @@ def test_a_byte_order_mark_is_no_part_of_the_prompts(tmp_path):
     assert [item.prompt for item in read_prompts(path)] == ["one"]
 
 
+def test_results_of_another_tokenizer_are_refused(llmcli, copied, tmp_path):
+    prompts, out = tmp_path / "prompts", tmp_path / "out.jsonl"
+    prompts.write_text(LINES)
+    once = ["generate", "--prompts", prompts, "-m", copied, "--seed", 5, "-n", 4, "--out", out]
+    assert llmcli(*once).exit_code == 0
+    edit_json(copied / "tokenizer.json", version="2.0")
+    assert_fails(llmcli(*once), 5, "another prompt, model, seed or option")
+
+
+def test_nothing_left_to_do_needs_no_torch(many, llmcli, model_folder, tmp_path):
+    out = tmp_path / "out.jsonl"
+    many(LINES, "--out", out)
+    path = tmp_path / "prompts"
+    path.write_text(LINES)
+    code = (
+        "import sys; from llmcli.cli import main\n"
+        "try: main()\nexcept SystemExit as e: sys.exit(e.code or ('torch' in sys.modules) * 9)"
+    )
+    arguments = ["generate", "--prompts", path, "-m", model_folder, "--seed", 5,
+                 "--max-new-tokens", 8, "--out", out]  # fmt: skip
+    run = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], check=False)
+    assert run.returncode == 0
+
+
 def test_results_of_changed_prompts_or_options_are_refused(many, llmcli, model_folder, tmp_path):
     out = tmp_path / "out.jsonl"
     many(LINES, "--out", out)
@@ -239,6 +266,7 @@ def test_results_of_changed_prompts_or_options_are_refused(many, llmcli, model_f
     for content, *options in (
         ("new first line\n" + LINES,), (LINES, "--top-k", 3), (LINES[5:],),
         (LINES, "--dtype", "bfloat16"), (LINES, "--quantize", "int8"), (LINES, "--top-probs", 2),
+        (LINES, "--no-cache"),
     ):  # fmt: skip
         path = tmp_path / "changed"
         path.write_text(content)

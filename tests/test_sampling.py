@@ -200,6 +200,19 @@ def test_of_a_row_without_any_number_nothing_is_left(more, logits):
     assert [len(left(row, nothing).ids) for row in logits.numpy()] == [0] * 5
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize(
+    "sampling",
+    [Sampling(), Sampling(temperature=0), Sampling(top_k=4), Sampling(top_k=1), Sampling(top_p=0.5),
+     Sampling(min_p=0.1), Sampling(typical_p=0.5), EVERYTHING],
+    ids=str,
+)  # fmt: skip
+def test_a_logit_that_is_no_number_is_seen_in_what_is_left(value, sampling, logits):
+    for row in logits.numpy():
+        row[11] = value
+        assert np.isnan(left(row, sampling, seen([1, 11], 0, 50)).logprobs).all()
+
+
 def test_draws_follow_the_probabilities():
     probs = torch.tensor([0.0, 0.5, 0.0, 0.3, 0.2, 0.0])
     drawn = [draw(probs.numpy(), point) for point in uniforms(generator_for(5, 0), 4000)]

@@ -99,31 +99,30 @@ def read_changes(
     return Changes(wishes, () if reference is None else _reference(opened, reference), words)
 
 
-def patches_of(plan: Plan, model: GPT, ids: Sequence[int]) -> dict[str, Patch]:
+def patches_of(plan: Plan, model: GPT, ids: Sequence[int], quiet: bool = True) -> dict[str, Patch]:
     """What makes `plan` come true in runs that begin with `ids`."""
     if not plan:
         return {}
-    from llmcli.inspection.intervention import patches
+    from llmcli.inspection.intervention import patches, stream_norms, vectors_of
 
-    return patches(model, plan, ids)
+    made = vectors_of(model, plan, ids)
+    if made and not quiet:
+        layers = [vector.layer for vector in plan.vectors]
+        for layer, length in dict(zip(layers, stream_norms(model, plan, ids), strict=True)).items():
+            own = [added for at, added in zip(layers, made, strict=True) if at == layer]
+            _tell_drowned(layer, float(sum(own[1:], own[0]).norm()), length)
+    return patches(model, plan, ids, made)
 
 
-def tell_drowned(plan: Plan, model: GPT, ids: Sequence[int]) -> None:
-    """Say so where a vector is longer than the stream that it is added to."""
-    from llmcli.inspection.intervention import stream_norms, vectors_of
-
-    if not plan.vectors:
-        return
-    norms = [float(added.norm()) for added in vectors_of(model, plan, ids)]
-    lengths = stream_norms(model, plan, ids)
-    for vector, norm, length in zip(plan.vectors, norms, lengths, strict=True):
-        if norm > length:
-            gentle = vector.strength * MODERATE * length / norm
-            print(
-                f"--steer: a vector of length {norm:.0f} drowns a stream of {length:.0f}, so the "
-                f"text may be noise; @ L{vector.layer} * {gentle:.1g} is gentler.",
-                file=sys.stderr,
-            )
+def _tell_drowned(layer: int, norm: float, length: float) -> None:
+    """Say so where what is added is longer than the stream there."""
+    if norm > length:
+        share = float(f"{MODERATE * length / norm:.1g}")
+        print(
+            f"--steer: what is added after layer {layer} has the length {norm:.0f} and drowns a "
+            f"stream of {length:.0f}: the text may be noise. {share:g} of the strength is gentler.",
+            file=sys.stderr,
+        )
 
 
 def tap_for(patch: Mapping[str, Patch], model: GPT, record: Sequence[str] = ()) -> Tap:

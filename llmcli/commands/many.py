@@ -231,13 +231,6 @@ def key_of(
     return hashlib.sha256(strict(depends).encode()).hexdigest()[:16]
 
 
-def _computed(job: Job, compute: Compute) -> list[Any]:
-    """From what, on what and in what a text is computed."""
-    from llmcli.gpt.place import choose
-
-    return [*choose(compute.device, compute.dtype, compute.quantize), hashes(job.opened)]
-
-
 def batches(
     items: Sequence[tuple[Item, list[int]]], batch_size: int
 ) -> Iterator[list[tuple[Item, list[int]]]]:
@@ -269,7 +262,8 @@ def run_many(
     if not keep_seed and (drawn := first_seed(out)) is not None:
         job = replace(job, seed=drawn)
     encoded = _encode_all(job, items, truncate)
-    computed = _computed(job, compute)
+    # As it was asked for: to find out what auto stands for would import torch.
+    computed = [compute.device, compute.dtype, compute.quantize, hashes(job.opened)]
     keys = {item.id: key_of(job, item, encoded[item.id], changes, computed) for item in items}
     results = Results(items, keys, out, num_samples)
     todo = [(item, encoded[item.id]) for item in items if item.id not in results.done]
@@ -287,7 +281,7 @@ def run_many(
     rows, once = min(batch_size, len(todo)) * num_samples, len(todo) <= batch_size
     model = load(job.opened, compute, rows, longest, unpacked=once, quiet=quiet)
     some = todo[0][1]  # the changes are the same for any of them
-    patch = patches_of(changes.plan(job.opened, some), model, some)
+    patch = patches_of(changes.plan(job.opened, some), model, some, quiet)
     tap = tap_for(patch, model, tracing.points if tracing else ())
     started, n_done, n_tokens, n_filled = time.perf_counter(), 0, 0, 0
     names = {item.index: item.id for item in items}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from llmcli.commands import beside, results
 from llmcli.commands.beside import WithBaseline
-from llmcli.commands.changes import Changes, patches_of, tap_for, tell_drowned
+from llmcli.commands.changes import Changes, patches_of, tap_for
 from llmcli.commands.job import Job, Runner
 from llmcli.commands.loading import load
 from llmcli.commands.options import Compute
@@ -88,9 +88,7 @@ def run_one(
     n_tokens = len(ids) + job.room(len(ids))
     model = load(job.opened, compute, n, n_tokens, not show.baseline, show.quiet)
     load_s = time.perf_counter() - started
-    patch = patches_of(plan, model, ids)
-    if plan and not show.quiet:
-        tell_drowned(plan, model, ids)
+    patch = patches_of(plan, model, ids, show.quiet)
     tap = tap_for(patch, model, tracing.points if tracing else ())
     scored: Sequence[Step] = ()
     if show.echo and (show.json or show.jsonl or show.color_probs or job.top_probs):

@@ -6,6 +6,7 @@ function of its arguments, so that bulk work can be cut into batches and given t
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -182,15 +183,21 @@ def _left(logits: Row, ids: Sequence[int], sampling: Sampling) -> Left:
     kept = left(logits, sampling, counts)
     if not len(kept.ids):
         raise UsageError("No token is left to choose from.", "Let --bias forbid fewer of them.")
+    if math.isnan(kept.logprobs[0]):  # the filters made them so
+        raise _no_numbers()
     return kept
 
 
 def _check_logits(logits: Tensor) -> None:
     if not np.logical_and.reduce(np.isfinite(logits.numpy()), axis=None):
-        raise IntegrityError(
-            "The model's logits are not numbers (NaN or infinite).",
-            "Its weights are damaged, or too large for this dtype; try --dtype float32.",
-        )
+        raise _no_numbers()
+
+
+def _no_numbers() -> IntegrityError:
+    return IntegrityError(
+        "The model's logits are not numbers (NaN or infinite).",
+        "Its weights are damaged, or too large for this dtype; try --dtype float32.",
+    )
 
 
 def _draw(

@@ -18,7 +18,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llmcli.gpt.rounding import GROUP, Rows, as_dtype, as_floats, parts, to_half, to_int4, to_int8
+from llmcli.gpt.rounding import (
+    GROUP,
+    Rows,
+    as_dtype,
+    as_floats,
+    numbers,
+    parts,
+    to_half,
+    to_int4,
+    to_int8,
+)
 
 # Bound once: to find an operator by its name takes as long as a small one does.
 SERIAL_HALF_PRODUCT = torch.fbgemm_linear_fp16_weight_fp32_activation
@@ -186,7 +196,7 @@ class PlainHalfLinear(nn.Module):
 
     def __init__(self, weight: Rows, bias: Tensor | None) -> None:
         super().__init__()
-        self.weight = frozen(to_half(as_floats(weight)).contiguous())
+        self.weight = frozen(to_half(numbers(weight[:])).contiguous())
         self.bias = None if bias is None else frozen(bias.half())
 
     def forward(self, x: Tensor) -> Tensor:

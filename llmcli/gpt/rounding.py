@@ -43,7 +43,7 @@ def parts(weight: Rows, itemsize: int) -> Iterator[tuple[slice, Tensor]]:
 
 def as_floats(weight: Rows) -> Tensor:
     """The whole matrix in fp32. Raises IntegrityError where some of it are no numbers."""
-    return _numbers(weight[:].float())
+    return numbers(weight[:]).float()
 
 
 def to_half(weight: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ def as_dtype(weight: Rows, dtype: torch.dtype) -> Tensor:
     return whole
 
 
-def _numbers(values: Tensor) -> Tensor:
+def numbers(values: Tensor) -> Tensor:
     """`values`. Once they are rounded, nothing shows any more that some were NaN or infinite."""
     if not all(bound.isfinite() for bound in values.aminmax()):
         raise IntegrityError(
@@ -77,7 +77,7 @@ def to_int8(weight: Rows, most: int = 127) -> tuple[Tensor, Tensor]:
     scale = torch.empty(len(values))
     for where, part in parts(weight, 4):
         low, high = part.aminmax(dim=1)
-        scale[where] = _numbers(torch.maximum(-low, high).float()).clamp(min=1e-12) / most
+        scale[where] = numbers(torch.maximum(-low, high).float()).clamp(min=1e-12) / most
         values[where] = (part / scale[where, None]).round_()
     return values, scale
 
@@ -86,7 +86,7 @@ def to_int4(weight: Rows) -> tuple[Tensor, Tensor, Tensor]:
     """Integers (out, in) from 0 to 15, scales and minima (out, in / GROUP) of their groups."""
     groups = weight[:].float().unflatten(1, (-1, GROUP))
     low, high = groups.aminmax(dim=2)
-    _numbers(torch.maximum(-low, high))
+    numbers(torch.maximum(-low, high))
     scale = ((high - low) / 15).clamp(min=1e-8)
     values = ((groups - low[..., None]) / scale[..., None]).round_().clamp_(0, 15)
     return values.flatten(1).int(), scale, low

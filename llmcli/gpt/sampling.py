@@ -5,7 +5,7 @@ stands once, in `config.ORDER`: help text, the sampling view and the draw all fo
 torch takes longer to be called than a row takes to be looked at. Even so a small model's step feels
 each call, so that ufuncs and methods stand here where functions of the same name wrap them.
 
-Logits are numbers, or -inf where a bias forbids an id.
+A filter that cuts is given numbers, or -inf where a bias forbids an id.
 """
 
 from __future__ import annotations
@@ -198,21 +198,24 @@ class Left(NamedTuple):
 def left(logits: Row, sampling: Sampling, counts: Row | None = None) -> Left:
     """What is left of `logits` (V,), if anything: what is not -inf in `filtered`.
 
-    Of each filter that cuts, the next is only given what is left.
+    Of each filter that cuts, the next is only given what is left. Where a logit is NaN or infinite,
+    as a tiny temperature may make it, a NaN is what is left.
     """
     changes, cuts = in_force(sampling)
     for _, change in changes:
         logits = change(logits, counts)
-    ids = np.arange(len(logits))
-    if sampling.bias:
+    ids = None
+    if any(value == -math.inf for _, value in sampling.bias):
         ids = (logits != -math.inf).nonzero()[0]
         logits = logits[ids]
-    if not len(ids):
-        return Left(ids, logits)
+        if not len(ids):
+            return Left(ids, logits)
+    if not np.maximum.reduce(logits) < math.inf:
+        return Left(np.zeros(1, np.int64), np.full(1, math.nan, np.float32))
     for _, cut in cuts:
         places = cut(logits)
-        logits, ids = logits[places], ids[places]
-    return Left(ids, log_softmax(logits))
+        logits, ids = logits[places], places if ids is None else ids[places]
+    return Left(np.arange(len(logits)) if ids is None else ids, log_softmax(logits))
 
 
 def seen(row: Sequence[int], window: int, vocab_size: int) -> Row:

@@ -241,10 +241,10 @@ def _one_head(run: Run, ask: Ask, layer: int, head: int) -> OneHead:
 
 
 def silenced(run: Run) -> list[str]:
-    """What is to be said of heads whose work is replaced after they have read."""
+    """What is to be said of heads whose output is replaced after they have read."""
     if not any(point.endswith((".z", ".attn_out")) for point in run.patch):
         return []
-    return ["A head that is silenced still reads; what it has read goes nowhere."]
+    return ["A head whose output is replaced still reads; what it has read goes nowhere."]
 
 
 def _role_notes(keys: dict[str, Tensor]) -> list[str]:

@@ -208,8 +208,11 @@ def cosines(a: Tensor, b: Tensor) -> Tensor:
 def rank_of(logits: Tensor, ids: Tensor) -> Tensor:
     """How many of `logits` (..., V) come before that of `ids` (...), equal ones by id: (...)."""
     own = logits.gather(-1, ids[..., None])
+    larger, equal = (logits > own).sum(dim=-1), logits == own
+    if not bool((equal.sum(dim=-1) > 1).any()):
+        return larger
     lower = torch.arange(logits.shape[-1], device=logits.device) < ids[..., None]
-    return ((logits > own) | ((logits == own) & lower)).sum(dim=-1)
+    return larger + (equal & lower).sum(dim=-1)
 
 
 def rank_in(logits: Tensor, id: int) -> int:

@@ -65,7 +65,17 @@ class Why(View):
     """One token's account; `lead` is its logit minus that of the rival."""
 
     name: ClassVar[str] = "why"
-    about: ClassVar = {"rival": ("lead", "rest", "parts_for", "parts_against", "removals")}
+    about: ClassVar = {
+        "rival": (
+            "rival_rank",
+            "rival_prob",
+            "lead",
+            "rest",
+            "parts_for",
+            "parts_against",
+            "removals",
+        )
+    }
 
     n_tokens: int
     vocab_size: int
