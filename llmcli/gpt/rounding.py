@@ -63,7 +63,7 @@ def as_dtype(weight: Rows, dtype: torch.dtype) -> Tensor:
 
 
 def numbers(values: Tensor) -> Tensor:
-    """`values`. Once they are rounded, nothing shows any more that some were NaN or infinite."""
+    """`values`; raises IntegrityError where some are NaN or infinite, which rounding would hide."""
     if not all(bound.isfinite() for bound in values.aminmax()):
         raise IntegrityError(
             "The model's weights are not numbers (NaN or infinite).", "They are damaged."
