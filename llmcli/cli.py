@@ -16,13 +16,42 @@ from functools import wraps
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from llmcli import __version__
 from llmcli.commands import download, generate, inspect, tokenize
 from llmcli.errors import LLMCLIError, ResourceError
 
+Misused: type[Any] = typer.BadParameter.__mro__[1]  # Typer's own kind of error, named nowhere else
+
+
+class Command(TyperCommand):
+    """A command that tells who wrote two words without quotes what to do."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except Misused as error:
+            if "unexpected extra argument" in error.message:
+                error.message += ". A text of several words stands in quotes."
+            raise
+
+
+class Commands(TyperGroup):
+    """All commands; a text in the place of one is most likely to be continued."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        try:
+            return super().resolve_command(ctx, args)
+        except Misused as error:
+            if "Did you mean" not in error.message:
+                error.message += " A text is continued by llmcli generate TEXT."
+            raise
+
+
 app = typer.Typer(
     name="llmcli",
+    cls=Commands,
     help="Generate text with a language model, and see how each token came about.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,  # a bug keeps Python's own traceback
@@ -140,4 +169,4 @@ def options(
 
 
 for command in (generate.generate, inspect.inspect, tokenize.tokenize, download.download):
-    app.command()(reported(command))
+    app.command(cls=Command)(reported(command))

@@ -423,6 +423,20 @@ def test_a_prompt_longer_than_the_context_names_both_numbers(llmcli, model_folde
         assert "is full" not in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["generate", "hi", "there"], r"\(there\)\. A text of several words stands in quotes"),
+        (["Once upon a time"], "No such command .* A text is continued by llmcli generate TEXT"),
+        (["generat", "hi"], r"Did you mean 'generate'\?$"),
+    ],
+)
+def test_first_mistakes_say_what_to_type(arguments, said, llmcli):
+    done = llmcli(*arguments)
+    assert done.exit_code == 2
+    assert re.search(said, done.stderr.strip()), done.stderr
+
+
 def test_a_context_of_one_token_keeps_only_the_prefix(llmcli, copied):
     edit_json(copied / "config.json", n_positions=1)
     weights = load_file(copied / "model.safetensors")
