@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 from llmcli.config import read_config
 from llmcli.errors import IntegrityError
-from llmcli.gpt import linear, packing, rounding
+from llmcli.gpt import kernels, linear, packing, rounding
 from llmcli.gpt.linear import (
     BFloat16Linear,
     HalfLinear,
@@ -34,7 +34,7 @@ from llmcli.gpt.packing import maker, pack
 from llmcli.gpt.place import choose
 from llmcli.gpt.weights import load_model
 
-COARSER = 1 if linear._has_vnni() else 2  # steps of 7 bits are twice as wide as those of 8
+COARSER = 1 if kernels.has_vnni() else 2  # steps of 7 bits are twice as wide as those of 8
 
 # The layer; the largest error of a weight, and of a product, relative to the largest of them.
 LAYERS = {
@@ -50,12 +50,12 @@ LAYERS = {
     PlainInt4Linear: (8e-2, 1e-5),
 }
 NEEDS = {
-    OrderedLinear: linear.has_onednn,
-    BFloat16Linear: linear.has_bfloat16_kernel,
-    HalfLinear: linear.has_fbgemm,
-    SerialHalfLinear: linear.has_fbgemm,
-    Int8Linear: linear.has_fbgemm,
-    Int4Linear: linear.has_int4_kernel,
+    OrderedLinear: kernels.has_onednn,
+    BFloat16Linear: kernels.has_bfloat16_kernel,
+    HalfLinear: kernels.has_fbgemm,
+    SerialHalfLinear: kernels.has_fbgemm,
+    Int8Linear: kernels.has_fbgemm,
+    Int4Linear: kernels.has_int4_kernel,
 }
 
 
@@ -96,7 +96,7 @@ def test_a_layer_multiplies_by_the_weights_that_it_stores(kind, bias, shape):
 @pytest.mark.parametrize("transposed", [False, True], ids=["as it is", "stored (in, out)"])
 @pytest.mark.parametrize("shape", [(768,), (1, 1, 768), (2, 40, 768)], ids=str)
 def test_a_large_plain_layer_is_torchs_and_has_gradients(shape, transposed, monkeypatch):
-    if not linear.has_onednn():
+    if not kernels.has_onednn():
         pytest.skip("this build of torch has no oneDNN")
     onednn = Mock(wraps=linear.onednn)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
@@ -152,7 +152,7 @@ def test_the_slow_layers_store_what_the_fast_ones_do():
     steps = 0 if COARSER == 1 else 0.5 / 63 + 0.5 / 127  # at most, where the fast one has 7 bits
     atol = steps * slow.weight.abs().max().item()
     torch.testing.assert_close(fast.weight, slow.weight, atol=atol + 1e-5, rtol=1e-5)
-    if linear.has_bfloat16_kernel():
+    if kernels.has_bfloat16_kernel():
         fast, slow = made(BFloat16Linear)[0], made(PlainBFloat16Linear)[0]
         torch.testing.assert_close(fast.weight, slow.weight, atol=0, rtol=0)
     slow = made(PlainHalfLinear)[0].weight.float()
@@ -175,12 +175,12 @@ def test_without_scripts_the_product_is_the_same(monkeypatch):
 
 def test_without_vnni_sums_of_8_bit_products_do_not_saturate():
     """All weights and activations at their largest, by the instructions of an older processor."""
-    if not linear.has_fbgemm():
+    if not kernels.has_fbgemm():
         pytest.skip("this processor has no kernel")
     code = """if True:
         import torch
-        from llmcli.gpt import linear, packing, rounding
-        linear._has_vnni = lambda: False
+        from llmcli.gpt import linear
+        linear.has_vnni = lambda: False
         x = torch.ones(1, 64)
         x[0, 0] = 0  # the range of 8 bits begins here
         print(linear.Int8Linear(torch.ones(64, 64), None)(x).sum().item())
@@ -192,7 +192,7 @@ def test_without_vnni_sums_of_8_bit_products_do_not_saturate():
 
 
 def test_one_thread_has_a_kernel_of_its_own():
-    if not linear.has_fbgemm():
+    if not kernels.has_fbgemm():
         pytest.skip("this processor has no kernel")
     threads = torch.get_num_threads()
     try:
@@ -290,7 +290,7 @@ def test_unpacked_float16_is_the_same_and_pack_makes_it_what_it_is_to_be(dtype, 
     config, ids = read_config(folder), torch.arange(12)[None]
     packed = load_model(folder, config, "float16")
     model = load_model(folder, config, "float16", unpacked=True)
-    kind = UnpackedHalfLinear if linear.has_fbgemm() else PlainHalfLinear
+    kind = UnpackedHalfLinear if kernels.has_fbgemm() else PlainHalfLinear
     assert {type(model.get_submodule(name)) for name in ("head", "blocks.1.mlp.up")} == {kind}
     assert model.storage == "float16"
     torch.testing.assert_close(
@@ -306,7 +306,7 @@ def test_unpacked_float16_is_the_same_and_pack_makes_it_what_it_is_to_be(dtype, 
 def test_the_second_token_is_what_packs(folder):
     from test_generation import ids, run
 
-    if not linear.has_fbgemm():
+    if not kernels.has_fbgemm():
         pytest.skip("this processor has no kernel")
     config = read_config(folder)
     packed = load_model(folder, config, "float16")
@@ -320,7 +320,7 @@ def test_the_second_token_is_what_packs(folder):
 def test_without_cache_the_second_token_packs_too(folder):
     from test_generation import run
 
-    if not linear.has_fbgemm():
+    if not kernels.has_fbgemm():
         pytest.skip("this processor has no kernel")
     model = load_model(folder, read_config(folder), "float16", unpacked=True)
     run(model, max_new_tokens=2, use_cache=False)
@@ -410,7 +410,7 @@ def test_a_file_that_is_replaced_after_loading_is_still_the_one_that_is_read(fol
 @pytest.mark.parametrize("storage", ["float16", "int8"])
 def test_of_a_large_matrix_only_a_part_is_in_memory_at_once(storage, save_gpt2):
     """A prompt through 100 MB of weights: unpacked, or the quarter of them that 8 bits take."""
-    if not linear.has_fbgemm():
+    if not kernels.has_fbgemm():
         pytest.skip("this processor has no kernel")
     folder, _ = save_gpt2(vocab_size=50257, n_embd=512, n_layer=1, n_head=4)
     code = f"""if True:
@@ -440,7 +440,7 @@ def test_of_a_large_matrix_only_a_part_is_in_memory_at_once(storage, save_gpt2):
 
 @torch.inference_mode()
 def test_float32_for_many_rows_is_put_in_order_and_computes_the_same(folder, monkeypatch):
-    if not linear.has_onednn():
+    if not kernels.has_onednn():
         pytest.skip("this build of torch has no oneDNN")
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     ids = torch.randint(0, 160, (8, 12), generator=torch.Generator().manual_seed(2))

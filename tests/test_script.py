@@ -10,7 +10,7 @@ import torch
 from test_generation import PROMPT, WILD, run
 from test_model import ours
 
-from llmcli.gpt import linear, packing, step
+from llmcli.gpt import kernels, linear, packing, step
 from llmcli.gpt.script import DecodeStep
 from llmcli.gpt.step import decode_step
 from llmcli.gpt.weights import load_model
@@ -50,7 +50,7 @@ def test_a_step_equals_the_models_to_the_bit(save_gpt2, storage, pads):
         if fed == 9 and len(ids) > 1:  # the batch grows smaller
             cache.drop(1)
             same.drop(1)
-    assert is_written(step) == (storage != "bfloat16" or linear.has_bfloat16_kernel())
+    assert is_written(step) == (storage != "bfloat16" or kernels.has_bfloat16_kernel())
     filled_part = slice(0, cache.length)
     assert torch.equal(cache.keys[..., filled_part, :], same.keys[..., filled_part, :])
     assert torch.equal(cache.values[..., filled_part, :], same.values[..., filled_part, :])
@@ -118,7 +118,7 @@ def test_a_model_and_its_entry_are_not_kept_by_its_step(save_gpt2):
 
 @torch.inference_mode()
 def test_a_large_layer_in_onednn_is_written_down_too(save_gpt2, monkeypatch):
-    if not linear.has_onednn():
+    if not kernels.has_onednn():
         pytest.skip("this build of torch has no oneDNN")
     monkeypatch.setattr(linear, "LARGE", 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)

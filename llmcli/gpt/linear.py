@@ -7,7 +7,6 @@ waits for the bytes of W: what reads fewer of them is faster. Knows no model and
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Callable
 from functools import cache
@@ -18,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from llmcli.gpt.kernels import has_onednn, has_vnni
 from llmcli.gpt.rounding import (
     GROUP,
     Rows,
@@ -239,7 +239,7 @@ class Int8Linear(nn.Module):
 
     def __init__(self, weight: Rows, bias: Tensor | None) -> None:
         super().__init__()
-        values, scale = to_int8(weight, 127 if _has_vnni() else 63)
+        values, scale = to_int8(weight, 127 if has_vnni() else 63)
         self.scale = frozen(scale)
         self.bias = None if bias is None else frozen(bias.float())
         self.added = torch.zeros_like(scale) if self.bias is None else self.bias / scale
@@ -370,35 +370,3 @@ def storage_of(layer: nn.Module) -> str:
     """How a layer stores its weights: "float32", ..., "int8", "int4"."""
     found = getattr(layer, "storage", None)
     return found or str(layer.weight.dtype).removeprefix("torch.")
-
-
-# --- what the processor and this build of torch have --------------------------------------------
-
-
-def has_fbgemm() -> bool:
-    """Whether this processor and build of torch have the fast products with packed weights."""
-    return "fbgemm" in torch.backends.quantized.supported_engines
-
-
-@cache
-def has_onednn() -> bool:
-    """Whether this build of torch has oneDNN, and lets it be called by name."""
-    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-
-
-@cache
-def has_bfloat16_kernel() -> bool:
-    """Whether oneDNN multiplies bfloat16 here, for which it wants AVX-512."""
-    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
-    return has_onednn() and supported is not None and bool(supported())
-
-
-def has_int4_kernel() -> bool:
-    """Whether they multiply 4-bit weights at a speed worth having: written for AVX-512 and AVX2."""
-    fast = torch.backends.cpu.get_cpu_capability().startswith("AVX") and sys.platform != "win32"
-    return fast and INT4_PRODUCT is not None
-
-
-def _has_vnni() -> bool:
-    """Whether 8-bit products are summed without saturation; else weights get 7 bits."""
-    return bool(getattr(torch.cpu, "_is_vnni_supported", lambda: False)())

@@ -13,6 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from llmcli.gpt.kernels import has_bfloat16_kernel, has_fbgemm, has_int4_kernel, has_onednn
 from llmcli.gpt.linear import (
     BFloat16Linear,
     HalfLinear,
@@ -25,10 +26,6 @@ from llmcli.gpt.linear import (
     PlainInt8Linear,
     SerialHalfLinear,
     UnpackedHalfLinear,
-    has_bfloat16_kernel,
-    has_fbgemm,
-    has_int4_kernel,
-    has_onednn,
 )
 from llmcli.gpt.rounding import GROUP, Rows
 
