@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from llmcli.gpt import facts, generation
+    from llmcli.gpt import facts
 
 MAX_INT = 2**53
 DIGITS = 9  # significant ones, after which every float32 is itself again
@@ -90,12 +90,12 @@ class Step:
 
 def step_line(
     run: int,
-    step: generation.Step,
+    index: int,
     known: facts.Facts,
-    top: Iterable[facts.Choice],
     time_s: float,
+    forced: bool,
     finish_reason: str | None,
-    lens: Iterable[LensLayer],
+    lens: str,
     text: Callable[[int], str],
 ) -> str:
     """The line of a step; what is false or nothing is left out. `text` gives an id's `json_text`.
@@ -103,20 +103,26 @@ def step_line(
     Put together here: for an encoder, all numbers would first have to be rounded, which takes as
     long as a small model's layer.
     """
-    c, layers = known.chosen, ",".join([_lens_text(layer) for layer in lens])
+    c, top = known.chosen, {c.id: c for c in (*known.top, *known.drawn_top)}.values()
     listed = ",".join(
         [f"[{t.id},{text(t.id)},{_number(t.logprob)},{_number(t.drawn_logprob)}]" for t in top]
     )
     return (
-        f'{{"run":{run},"step":{step.index},"id":{c.id},"text":{text(c.id)},'
+        f'{{"run":{run},"step":{index},"id":{c.id},"text":{text(c.id)},'
         f'"logprob":{_number(c.logprob)},"drawn_logprob":{_number(c.drawn_logprob)},'
         f'"rank":{known.rank},"entropy_bits":{_number(known.entropy_bits)},'
         f'"kept":{_number(known.kept)},"time_s":{round(time_s, 6)},"top":[{listed}]'
-        + (',"forced":true' if step.forced else "")
+        + (',"forced":true' if forced else "")
         + (f',"finish_reason":"{finish_reason}"' if finish_reason else "")
-        + (f',"lens":[{layers}]' if layers else "")
+        + (f',"lens":{lens}' if lens else "")
         + "}"
     )
+
+
+def lens_text(layers: Iterable[LensLayer]) -> str:
+    """What a step would have said, were each layer the last, as JSON; "" where nobody looked."""
+    texts = [f"[{at.top},{_number(at.prob)},{_number(at.kl_bits)},{at.rank}]" for at in layers]
+    return f"[{','.join(texts)}]" if texts else ""
 
 
 def json_text(token: bytes) -> str:
@@ -155,10 +161,6 @@ def kl_bits(p: Step, q: Step) -> float:
 def _number(value: float) -> str:
     """DIGITS of a float, null where it is infinite."""
     return f"{value:.{DIGITS}g}" if math.isfinite(value) else "null"
-
-
-def _lens_text(layer: LensLayer) -> str:
-    return f"[{layer.top},{_number(layer.prob)},{_number(layer.kl_bits)},{layer.rank}]"
 
 
 def parsed(line: bytes) -> Begun | Step:

@@ -1,4 +1,4 @@
-"""What --trace costs: CPU time per decode step and bytes per step, with and without it.
+"""What --trace costs: time per decode step and bytes per step, with and without it.
 
 Both ways take turns in one process, so that whatever else the machine does hits both alike; the
 median of the ratios of neighbours is told.
@@ -15,6 +15,7 @@ from pathlib import Path
 from llmcli.commands.changes import read_changes, tap_for
 from llmcli.commands.job import Job
 from llmcli.commands.loading import Compute, load, open_model
+from llmcli.commands.options import Interventions
 from llmcli.commands.traced import Tracing, traced
 from llmcli.config import SENSIBLE
 
@@ -33,11 +34,11 @@ def run(arguments: argparse.Namespace) -> None:
 
     def seconds(tracing: Tracing | None) -> float:
         tap = tap_for({}, model, tracing.points if tracing else ())
-        started = time.process_time()
-        with traced(job, tracing, model, read_changes(opened), tap) as run:
+        started = time.perf_counter()
+        with traced(job, tracing, model, read_changes(opened, Interventions()), tap) as run:
             for _ in run(model, [ids], [(0, 0)], job.streams(1), tap):
                 pass
-        return time.process_time() - started
+        return time.perf_counter() - started
 
     with tempfile.TemporaryDirectory() as folder:
         plain, gz = (Path(folder) / name for name in ("run.jsonl", "run.jsonl.gz"))

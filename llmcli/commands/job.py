@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from llmcli.commands.loading import Opened
+from llmcli.commands.say import say
 from llmcli.commands.token_names import token_named, whole_number
 from llmcli.config import Sampling
 from llmcli.errors import UsageError
 from llmcli.streaming import Piece, TextStream, pieces
 
 if TYPE_CHECKING:
-    from llmcli.gpt.generation import Step
+    from llmcli.gpt.generation import Look, Step
     from llmcli.gpt.model import GPT
     from llmcli.gpt.tap import Tap
 
@@ -77,6 +77,7 @@ class Job:
         draws: Sequence[tuple[int, int]],
         streams: Sequence[TextStream],
         tap: Tap | None = None,
+        look: Look = lambda logits, kept: None,
     ) -> Iterator[Piece]:
         """Continue `prompts` as one batch; `draws` name each row's random numbers."""
         from llmcli.gpt.generation import NO_TAP, generate
@@ -96,6 +97,7 @@ class Job:
             use_cache=self.use_cache,
             ended=ended,
             tap=tap or NO_TAP,
+            look=look,
         )
         return pieces(steps, streams, ended, self.hidden_ids)
 
@@ -114,7 +116,7 @@ def prompt_ids(
     if len(ids) > room and truncate:
         kept = max(room + 1 - new, (room + 1) // 2)  # the last new token needs no room
         if not quiet:
-            print(f"The prompt's {more}{len(ids)} tokens are cut to {kept}.", file=sys.stderr)
+            say(f"The prompt's {more}{len(ids)} tokens are cut to {kept}.")
         ids = ids[len(ids) - kept :] if truncate == "left" else ids[:kept]
     if len(ids) > room:
         raise UsageError(

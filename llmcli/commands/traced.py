@@ -1,35 +1,41 @@
-"""`generate --trace`: a run whose every step is in a file before anyone sees it."""
+"""`generate --trace`: a run whose every step is on its way to a file before anyone sees it."""
 
 from __future__ import annotations
 
 import platform
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmcli import __version__
 from llmcli.checkpoint import header_hashes
-from llmcli.commands.files import writing
-from llmcli.commands.inspect_output import check_writable
+from llmcli.commands.apart import Work, apart
+from llmcli.commands.files import check_writable, writing
 from llmcli.commands.job import Job, Runner
 from llmcli.commands.loading import Opened, as_options, model_json
-from llmcli.commands.tokenize_out import tokenizer_sha256
+from llmcli.commands.say import say
 from llmcli.errors import LLMCLIError, UnsupportedModelError, UsageError, shown_path
 from llmcli.render.json import strict
 from llmcli.streaming import Piece, TextStream
+from llmcli.tokenizer_file import tokenizer_sha256
 from llmcli.trace import SCHEMA, SUFFIXES, Reader, Writer
-from llmcli.trace_lines import Begun, LensLayer, json_text, step_line
+from llmcli.trace_lines import Begun, LensLayer, json_text, lens_text, step_line
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from llmcli.commands.changes import Changes
+    from llmcli.gpt.facts import Rows
     from llmcli.gpt.model import GPT
+    from llmcli.gpt.sampling import Left, Row
     from llmcli.gpt.tap import Tap
+
+    Numbers = bytes | NDArray[Any]  # an array, or its bytes
 
 Lens = Callable[[int, int], tuple[LensLayer, ...]]
 TOP = 5  # of the likeliest tokens each step records at least
@@ -94,31 +100,74 @@ def traced(
         yield job.run
         return
     if tracing.path.is_file() and not tracing.quiet:
-        print(f"The trace in {shown_path(tracing.path)} is replaced.", file=sys.stderr)
+        say(f"The trace in {shown_path(tracing.path)} is replaced.")
     with writing(tracing.path):
         writer = Writer(tracing.path)
         writer.write(strict(header(job, model, changes, tracing.lens)))  # a bias of -inf is null
-    try:
-        yield Recorder(job, writer, tracing.path, names or {}, _lens(tracing, model, tap)).run
-    finally:
-        with writing(tracing.path):
-            writer.close()
+    with writer.file:  # another process may have its own, and close that
+        lines = apart(Lines(writer, job.opened, max(TOP, job.top_probs or 0)))
+        try:
+            yield Recorder(job, lines, tracing.path, names or {}, _lens(tracing, model, tap)).run
+        finally:
+            with writing(tracing.path):
+                lines.close()
+
+
+class Raw(NamedTuple):
+    """What a step's line is made of, as `apart` takes it."""
+
+    run: int
+    step: int
+    id: int
+    forced: bool
+    time_s: float
+    finish_reason: str | None
+    lens: str  # as JSON
+    logits: Numbers  # float32 (V,)
+    kept_ids: Numbers  # int64: those that the filters left
+    kept_logprobs: Numbers  # float32
+
+
+class Lines:
+    """The lines of a trace, written: ready ones, and those of steps, which are made here."""
+
+    def __init__(self, writer: Writer, opened: Opened, top_probs: int) -> None:
+        self.writer, self.top_probs = writer, top_probs
+        self.texts = cache(lambda id: json_text(opened.token_bytes(id)))
+
+    def take(self, thing: str | Raw) -> None:
+        self.writer.write(thing if isinstance(thing, str) else self._line(Raw(*thing)))
+
+    def close(self) -> None:
+        self.writer.close()
+
+    def _line(self, raw: Raw) -> str:
+        import numpy as np
+
+        from llmcli.gpt.facts import row_facts
+        from llmcli.gpt.sampling import Left
+
+        ids = np.frombuffer(raw.kept_ids, np.int64)
+        kept = Left(ids, np.frombuffer(raw.kept_logprobs, np.float32))
+        known = row_facts(np.frombuffer(raw.logits, np.float32), kept, raw.id, self.top_probs)
+        return step_line(
+            raw.run, raw.step, known, raw.time_s, raw.forced, raw.finish_reason, raw.lens,
+            self.texts,
+        )  # fmt: skip
 
 
 class Recorder:
-    """Runs a job, writes each step down, then hands it on as the job would have made it."""
+    """Runs a job, hands on each step to be written down, and then to who wants its text."""
 
     def __init__(
         self,
         job: Job,
-        writer: Writer,
+        lines: Work,
         path: Path,
         names: Mapping[int, str | int],
         lens: Callable[[], Lens] | None,  # a new one for each batch
     ) -> None:
-        self.job, self.writer, self.path, self.names, self.lens = job, writer, path, names, lens
-        self.recorded = replace(job, top_probs=max(TOP, job.top_probs or 0))
-        self.texts = cache(lambda id: json_text(job.opened.token_bytes(id)))
+        self.job, self.lines, self.path, self.names, self.lens = job, lines, path, names, lens
         self.started = time.perf_counter()
         self.n_texts = 0  # begun so far
 
@@ -134,35 +183,32 @@ class Recorder:
         first, start_s = self.n_texts, time.perf_counter() - self.started
         for ids, draw in zip(prompts, draws, strict=True):
             self._begin(ids, draw, start_s)
-        lens, k = self.lens() if self.lens else None, self.job.top_probs
-        for piece in self.recorded.run(model, prompts, draws, streams, tap):
-            with writing(self.path):
-                self.writer.write(self._line(piece, first, start_s, lens))
-            if k is None or k >= TOP:  # nobody looks at them, or as they are
-                yield piece
-            else:
-                yield replace(piece, step=piece.step.listing(k))
+        lens = self.lens() if self.lens else None
+        rows: Iterator[tuple[Row, Left]] = iter(())  # those of the pieces that come next
+
+        def look(logits: Rows, kept: Sequence[Left]) -> None:
+            nonlocal rows
+            rows = zip(logits, kept, strict=True)
+
+        for piece in self.job.run(model, prompts, draws, streams, tap, look):
+            step, (logits, kept) = piece.step, next(rows)
+            layers = lens_text(lens(step.index, step.id)) if lens else ""
+            self._write(
+                (first + step.row, step.index, step.id, step.forced, start_s + step.time_s,
+                 piece.finish_reason, layers, logits, kept.ids, kept.logprobs)
+            )  # fmt: skip
+            yield piece
 
     def _begin(self, ids: Sequence[int], draw: tuple[int, int], time_s: float) -> None:
         tokenizer = self.job.opened.tokenizer
         text = tokenizer.decode(list(ids[len(tokenizer.prefix_ids) :]))
         begun = Begun(self.n_texts, tuple(ids), text, self.names.get(draw[0]), draw, time_s)
         self.n_texts += 1
-        with writing(self.path):
-            self.writer.write(begun.line())
+        self._write(begun.line())
 
-    def _line(self, piece: Piece, first: int, start_s: float, lens: Lens | None) -> str:
-        step, facts = piece.step, piece.step.facts
-        return step_line(
-            first + step.row,
-            step,
-            facts,
-            {c.id: c for c in (*facts.top, *facts.drawn_top)}.values(),
-            start_s + step.time_s,
-            piece.finish_reason,
-            lens(step.index, step.id) if lens else (),
-            self.texts,
-        )
+    def _write(self, thing: str | tuple[Any, ...]) -> None:
+        with writing(self.path):
+            self.lines.take(thing)
 
 
 def header(job: Job, model: GPT, changes: Changes, lens: bool) -> dict[str, Any]:

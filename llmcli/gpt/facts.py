@@ -35,10 +35,6 @@ class Facts(NamedTuple):
     top: tuple[Choice, ...]  # by `logprob`, the most probable first
     drawn_top: tuple[Choice, ...]  # by `drawn_logprob`; what the filters cut is not listed
 
-    def listing(self, k: int) -> Facts:
-        """The same with no more than `k` in each list."""
-        return self._replace(top=self.top[:k], drawn_top=self.drawn_top[:k])
-
 
 def facts_of(
     logits: Rows, kept: Sequence[Left], ids: Sequence[int], top_probs: int | None
@@ -46,12 +42,11 @@ def facts_of(
     """What there is to know of an id of each row, of what the filters `kept` of `logits` (B, V)."""
     if top_probs is None:
         return [None] * len(ids)
-    k = min(top_probs, logits.shape[-1])
-    return [_row_facts(*of, k) for of in zip(logits, kept, ids, strict=True)]
+    return [row_facts(*of, top_probs) for of in zip(logits, kept, ids, strict=True)]
 
 
-def _row_facts(logits: Row, kept: Left, id: int, k: int) -> Facts:
-    """That of one row (V,)."""
+def row_facts(logits: Row, kept: Left, id: int, k: int) -> Facts:
+    """What there is to know of one row (V,), listing `k` tokens."""
     below = logits - np.maximum.reduce(logits)
     exponentials = np.exp(below)
     total = float(np.add.reduce(exponentials))

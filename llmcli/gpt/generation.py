@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
 from typing import Literal
@@ -21,7 +21,7 @@ from torch import Tensor
 from llmcli.config import Sampling
 from llmcli.errors import IntegrityError, UsageError
 from llmcli.gpt.cache import KVCache
-from llmcli.gpt.facts import Facts, facts_of
+from llmcli.gpt.facts import Facts, Rows, facts_of
 from llmcli.gpt.model import GPT, NO_TAP
 from llmcli.gpt.packing import pack
 from llmcli.gpt.sampling import Left, Row, draw, left, seen, uniforms
@@ -29,6 +29,7 @@ from llmcli.gpt.step import decode_step
 from llmcli.gpt.tap import Tap
 
 FinishReason = Literal["stop", "length"]
+Look = Callable[[Rows, Sequence[Left]], None]  # logits (B, V), and what the filters leave of each
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +43,6 @@ class Step:
     time_s: float  # since `generate` was called
     finish_reason: FinishReason | None
     known: Facts | None  # None: nobody asked
-
-    def listing(self, k: int) -> Step:
-        """The same as it is made where `k` is the `top_probs` of `generate`, if that is less."""
-        return replace(self, known=self.facts.listing(k))
 
     @property
     def facts(self) -> Facts:
@@ -70,6 +67,7 @@ def generate(
     use_cache: bool = True,
     tap: Tap = NO_TAP,
     ended: Collection[int] = (),
+    look: Look = lambda logits, kept: None,
 ) -> Iterator[Step]:
     """Continue `prompts` as one batch, each row drawing from its own generator: Steps, by index.
 
@@ -77,7 +75,8 @@ def generate(
     caller has put it into `ended`. `forced` gives the id at some indices whatever the draw says;
     ids from `n_tokens` on, the padding of some vocabularies, are never drawn. The facts of a step
     list the `top_probs` most probable tokens; None leaves them out: they take as long as a layer.
-    `ended` is read again after each step, so that who listens can end a row while iterating.
+    `ended` is read again after each step, so that who listens can end a row while iterating. `look`
+    is shown what the Steps of an index come from, a row for each, before they come.
     Without `use_cache` every step computes all tokens anew: it takes longer, for the same text, but
     for what bfloat16 and 8 and 4 bits round away.
 
@@ -110,6 +109,7 @@ def generate(
         if index in forced:  # after the draw, so that later steps draw what they would have drawn
             ids = [forced[index]] * len(ids)
         time_s = time.perf_counter() - started
+        look(logits.numpy(), kept)
         facts = facts_of(logits.numpy(), kept, ids, top_probs)
         for row, id, known in zip(running, ids, facts, strict=True):
             history[row].append(id)
