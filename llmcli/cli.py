@@ -20,7 +20,8 @@ from typer.core import TyperCommand, TyperGroup
 
 from llmcli import __version__
 from llmcli.commands import download, generate, inspect, tokenize
-from llmcli.errors import LLMCLIError, ResourceError
+from llmcli.commands.say import say
+from llmcli.errors import FULL, LLMCLIError, ResourceError
 
 Misused: type[Any] = typer.BadParameter.__mro__[1]  # Typer's own kind of error, named nowhere else
 
@@ -121,7 +122,7 @@ def reported(command: Callable[..., None]) -> Callable[..., None]:
         except OSError as error:
             if error.errno == errno.ENOMEM:  # a file could not be mapped
                 fail(NO_MEMORY)
-            if error.errno != errno.ENOSPC:
+            if error.errno not in FULL:
                 raise
             _abandon_stdout()
             fail(ResourceError("The disk is full.", "Free some space and run this again."))
@@ -139,9 +140,9 @@ def fail(error: LLMCLIError) -> None:
     """Say what happened on stderr and exit with the error's code."""
     if os.environ.get("LLMCLI_DEBUG") == "1":
         traceback.print_exception(error)
-    print(f"llmcli: {error.fact}", file=sys.stderr)
+    say(f"llmcli: {error.fact}")
     if error.remedy:
-        print(error.remedy, file=sys.stderr)
+        say(error.remedy)
     raise typer.Exit(error.exit_code)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 
 class LLMCLIError(Exception):
     """A failure that the user can understand: `fact` says what is, `remedy` what to do next."""
@@ -48,6 +50,9 @@ class ResourceError(LLMCLIError):
     """Not enough memory or disk; the fact holds both what is needed and what is available."""
 
     exit_code = 7
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a disk without room, or a quota, says
 
 
 def shown(text: str, limit: int = 80) -> str:

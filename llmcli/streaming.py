@@ -5,11 +5,12 @@ Knows the tokenizer and text, not where the text goes.
 
 from __future__ import annotations
 
+from codecs import getincrementaldecoder
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from llmcli.tokenizer import Tokenizer, Utf8Stream
+from llmcli.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from llmcli.gpt.generation import Step
@@ -65,7 +66,7 @@ class TextStream:
         self, tokenizer: Tokenizer, stops: Sequence[str] = (), keep_stop: bool = False
     ) -> None:
         self.tokenizer = tokenizer
-        self.utf8 = Utf8Stream()
+        self.utf8 = getincrementaldecoder("utf-8")("replace")  # whole characters, else U+FFFD
         self.matcher = StopMatcher(stops, keep_stop)
 
     @property
@@ -74,11 +75,11 @@ class TextStream:
         return self.matcher.stopped
 
     def feed(self, id: int) -> str:
-        return self.matcher.feed(self.utf8.feed(self.tokenizer.token_bytes(id)))
+        return self.matcher.feed(self.utf8.decode(self.tokenizer.token_bytes(id)))
 
     def flush(self) -> str:
         """The end of the text: an unfinished character becomes U+FFFD."""
-        return self.matcher.feed(self.utf8.flush()) + self.matcher.flush()
+        return self.matcher.feed(self.utf8.decode(b"", True)) + self.matcher.flush()
 
 
 @dataclass(frozen=True, slots=True)

@@ -122,7 +122,7 @@ class Tokenizer:
         return self.decode_bytes(ids).decode("utf-8", "replace")
 
     def token_bytes(self, id: int) -> bytes:
-        """The bytes of one token, for `Utf8Stream.feed`."""
+        """The bytes of one token, perhaps a part of a character."""
         return self.decode_bytes([id])
 
     def id_of(self, text: str) -> int | None:
@@ -184,23 +184,6 @@ def normalize(text: str, forms: Sequence[str]) -> str:
     for form in forms:
         text = unicodedata.normalize(form, text)  # type: ignore[arg-type]
     return text
-
-
-class Utf8Stream:
-    """Bytes in, whole characters out: `feed(b"\\xc3")` -> "", then `feed(b"\\xa9")` -> "é"."""
-
-    def __init__(self) -> None:
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-
-    def feed(self, token_bytes: bytes) -> str:
-        """What is complete by now; invalid bytes become U+FFFD."""
-        return self._decoder.decode(token_bytes)
-
-    def flush(self) -> str:
-        """U+FFFD for an unfinished character, else nothing; the stream starts afresh."""
-        text = self._decoder.decode(b"", True)
-        self._decoder.reset()
-        return text
 
 
 def _any_of(tokens: dict[str, AddedToken]) -> re.Pattern[str] | None:

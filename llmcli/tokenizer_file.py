@@ -7,6 +7,7 @@ from `vocab.json` + `merges.txt`. What cannot be matched exactly is refused by n
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from os.path import exists  # unlike Path.exists(), False where a folder may not
 from pathlib import Path
 from typing import Any
 
-from llmcli.errors import IntegrityError, NotFoundError, UnsupportedModelError
+from llmcli.errors import IntegrityError, NotFoundError, UnsupportedModelError, shown_path
 
 MAX_FILE_NBYTES = 64 * 2**20
 MAX_ID = 2**24
@@ -147,7 +148,9 @@ def _from_vocab_and_merges(folder: Path) -> Recipe:
     names = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
     found = [[folder / name for name in pair] for pair in names if exists(folder / pair[0])]
     if not found:
-        raise NotFoundError(f"There is no tokenizer.json or vocab.json in {folder}.", _DOWNLOAD)
+        raise NotFoundError(
+            f"There is no tokenizer.json or vocab.json in {shown_path(folder)}.", _DOWNLOAD
+        )
     path, merges_path = found[0]
     config = _config(folder)
     kind = config.get("tokenizer_class", "GPT2Tokenizer")
@@ -201,11 +204,13 @@ def _name(token: Any) -> str:
 def _read_text(path: Path) -> str:
     try:
         if not path.is_file():
-            raise NotFoundError(f"{path} is not there, or no file.", _DOWNLOAD)
+            raise NotFoundError(f"{shown_path(path)} is not there, or no file.", _DOWNLOAD)
         with path.open("rb") as file:
             data = file.read(MAX_FILE_NBYTES + 1)
     except OSError as error:
-        raise NotFoundError(f"{path} cannot be read: {error.strerror}.", _DOWNLOAD) from None
+        raise NotFoundError(
+            f"{shown_path(path)} cannot be read: {error.strerror}.", _DOWNLOAD
+        ) from None
     if len(data) > MAX_FILE_NBYTES:
         raise damaged(path, f"more than {MAX_FILE_NBYTES // 2**20} MiB")
     try:
@@ -364,9 +369,24 @@ def _check_ids(recipe: Recipe) -> None:
             raise damaged(where, f"a merge refers to the unknown token {token!r:.80}")
 
 
+def tokenizer_sha256(folder: Path) -> dict[str, str]:
+    """The hash of each of the folder's tokenizer files that was read."""
+    names = ["tokenizer.json"] if (folder / "tokenizer.json").exists() else [
+        "vocab.json", "encoder.json", "merges.txt", "vocab.bpe"
+    ]  # fmt: skip
+    return {name: _sha256(folder / name) for name in names if (folder / name).is_file()}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def damaged(where: Path, what: str) -> IntegrityError:
-    return IntegrityError(f"{where} is damaged: {what}.", _DOWNLOAD)
+    return IntegrityError(f"{shown_path(where)} is damaged: {what}.", _DOWNLOAD)
 
 
 def unsupported(where: Path, what: str) -> UnsupportedModelError:
-    return UnsupportedModelError(f"{where} holds what llmcli cannot match: {what}.", _OTHER)
+    return UnsupportedModelError(
+        f"{shown_path(where)} holds what llmcli cannot match: {what}.", _OTHER
+    )

@@ -202,8 +202,8 @@ def test_a_sample_does_not_depend_on_how_many_there_are(result):
 
 def test_samples_in_a_pipe_are_parted_by_a_line(generate, result):
     texts = [sample["text"] for sample in result("--num-samples", 3)["samples"]]
-    assert generate("--num-samples", 3).stdout == "\n---\n".join(texts)
-    assert generate("--num-samples", 3, "--separator", "==").stdout == "\n==\n".join(texts)
+    assert generate("--num-samples", 3).stdout == "\n---\n".join(texts) + "\n"
+    assert generate("--num-samples", 3, "--separator", "==").stdout == "\n==\n".join(texts) + "\n"
 
 
 def test_samples_on_a_terminal_have_headings(model_folder):

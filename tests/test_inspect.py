@@ -364,7 +364,10 @@ def test_a_token_is_found_as_given_or_after_a_space(capsys):
         assert capsys.readouterr().err == said
     a, spaced = known.id_of("a"), known.id_of(" a")
     say_which("--token", "a", token_named("--token", "a", known, spaced=True), known)
-    assert capsys.readouterr().err == f'--token: "a", id {a}, as given; " a" is id {spaced}.\n'
+    assert (
+        capsys.readouterr().err
+        == f'--token: "a", id {a}, as given; " a", with the space, is id {spaced}.\n'
+    )
 
 
 def test_dtype_is_said(llmcli, model_folder):

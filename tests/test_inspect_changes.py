@@ -214,7 +214,7 @@ def test_the_picture_of_a_difference_fits(columns, llmcli, model_folder, monkeyp
     done = llmcli("inspect", PROMPT, "-m", model_folder, *all_views(), "--view", "attention",
                   "--ablate", "L0.H1", "--baseline", "--color", "always")  # fmt: skip
     plain = re.sub(r"\x1b\[[\d;]*m", "", done.stdout)
-    for title in ("untouched", "changed", "difference"):
+    for title in ("untouched", "changed: --ablate L0.H1", "difference"):
         assert plain.count(f"── {title} ──") == 1
     assert re.search(r"difference  of view lens · \d+ of \d+ numbers moved", plain)
     assert max(map(len, plain.splitlines())) <= columns
@@ -226,7 +226,7 @@ def test_saved_pictures_say_which_run_they_are_of(llmcli, model_folder, tmp_path
                   "--baseline", "--save", path, "--quiet")  # fmt: skip
     assert done.exit_code == 0, done.output
     titles = re.findall("── (.*?) ──", path.read_text())
-    assert titles == ["untouched", "changed", "difference"]
+    assert titles == ["untouched", "changed: --ablate L0.H1", "difference"]
 
 
 def test_tensors_of_a_change_are_both_logits(views, tmp_path):

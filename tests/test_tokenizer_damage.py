@@ -7,13 +7,10 @@ import json
 import random
 import subprocess
 import sys
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from llmcli.errors import (
     IntegrityError,
@@ -22,7 +19,7 @@ from llmcli.errors import (
     UnsupportedModelError,
     UsageError,
 )
-from llmcli.tokenizer import Tokenizer, Utf8Stream
+from llmcli.tokenizer import Tokenizer
 from llmcli.tokenizer_file import ALPHABET
 
 MERGES = ["t h", "th e", "Ġ the", "a a", "aa a", "Ġ a"]
@@ -226,25 +223,6 @@ def test_white_space_that_would_overflow_tiktoken_is_a_usage_error(tmp_path, spa
     with pytest.raises(UsageError, match="white spaces in a row"):
         tok.encode("x" + space * 1_100_000 + "x")
     assert tok.decode(tok.encode("x" + space * 249_999 + "x")).count(space) == 249_999
-
-
-@settings(max_examples=200, deadline=None, derandomize=True, database=None)
-@given(st.lists(st.binary(max_size=6)), st.text(max_size=20), st.randoms(use_true_random=False))
-def test_a_stream_gives_what_decoding_at_once_gives(chunks, text, rng) -> None:
-    data = b"".join(chunks) + text.encode()
-    cuts = sorted(rng.choices(range(len(data) + 1), k=5))
-    edges = [0, *cuts, len(data)]
-    stream = Utf8Stream()
-    out = [stream.feed(data[a:b]) for a, b in pairwise(edges)]
-    assert "".join(out) + stream.flush() == data.decode("utf-8", "replace")
-    assert stream.flush() == ""
-
-
-def test_a_stream_holds_half_a_character_back() -> None:
-    stream = Utf8Stream()
-    assert [stream.feed(bytes([byte])) for byte in "é🙂".encode()] == ["", "é", "", "", "", "🙂"]
-    assert stream.feed(b"\xf0\x9f") == ""
-    assert stream.flush() == "\ufffd"
 
 
 def mutated(rng: random.Random) -> Any:

@@ -20,10 +20,11 @@ from safetensors.torch import load_file, save_file
 from test_cli import PACKAGE_SCHEMAS, assert_fails
 
 from llmcli.errors import IntegrityError
+from llmcli.gpt.facts import Facts
 from llmcli.inspection.replay import compared, verdict
 from llmcli.inspection.trace import in_words, view
 from llmcli.trace import BLOCK_NBYTES, Reader, Writer, records
-from llmcli.trace_lines import Begun, Choice, Step, json_text, kl_bits, step_line
+from llmcli.trace_lines import Begun, Choice, Step, json_text, kl_bits, lens_text, step_line
 
 SCHEMA = json.loads((PACKAGE_SCHEMAS / "trace.schema.json").read_text())
 INSPECT = json.loads((PACKAGE_SCHEMAS / "inspect.schema.json").read_text())
@@ -218,8 +219,9 @@ def line_of(step):
     if isinstance(step, Begun):
         return step.line()
     texts = {c.id: c.text for c in (step.chosen, *step.top)}
-    return step_line(step.run, step, step, step.top, step.time_s, step.finish_reason, step.lens,
-                     lambda id: json_text(texts[id]))  # fmt: skip
+    known = Facts(step.chosen, step.rank, step.entropy_bits, step.kept, step.top, ())
+    return step_line(step.run, step.index, known, step.time_s, step.forced, step.finish_reason,
+                     lens_text(step.lens), lambda id: json_text(texts[id]))  # fmt: skip
 
 
 def test_every_float32_survives_the_file():
@@ -704,7 +706,11 @@ def test_ids_that_the_model_has_not_are_damage(traced, llmcli):
         (["generate", "--replay", "RUN", "--from-step", 13], 2, "has 12 steps in run 0"),
         (["generate", "--replay", "RUN", "--from-step", 12], 2, "the run ends after 12 tokens"),
         (["generate", "--replay", "RUN", "--from-step", 5, "--force", "3=1"], 2, "before 5"),
-        (["generate", "--replay", "RUN", "--from-step", 5, "--trace", "RUN"], 2, "the same file"),
+        (
+            ["generate", "--replay", "RUN", "--from-step", 5, "--trace", "RUN"],
+            2,
+            "a file that this run reads",
+        ),
         (["generate", "Once", "--trace-lens"], 2, "--trace-lens needs --trace"),
         (["generate", "Once", "--trace", "run.txt"], 2, "must end in"),
         (["generate", "Once", "--trace", "/nowhere/run.jsonl"], 3, "cannot be written"),

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmcli.commands.input import read_file
 from llmcli.commands.loading import Opened
-from llmcli.errors import NotFoundError, UsageError, shown
+from llmcli.commands.options import Interventions
+from llmcli.commands.say import say
+from llmcli.errors import UsageError, shown, shown_path
+from llmcli.trace import CHANGES
 
 if TYPE_CHECKING:
     from llmcli.gpt.model import GPT
@@ -71,30 +74,21 @@ class Changes:
             raise entry.wrong(0, "with --prompts a mean needs --reference.", "or :zero")
 
 
-def read_changes(
-    opened: Opened,
-    ablate: list[str] | None = None,
-    knockout: list[str] | None = None,
-    steer: list[str] | None = None,
-    patch: list[str] | None = None,
-    steer_prompt: bool = False,
-    reference: Path | None = None,
-) -> Changes:
+def read_changes(opened: Opened, wanted: Interventions) -> Changes:
     """The entries of all options, held against the model. Raises UsageError with a caret."""
     from llmcli.inspection.plan import read
 
-    wishes = read(
-        opened.config, ablate or (), knockout or (), steer or (), patch or (), steer_prompt
-    )
+    given = {name: getattr(wanted, name) or [] for name in CHANGES}
+    wishes = read(opened.config, **given, steer_prompt=wanted.steer_prompt)
+    reference = wanted.reference
     if reference is not None and not wishes.of_mean:
         raise UsageError(
             "--reference is for means, and there are none.",
             "They are those of --ablate L3.H5:mean and of --steer with one text.",
         )
-    given = {"ablate": ablate, "knockout": knockout, "steer": steer, "patch": patch}
     words: dict[str, Any] = {name: list(entries) for name, entries in given.items() if entries}
     if words:
-        words["steer_prompt"] = steer_prompt
+        words["steer_prompt"] = wanted.steer_prompt
         words["reference"] = None if reference is None else str(reference)
     return Changes(wishes, () if reference is None else _reference(opened, reference), words)
 
@@ -118,10 +112,9 @@ def _tell_drowned(layer: int, norm: float, length: float) -> None:
     """Say so where what is added is longer than the stream there."""
     if norm > length:
         share = float(f"{MODERATE * length / norm:.1g}")
-        print(
+        say(
             f"--steer: what is added after layer {layer} has the length {norm:.0f} and drowns a "
             f"stream of {length:.0f}: the text may be noise. {share:g} of the strength is gentler.",
-            file=sys.stderr,
         )
 
 
@@ -136,25 +129,12 @@ def tap_for(patch: Mapping[str, Patch], model: GPT, record: Sequence[str] = ()) 
 
 def _reference(opened: Opened, path: Path) -> tuple[tuple[int, ...], ...]:
     """The ids of a text, cut into pieces that the context holds, each begun as a prompt is."""
-    name = shown(str(path), 4096)
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_REFERENCE_NBYTES + 1)
-    except OSError as error:
-        raise NotFoundError(
-            f"{name} cannot be read: {error.strerror}.", "Name a text: --reference story.txt"
-        ) from error
-    if len(data) > MAX_REFERENCE_NBYTES:
-        raise UsageError(f"{name} is larger than {MAX_REFERENCE_NBYTES >> 20} MiB.", "Shorten it.")
-    try:
-        ids = opened.tokenizer.encode(data.decode())
-    except UnicodeDecodeError as error:
-        raise UsageError(
-            f"{name} is not UTF-8 at offset {error.start}.",
-            "Convert it first, for example with iconv -t UTF-8.",
-        ) from error
+    text = read_file(path, MAX_REFERENCE_NBYTES, "Name a text: --reference story.txt")
+    ids = opened.tokenizer.encode(text)
     if not ids:
-        raise UsageError(f"{name} is empty.", "--reference takes a text to average over.")
+        raise UsageError(
+            f"{shown_path(path)} is empty.", "--reference takes a text to average over."
+        )
     prefix = tuple(opened.tokenizer.prefix_ids)
     room = opened.config.n_ctx - len(prefix)
     return tuple((*prefix, *ids[i : i + room]) for i in range(0, len(ids), room))

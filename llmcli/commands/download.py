@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llmcli.commands.options import Json, Quiet
+from llmcli.commands.say import say
 from llmcli.errors import IntegrityError, NotFoundError, UsageError, shown
 
 if TYPE_CHECKING:
@@ -151,9 +152,8 @@ def _fetch(
                 )
         except KeyboardInterrupt:
             if not quiet and not dry_run:
-                print(
+                say(
                     "Stopped. The same command goes on from here: nothing that came is lost.",
-                    file=sys.stderr,
                 )
             raise
         except Exception:
@@ -167,7 +167,7 @@ def _fetch(
             _print_plan(result)
         else:
             if not quiet:
-                print(_summary(result), file=sys.stderr)
+                say(_summary(result))
             print(result.folder, flush=True)
     if as_json:
         print(strict({"schema": SCHEMA, "dry_run": dry_run, "models": done}))
@@ -270,10 +270,9 @@ def _offer(as_json: bool) -> None:
     ]
     _print_rows(head, rows, numbers=[1, 2, 3])
     if terminal:
-        print(
+        say(
             "\nMemory: the weights in float32, a full KV cache. Get one: llmcli download NAME\n"
             f"NAME may be any org/name with safetensors of: {', '.join(sorted(FAMILIES))}.",
-            file=sys.stderr,
         )
 
 
@@ -332,7 +331,7 @@ def _remove(names: list[HubName], as_json: bool, quiet: bool) -> None:
             raise
         removed.append({"model": str(name), "nbytes": nbytes})
         if not quiet and not as_json:
-            print(f"{name} is removed: {sized(nbytes)} set free.", file=sys.stderr)
+            say(f"{name} is removed: {sized(nbytes)} set free.")
     if as_json:
         print(strict({"schema": SCHEMA, "removed": removed}))
 
@@ -356,7 +355,7 @@ def _verify(names: list[HubName], as_json: bool, quiet: bool) -> None:
         print(strict({"schema": SCHEMA, "models": reports}), flush=True)
     bad = [report for report in reports if report["damaged"] or report["unverifiable"]]
     for report in bad[:-1]:
-        print(f"llmcli: {_finding(report)}", file=sys.stderr)
+        say(f"llmcli: {_finding(report)}")
     if bad:
         anew = " ".join(report["model"] for report in bad)
         raise IntegrityError(_finding(bad[-1]), f"Fetch it anew: llmcli download {anew}")

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import secrets
 import shutil
 import stat
-import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from llmcli.errors import NotFoundError, ResourceError, UsageError, shown_path
+from llmcli.commands.say import say
+from llmcli.errors import FULL, NotFoundError, ResourceError, UsageError, shown_path
 
 if TYPE_CHECKING:
     from llmcli.trace import Damage, Reader
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a disk without room, or a quota, says
 N_DAMAGED = 3  # lines that are named one by one
 
 
@@ -44,6 +42,22 @@ def refuse_inputs(option: str, path: Path | None, inputs: Iterable[Path | None])
             raise UsageError(
                 f"{option} {shown_path(path)} is a file that this run reads.", "Name another one."
             )
+
+
+def check_writable(option: str, path: Path | None, suffixes: tuple[str, ...]) -> None:
+    """Raise before any work is done where `path` cannot be written."""
+    if path is None:
+        return
+    if path.suffix not in suffixes:
+        raise UsageError(
+            f"{option} {shown_path(path)} must end in {' or '.join(suffixes)}.",
+            f"For example: {option} {shown_path(path.with_suffix(suffixes[0]))}",
+        )
+    folder = path.parent
+    if not folder.is_dir():
+        raise unwritable(path, "there is no such folder")
+    if path.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
+        raise unwritable(path, "it is a folder" if path.is_dir() else "permission denied")
 
 
 @contextmanager
@@ -77,6 +91,12 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
             unfinished.unlink()
 
 
+def write(path: Path, data: bytes) -> None:
+    """The whole of `data`, or what was there before."""
+    with replacing(path) as file:
+        file.write(data)
+
+
 def unwritable(path: Path, why: str) -> NotFoundError:
     return NotFoundError(
         f"{shown_path(path)} cannot be written: {why}.", "Name a file in a folder of yours."
@@ -89,7 +109,7 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno == errno.ENOSPC:
+        if error.errno in FULL:
             raise  # said in one place for all commands
         raise unwritable(path, error.strerror or type(error).__name__) from error
 
@@ -99,9 +119,9 @@ def tell_damage(reader: Reader, quiet: bool = False) -> None:
     if quiet or not reader.damaged:
         return
     for damage in reader.damaged[:N_DAMAGED]:
-        print(f"{reader.name}, {_where(damage)}: {damage.why}; passed over.", file=sys.stderr)
+        say(f"{reader.name}, {_where(damage)}: {damage.why}; passed over.")
     if (more := len(reader.damaged) - N_DAMAGED) > 0:
-        print(f"{reader.name}: {more} more damaged line{'s' * (more > 1)}.", file=sys.stderr)
+        say(f"{reader.name}: {more} more damaged line{'s' * (more > 1)}.")
 
 
 def _where(damage: Damage) -> str:

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import typer
 
 from llmcli.commands import options as o
+from llmcli.commands.say import say
 from llmcli.errors import UsageError
 from llmcli.trace import CHANGES
 
@@ -143,6 +144,7 @@ def generate(
     from llmcli.commands.job import Job, forced_ids, prompt_ids
     from llmcli.commands.loading import open_model, sampling_from
     from llmcli.commands.many import run_many
+    from llmcli.commands.recorded import open_past
     from llmcli.commands.single import Show, run_one
     from llmcli.commands.traced import tracing_to
 
@@ -156,16 +158,18 @@ def generate(
     replays.check_options(names)
     tracing, past = tracing_to(trace, trace_lens, quiet), None
     if replay is not None:
-        named = model if "model" in names else None
-        if from_step is None:
-            made = replays.replay(replay, run, named, compute, resample, not no_cache, quiet)
-            replays.show(made, json, color)
+        goes_on = from_step is not None  # from one of the runs
+        past = open_past(
+            replay, run or 0 if goes_on else run, model if "model" in names else None, quiet
+        )
+        compute = past.compute(compute, names)
+        if not goes_on:
+            replays.show(replays.replay(past, compute, resample, not no_cache, quiet), json, color)
             return
-        past, compute = replays.begin(replay, run, named, compute, trace, quiet)
         if "max_new_tokens" not in names:
             max_new_tokens = past.job().max_new_tokens
     opened = past.opened if past else open_model(model)
-    sampling = sampling_from(opened, default=past.sampling if past else None, **asdict(drawing))
+    sampling = sampling_from(opened, drawing, past.sampling if past else None)
     eos_ids = () if ignore_eos else opened.config.eos_ids
     stop_ids = _known_ids(stop_id or [], opened.config.vocab_size)
     if "" in (stop or ()):
@@ -179,8 +183,7 @@ def generate(
         top_probs=top_probs if top_probs or json or jsonl or color_probs else None,
         use_cache=not no_cache,
     )  # fmt: skip
-    given = asdict(interventions)
-    changes = past.changes(given) if past else read_changes(opened, **given)
+    changes = read_changes(opened, past.interventions(interventions) if past else interventions)
     if trace or out:
         read = [prompts, replay, interventions.reference, *opened.files, *changes.files]
         refuse_inputs("--trace", trace, [*read, out])
@@ -199,14 +202,14 @@ def generate(
         text = read_text(prompt, 'llmcli generate "Once upon a time"')
         ids = prompt_ids(opened, text, truncate_prompt, quiet, max_new_tokens)
         if not text and prompt != "" and not quiet:  # from a pipe it may be a mistake
-            print("The prompt is empty: the model begins a text of its own.", file=sys.stderr)
+            say("The prompt is empty: the model begins a text of its own.")
     if max(job.forced, default=0) > (last := opened.config.n_ctx - len(ids)):
         raise UsageError(
             f"--force: the context is full after step {last}.",
             "Name an earlier step, or shorten the prompt.",
         )
     if color_probs and not (sys.stdout.isatty() or color == o.ColorMode.always or quiet):
-        print("--color-probs: no terminal, so plain text; --color always tints.", file=sys.stderr)
+        say("--color-probs: no terminal, so plain text; --color always tints.")
     if dry_run:
         tell_budget(job, compute, ids, num_samples, json)
         return

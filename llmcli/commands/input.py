@@ -1,12 +1,14 @@
-"""What the user typed or piped in, as text."""
+"""What the user typed, piped in or has in a file, as text."""
 
 from __future__ import annotations
 
 import os
 import stat
 import sys
+from contextlib import nullcontext
+from pathlib import Path
 
-from llmcli.errors import UsageError
+from llmcli.errors import NotFoundError, UsageError, shown_path
 
 MAX_STDIN_NBYTES = 256 << 20  # of a prompt; far more than any context holds
 
@@ -25,6 +27,30 @@ def read_text(argument: str | None, example: str) -> str:
     if len(data) > MAX_STDIN_NBYTES:
         raise UsageError(f"The text is longer than {MAX_STDIN_NBYTES >> 20} MiB.", "Shorten it.")
     return _decoded(data).removeprefix("\ufeff").removesuffix("\n")
+
+
+def read_file(path: Path, max_nbytes: int, example: str, dash: bool = False) -> str:
+    """The text of a file, without a byte order mark; with `dash`, of stdin for "-".
+
+    Raises NotFoundError, with an `example`, for one that cannot be read, UsageError for one that is
+    larger than `max_nbytes` or no UTF-8.
+    """
+    name, is_stdin = shown_path(path), dash and str(path) == "-" and sys.stdin is not None
+    try:
+        opened = nullcontext(sys.stdin.buffer) if is_stdin else path.open("rb")
+        with opened as file:  # which may be a pipe, or a device that never ends
+            data = file.read(max_nbytes + 1)
+    except OSError as error:
+        raise NotFoundError(f"{name} cannot be read: {error.strerror}.", example) from error
+    if len(data) > max_nbytes:
+        raise UsageError(f"{name} is larger than {max_nbytes >> 20} MiB.", "Shorten or split it.")
+    try:
+        return data.decode().removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"{name} is not UTF-8 at offset {error.start}.",
+            "Convert it first, for example with iconv -t UTF-8.",
+        ) from error
 
 
 def is_piped() -> bool:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from llmcli.commands import inspect_options as i
 from llmcli.commands import options as o
+from llmcli.commands.say import say
 from llmcli.errors import IntegrityError, UsageError
 
 if TYPE_CHECKING:
@@ -99,14 +99,13 @@ def inspect(
     """
     from llmcli.commands import inspect_output as output
     from llmcli.commands import inspect_trace as traces
-    from llmcli.commands.files import refuse_inputs
+    from llmcli.commands.files import check_writable, refuse_inputs
     from llmcli.commands.input import is_piped
     from llmcli.commands.inspect_request import Request
     from llmcli.commands.inspect_steer import check_steer
+    from llmcli.commands.recorded import open_past
     from llmcli.inspection.catalogue import entries
 
-    sampling = asdict(drawing)
-    changes = {**asdict(interventions), "steer_prompt": interventions.steer_prompt or None}
     given = {
         "layer": layer, "head": head, "position": position, "token": token, "versus": versus,
         "analogy": analogy, "clean": clean, "corrupt": corrupt, "rows": rows, "seed": seed,
@@ -115,8 +114,9 @@ def inspect(
         "sweep": sweep, "max_new_tokens": max_new_tokens, "page": page, "all": all or None,
         "trace": trace, "step": step, "run": run, "diff": diff,
         "dtype": None if compute.dtype == o.DType.float32 else compute.dtype,
-        "device": None if compute.device == o.Device.auto else compute.device, **sampling,
-        **changes, "baseline": baseline or None,
+        "device": None if compute.device == o.Device.auto else compute.device,
+        **asdict(drawing), **asdict(interventions),
+        "steer_prompt": interventions.steer_prompt or None, "baseline": baseline or None,
     }  # fmt: skip
     interventions.check_baseline(baseline)
     if clean is not None:
@@ -125,8 +125,10 @@ def inspect(
                 "--clean is the prompt; there is one already.", "Leave one of them out."
             )
         prompt = clean
+    if not view and (page is not None or all):
+        view = ["explain"]
     if prompt is None and trace is None and not view and not quiet and is_piped():
-        print("Without --view stdin is left alone: - reads a prompt from it.", file=sys.stderr)
+        say("Without --view stdin is left alone: - reads a prompt from it.")
     traces.check_options(given, prompt, view)
     if trace is not None:
         wanted = traces.wanted(given, view)
@@ -134,9 +136,9 @@ def inspect(
         wanted = entries(view or (["model"] if prompt is None else ["next"]))
     if versus is not None and token is None:
         raise UsageError("--versus needs --token.", 'For example: --token " he" --versus " she"')
-    output.check_writable("--save", save, (".svg", ".html"))
-    output.check_writable("--tensors", tensors, (".safetensors",))
-    output.check_writable("--save-vector", save_vector, (".safetensors",))
+    check_writable("--save", save, (".svg", ".html"))
+    check_writable("--tensors", tensors, (".safetensors",))
+    check_writable("--save-vector", save_vector, (".safetensors",))
     refuse_inputs("--save", save, [trace, diff, positive, negative])
     if "steer" in wanted:
         check_steer(wanted, given, prompt)
@@ -146,16 +148,15 @@ def inspect(
     canvas = output.canvas_for(color, rows) if output.is_picture(color, json) else None
     past, typed = None, o.typed_names(ctx)
     if trace is not None and step is not None:
-        past = traces.step_of(trace, run, step, model if "model" in typed else None, quiet)
-        if not typed & {"dtype", "quantize"}:
-            dtype, quantize = o.stored_as(past.run.dtype)
-            compute = replace(compute, dtype=dtype, quantize=quantize)
+        named = model if "model" in typed else None
+        past = open_past(trace, run or 0, named, quiet).step(step)
+        compute = past.run.compute(compute, typed)
     if trace is not None and past is None:
         made = traces.overview(given, quiet)
     else:
-        made = Request(model, prompt, given, sampling, changes, compute, canvas, quiet, past).views(
-            wanted
-        )
+        made = Request(
+            model, prompt, given, drawing, interventions, compute, canvas, quiet, past
+        ).views(wanted)
     if json:
         output.print_json(made)
     elif canvas is not None:
@@ -200,4 +201,4 @@ def _note_unused(
     if prompt is not None and not any(entry.prompt for entry in wanted.values()):
         words.insert(0, "the prompt")
     if words and not quiet:
-        print(f"Not used by {of}: {', '.join(words)}.", file=sys.stderr)
+        say(f"Not used by {of}: {', '.join(words)}.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -10,9 +9,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmcli.commands.files import replacing, unwritable
+from llmcli.commands.files import write
 from llmcli.commands.options import ColorMode
-from llmcli.errors import UsageError, shown_path
+from llmcli.commands.say import say
 
 if TYPE_CHECKING:
     from llmcli.commands.inspect_request import Made
@@ -49,11 +48,15 @@ def draw(view: View, canvas: Canvas) -> Any:
 
 
 def pictures(made: Made, canvas: Canvas) -> Iterator[Picture]:
-    """Each view's, with --baseline under what the first of its kind is of."""
-    parts = {"untouched": made.untouched, "changed": made.views, "difference": made.differences}
+    """Each view's, the first of each kind under what it is of, but for the model as it is."""
+    from llmcli.render.drawing import fit
+
+    changes = made.about.get("changes", ())
+    changed = fit(f"changed: {'  '.join(changes)}", canvas.width - 6).rstrip() if changes else ""
+    parts = {"untouched": made.untouched, changed: made.views, "difference": made.differences}
     for title, views in parts.items():
         for i, view in enumerate(views):
-            yield title if made.untouched and not i else "", draw(view, canvas)
+            yield "" if i else title, draw(view, canvas)
 
 
 def show(made: Made, canvas: Canvas, color: ColorMode) -> None:
@@ -102,36 +105,13 @@ def save_pictures(made: Made, path: Path, canvas: Canvas) -> None:
     write(path, page.encode("utf-8", "replace"))
 
 
-def check_writable(option: str, path: Path | None, suffixes: tuple[str, ...]) -> None:
-    """Raise before any work is done where `path` cannot be written."""
-    if path is None:
-        return
-    if path.suffix not in suffixes:
-        raise UsageError(
-            f"{option} {shown_path(path)} must end in {' or '.join(suffixes)}.",
-            f"For example: {option} {shown_path(path.with_suffix(suffixes[0]))}",
-        )
-    folder = path.parent
-    if not folder.is_dir():
-        raise unwritable(path, "there is no such folder")
-    if path.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
-        raise unwritable(path, "it is a folder" if path.is_dir() else "permission denied")
-
-
-def write(path: Path, data: bytes) -> None:
-    """The whole of `data`, or what was there before."""
-    with replacing(path) as file:
-        file.write(data)
-
-
 def note_narrow_terminal() -> None:
     """Say so where the terminal is narrower than a picture."""
     from llmcli.render.console import MIN_WIDTH
 
     columns = shutil.get_terminal_size().columns
     if sys.stdout.isatty() and columns < MIN_WIDTH:
-        print(
+        say(
             f"The pictures need {MIN_WIDTH} columns; this terminal has {columns}. "
             "A pipe or --json needs none.",
-            file=sys.stderr,
         )

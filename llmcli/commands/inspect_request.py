@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmcli.commands.options import Compute, DType
+from llmcli.commands.options import Compute, Drawing, DType, Interventions
+from llmcli.commands.say import say
 from llmcli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -48,8 +48,8 @@ class Request:
     model: str
     prompt: str | None
     given: dict[str, Any]
-    sampling: dict[str, Any]
-    changes: dict[str, Any]
+    drawing: Drawing
+    interventions: Interventions
     compute: Compute
     canvas: Canvas | None
     quiet: bool
@@ -131,7 +131,7 @@ class Request:
 
     def _held(self, run: Run) -> Held | None:
         """The recorded step against the same step here; None where something else is asked for."""
-        if self.past is None or any(self.changes.values()):
+        if self.past is None or self.interventions != Interventions():
             return None
         from llmcli.inspection.recorded import held
 
@@ -142,9 +142,8 @@ class Request:
         from llmcli.commands.changes import read_changes
 
         if self.past:
-            return self.past.run.changes(self.changes)
-        given = {**self.changes, "steer_prompt": bool(self.changes["steer_prompt"])}
-        changes = read_changes(opened, **given)
+            return read_changes(opened, self.past.run.interventions(self.interventions))
+        changes = read_changes(opened, self.interventions)
         if changes and len(ids) > opened.config.n_ctx:
             raise UsageError(
                 f"The text has {len(ids)} tokens and is read in windows of {opened.config.n_ctx}; "
@@ -221,13 +220,14 @@ class Request:
 
         seed = self.given["seed"]
         if self.past is None:
-            return {"sampling": sampling_from(opened, **self.sampling), "seed": seed or 0}
+            return {"sampling": sampling_from(opened, self.drawing), "seed": seed or 0}
         past = self.past.run
         return {
-            "sampling": sampling_from(opened, **self.sampling, default=past.sampling),
+            "sampling": sampling_from(opened, self.drawing, past.sampling),
             "seed": past.header["seed"] if seed is None else seed,
             "draw": self.past.record.begun.draw,
             "n_drawn": self.past.step.index,
+            "forced": self.past.step.id if self.past.step.forced else None,
         }
 
     def _corrupt(self, opened: Opened) -> tuple[int, ...] | None:
@@ -278,7 +278,7 @@ class Request:
         if hasattr(module, "cost"):
             price = module.cost(run, asked)  # which may refuse, so it comes first
             if price and not self.quiet:
-                print(f"--view {name}: {price}.", file=sys.stderr)
+                say(f"--view {name}: {price}.")
         return noted(module.view(run, asked), run)
 
     def _fitted(self, name: str, ask: dict[str, Any]) -> dict[str, Any]:
@@ -292,7 +292,7 @@ class Request:
     def _save_tensors(
         self, wanted: dict[str, ViewEntry], run: Run, ask: dict[str, Any], about: dict[str, Any]
     ) -> None:
-        from llmcli.commands.inspect_output import write
+        from llmcli.commands.files import write
         from llmcli.inspection.run import Ask
         from llmcli.inspection.tensors import packed
 

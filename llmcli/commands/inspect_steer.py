@@ -7,8 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmcli.commands.input import read_file
 from llmcli.commands.options import spelled
-from llmcli.errors import NotFoundError, UsageError, shown, shown_path
+from llmcli.errors import UsageError, shown, shown_path
 
 if TYPE_CHECKING:
     from llmcli.commands.inspect_request import Made, Request
@@ -90,8 +91,7 @@ def _strengths(text: str, once: float) -> tuple[float, ...]:
 
 def vector_from_examples(request: Request) -> Made:
     """The view of the vector that --positive and --negative make; --save-vector keeps it."""
-    from llmcli.commands.files import refuse_inputs
-    from llmcli.commands.inspect_output import write
+    from llmcli.commands.files import refuse_inputs, write
     from llmcli.commands.inspect_request import Made, noted
     from llmcli.commands.inspect_target import index
     from llmcli.commands.loading import model_json, open_model
@@ -128,25 +128,8 @@ def read_examples(option: str, path: Path, opened: Opened) -> list[Example]:
     """The lines of a file as ids; empty ones are left out. Raises errors that name the line."""
     from llmcli.inspection.plan import Example
 
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_EXAMPLES_NBYTES + 1)
-    except OSError as error:
-        raise NotFoundError(
-            f"{shown_path(path)} cannot be read: {error.strerror}.",
-            f"Name a file of examples, one a line: {option} examples.txt",
-        ) from error
-    if len(data) > MAX_EXAMPLES_NBYTES:
-        raise UsageError(
-            f"{shown_path(path)} is larger than {MAX_EXAMPLES_NBYTES >> 20} MiB.", "Shorten it."
-        )
-    try:
-        lines = data.decode("utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise UsageError(
-            f"{shown_path(path)} is not UTF-8 at offset {error.start}.",
-            "Convert it first, for example with iconv -t UTF-8.",
-        ) from error
+    example = f"Name a file of examples, one a line: {option} examples.txt"
+    lines = read_file(path, MAX_EXAMPLES_NBYTES, example).split("\n")
     prefix, found = opened.tokenizer.prefix_ids, []
     for number, line in enumerate(lines, 1):
         text = line.removesuffix("\r")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from llmcli.errors import IntegrityError, UsageError
+from llmcli.commands.say import say
+from llmcli.errors import UsageError
 
 if TYPE_CHECKING:
     from llmcli.config import ModelConfig
@@ -49,11 +50,10 @@ def say_which(option: str, text: str, id: int | None, tokenizer: Tokenizer) -> N
     spaced = tokenizer.id_of(f" {text}")
     with_space = quoted(f" {text}".encode())
     if spaced == id:
-        print(f"{option}: {with_space}, id {id}.", file=sys.stderr)
+        say(f"{option}: {with_space}, id {id}.")
     elif spaced is not None:
         given = quoted(text.encode())
-        print(f"{option}: {given}, id {id}, as given; {with_space} is id {spaced}.",
-              file=sys.stderr)  # fmt: skip
+        say(f"{option}: {given}, id {id}, as given; {with_space}, with the space, is id {spaced}.")
 
 
 def analogy_terms(
@@ -92,12 +92,6 @@ def prompt_ids(tokenizer: Tokenizer, text: str, config: ModelConfig, long: bool)
         raise UsageError(
             "The prompt is empty, and this model has no token to begin with.",
             'For example: llmcli inspect "Once upon a time"',
-        )
-    if max(ids) >= config.vocab_size:
-        raise IntegrityError(
-            f"The tokenizer gives the id {max(ids)}; the model knows ids below "
-            f"{config.vocab_size}.",
-            "tokenizer.json and config.json belong to different models.",
         )
     if len(ids) > config.n_ctx and not long:
         raise UsageError(

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmcli.commands.inspect_request import Made
+from llmcli.commands.say import say
 from llmcli.errors import IntegrityError, UsageError
 
 if TYPE_CHECKING:
@@ -69,19 +68,12 @@ def _about(reader: Reader) -> dict[str, Any]:
     return {key: model.get(key) for key in ("name", "revision", "dtype", "device")}
 
 
-def step_of(path: Path, run: int | None, step: int, model: str | None, quiet: bool) -> PastStep:
-    """The step of the trace, with the model called `model`, or else with its own."""
-    from llmcli.commands.recorded import open_past
-
-    return open_past(path, run or 0, model, quiet).step(step)
-
-
 def tell_held(held: Held | None, past: PastStep, quiet: bool) -> None:
     """What the check of a step came to. Raises IntegrityError where it failed."""
     where = f"step {past.step.index} of {past.run.name}"
     if held is None:
         if not quiet:
-            print(f"{where} is changed, so it is not checked.", file=sys.stderr)
+            say(f"{where} is changed, so it is not checked.")
         return
     fact = f"by {held.max_difference:.2g}, and {held.tolerance:g} may be"
     if not held.passed:
@@ -91,4 +83,4 @@ def tell_held(held: Held | None, past: PastStep, quiet: bool) -> None:
             "--step.",
         )
     if not quiet:
-        print(f"{where} comes out as recorded:\nlogprobs differ {fact}.", file=sys.stderr)
+        say(f"{where} comes out as recorded:\nlogprobs differ {fact}.")

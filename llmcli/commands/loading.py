@@ -6,14 +6,14 @@ brings in torch and the weights, after it has looked whether they fit.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmcli.checkpoint import read_checkpoint
-from llmcli.commands.options import Compute
+from llmcli.commands.options import Compute, Drawing
+from llmcli.commands.say import say
 from llmcli.commands.token_names import token_named
 from llmcli.config import (
     MIN_TEMPERATURE,
@@ -75,36 +75,34 @@ def open_model(name: str) -> Opened:
     return Opened(name, folder, hub.revision_of(folder), config, tokenizer)
 
 
-def sampling_from(
-    opened: Opened, bias: list[str] | None, default: Sampling | None = None, **given: Any
-) -> Sampling:
+def sampling_from(opened: Opened, drawing: Drawing, default: Sampling | None = None) -> Sampling:
     """The options given, over `default`: by default what generation_config.json says."""
     vocab_size = opened.config.vocab_size
+    given = {name: value for name, value in asdict(drawing).items() if value is not None}
     for name, value in given.items():
         if isinstance(value, float) and not abs(value) < float("inf"):
             raise UsageError(
                 f"--{name.replace('_', '-')} must be a number, not {value}.", "Leave it out."
             )
-    if 0 < (given.get("temperature") or 0) < MIN_TEMPERATURE:
+    if 0 < given.get("temperature", 0) < MIN_TEMPERATURE:
         raise UsageError(
             f"--temperature must be 0, which is greedy, or at least {MIN_TEMPERATURE}.",
             "For example: --temperature 0.8",
         )
-    if (given.get("top_k") or 0) > vocab_size:
+    if given.get("top_k", 0) > vocab_size:
         raise UsageError(
             f"--top-k {given['top_k']} is more than the {vocab_size} tokens that there are.",
             "0 draws from all of them.",
         )
     default = default or read_sampling(opened.folder)
     default = replace(default, top_k=min(default.top_k, vocab_size))
-    chosen: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
-    if bias:
-        chosen["bias"] = tuple(_bias(opened.tokenizer, entry) for entry in bias)
-        if len({id for id, _ in chosen["bias"]}) < len(bias):
+    if bias := given.pop("bias", None):
+        given["bias"] = tuple(_bias(opened.tokenizer, entry) for entry in bias)
+        if len({id for id, _ in given["bias"]}) < len(bias):
             raise UsageError("--bias gives the same token twice.", "Leave one of them out.")
-    if not default.temperature and "temperature" not in chosen and chosen.keys() & CUTS:
-        chosen["temperature"] = SENSIBLE.temperature  # who asks for a cut does not ask for greedy
-    return replace(default, **chosen)
+    if not default.temperature and "temperature" not in given and given.keys() & CUTS:
+        given["temperature"] = SENSIBLE.temperature  # who asks for a cut does not ask for greedy
+    return replace(default, **given)
 
 
 def _bias(tokenizer: Tokenizer, entry: str) -> tuple[int, float]:
@@ -147,7 +145,7 @@ def load(
     if device == "cuda":
         missing = gpu.missing_kernel(opened.config, storage)
     if missing and not quiet:
-        print(missing, file=sys.stderr)
+        say(missing)
     use_threads(opened.config, compute.threads)
     return load_model(opened.folder, opened.config, storage, device, batch, unpacked)
 

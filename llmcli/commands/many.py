@@ -14,19 +14,20 @@ import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmcli.commands.changes import Changes, patches_of, tap_for
 from llmcli.commands.files import replacing, writing
+from llmcli.commands.input import read_file
 from llmcli.commands.job import Job, Runner, prompt_ids
 from llmcli.commands.loading import as_options, load
 from llmcli.commands.options import Compute
+from llmcli.commands.say import say
 from llmcli.commands.traced import Tracing, hashes, traced
 from llmcli.commands.writers import drawn_json
-from llmcli.errors import IntegrityError, NotFoundError, UsageError, shown_path
+from llmcli.errors import IntegrityError, UsageError, shown_path
 from llmcli.render.json import strict
 
 if TYPE_CHECKING:
@@ -54,27 +55,8 @@ def read_prompts(path: Path) -> list[Item]:
     Raises NotFoundError for a file that cannot be read, UsageError, naming the line, for one that
     makes no sense. Empty lines are left out; an id that is not given is the line's number from 0.
     """
-    try:
-        stdin = str(path) == "-" and sys.stdin is not None
-        opened = nullcontext(sys.stdin.buffer) if stdin else path.open("rb")
-        with opened as file:  # which may be a pipe, or a device that never ends
-            data = file.read(MAX_PROMPTS_NBYTES + 1)
-    except OSError as error:
-        raise NotFoundError(
-            f"{shown_path(path)} cannot be read: {error.strerror}.",
-            "Name a file of prompts, one a line: --prompts prompts.txt",
-        ) from error
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UsageError(
-            f"{shown_path(path)} is not UTF-8 at offset {error.start}.",
-            "Convert it first, for example with iconv -t UTF-8.",
-        ) from error
-    if len(data) > MAX_PROMPTS_NBYTES:
-        raise UsageError(
-            f"{shown_path(path)} is larger than {MAX_PROMPTS_NBYTES >> 20} MiB.", "Split it."
-        )
+    example = "Name a file of prompts, one a line: --prompts prompts.txt"
+    text = read_file(path, MAX_PROMPTS_NBYTES, example, dash=True)
     is_jsonl = text.lstrip()[:1] == "{"
     items = [
         _item(path, index, line) if is_jsonl else Item(index, index, line.removesuffix("\r"))
@@ -268,8 +250,8 @@ def run_many(
     results = Results(items, keys, out, num_samples)
     todo = [(item, encoded[item.id]) for item in items if item.id not in results.done]
     if not todo:
-        if tracing and not quiet:
-            print("All results are there: no trace is written.", file=sys.stderr)
+        if not quiet:
+            say("All results are there" + (": no trace is written." if tracing else "."))
         return
     if tracing and results.done and tracing.path.exists():
         raise UsageError(
@@ -295,11 +277,11 @@ def run_many(
             n_filled += sum(job.filled(r["finish_reason"], r["n_tokens"]) for r in made)
             if not quiet:
                 rate = n_tokens / (time.perf_counter() - started)
-                print(f"{n_done} of {len(todo)} prompts, {rate:.0f} tok/s", file=sys.stderr)
+                say(f"{n_done} of {len(todo)} prompts, {rate:.0f} tok/s")
     results.put_in_order()
     if n_filled and not quiet:
         n_ctx = job.opened.config.n_ctx
-        print(f"{n_filled} texts end where the context of {n_ctx} tokens is full.", file=sys.stderr)
+        say(f"{n_filled} texts end where the context of {n_ctx} tokens is full.")
 
 
 def run_batch(

@@ -258,9 +258,12 @@ class Interventions:
     patch: Patch = None
     reference: Reference = None
 
+    def __bool__(self) -> bool:
+        return bool(self.ablate or self.knockout or self.steer or self.patch)
+
     def check_baseline(self, baseline: bool) -> None:
         """Raises UsageError where there is nothing that --baseline could be set beside."""
-        if baseline and not (self.ablate or self.knockout or self.steer or self.patch):
+        if baseline and not self:
             raise UsageError(
                 "--baseline sets a changed run beside the untouched one, and nothing is changed.",
                 "Change something, for example with --ablate L3.H2.",

@@ -3,34 +3,37 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llmcli.commands.files import tell_damage
 from llmcli.commands.job import Job
 from llmcli.commands.loading import MAX_BIAS, Opened, open_model
+from llmcli.commands.options import Compute, Interventions, stored_as
 from llmcli.commands.traced import hashes
 from llmcli.config import MIN_TEMPERATURE, RANGES, Sampling
-from llmcli.errors import IntegrityError, UsageError, shown
-from llmcli.trace import Reader, Record, records
+from llmcli.errors import IntegrityError, UsageError, shown, shown_path
+from llmcli.trace import CHANGES, Reader, Record, records
 from llmcli.trace_lines import MAX_INT, Step
-
-if TYPE_CHECKING:
-    from llmcli.commands.changes import Changes
 
 
 @dataclass(frozen=True)
 class PastRun:
     """The texts of a trace, with the model that made them."""
 
-    name: str  # of the trace
+    path: Path  # of the trace
     header: Mapping[str, Any]
     records: dict[int, Record]
     opened: Opened
     holed: bool  # whether a step of these texts, or a whole text, cannot be read
+
+    @property
+    def name(self) -> str:
+        """What to call the trace."""
+        return shown_path(self.path)
 
     @property
     def dtype(self) -> str:
@@ -77,22 +80,24 @@ class PastRun:
         """One of the tokenizer's ids, without those that only pad the vocabulary; or ValueError."""
         return int(_within(value, 0, self.opened.tokenizer.vocab_size - 1))
 
-    def changes(self, given: Mapping[str, Any] | None = None) -> Changes:
-        """The changes in force: those `given`, where there are any, else the recorded ones."""
-        from llmcli.commands.changes import read_changes
-        from llmcli.trace import CHANGES
-
-        if given and any(given.values()):
-            return read_changes(
-                self.opened, **{**given, "steer_prompt": bool(given["steer_prompt"])}
-            )
+    def interventions(self, given: Interventions) -> Interventions:
+        """What to change: what is `given`, where anything is, else what was."""
+        if given != Interventions():
+            return given
         options = self.header["options"]
         reference = options.get("reference")
-        return read_changes(
-            self.opened, **{name: options.get(name) for name in CHANGES},
+        return Interventions(
+            **{name: options.get(name) for name in CHANGES},
             steer_prompt=bool(options.get("steer_prompt")),
             reference=None if reference is None else Path(str(reference)),
-        )  # fmt: skip
+        )
+
+    def compute(self, given: Compute, typed: Collection[str]) -> Compute:
+        """Where to compute: with weights stored as recorded, unless another way was `typed`."""
+        if not {"dtype", "quantize"}.isdisjoint(typed):
+            return given
+        dtype, quantize = stored_as(self.dtype)
+        return replace(given, dtype=dtype, quantize=quantize)
 
     def check_readable(self, index: int) -> None:
         """Raises IntegrityError where a step before this one of the text, or it, is missing."""
@@ -156,7 +161,7 @@ def open_past(
         _check_ids(reader.name, record, opened)
     gaps = any(record.gap is not None for record in found.values())
     lost = run is None and any(not damage.is_end for damage in reader.damaged)
-    return PastRun(reader.name, reader.header, found, opened, gaps or lost)
+    return PastRun(path, reader.header, found, opened, gaps or lost)
 
 
 def _check_same(reader: Reader, opened: Opened) -> None:

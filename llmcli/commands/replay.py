@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmcli.commands.changes import Changes, patches_of, tap_for
+from llmcli.commands.changes import Changes, patches_of, read_changes, tap_for
 from llmcli.commands.job import Job
 from llmcli.commands.loading import load
-from llmcli.commands.options import Compute, spelled
-from llmcli.commands.recorded import PastRun, open_past
+from llmcli.commands.options import ColorMode, Compute, Interventions, spelled
+from llmcli.commands.recorded import PastRun
 from llmcli.commands.traced import versions
 from llmcli.errors import IntegrityError, UsageError, shown
 from llmcli.trace import Record
@@ -62,20 +61,16 @@ def check_options(typed: set[str]) -> None:
         )
 
 
-def replay(
-    path: Path, run: int | None, model: str | None, compute: Compute, resample: bool,
-    use_cache: bool, quiet: bool,
-) -> Replay:  # fmt: skip
-    """The runs of a trace, or one of them, computed again and held against what was recorded."""
+def replay(past: PastRun, compute: Compute, resample: bool, use_cache: bool, quiet: bool) -> Replay:
+    """The recorded runs computed again and held against what was recorded."""
     from llmcli.inspection.recorded import tolerance
     from llmcli.inspection.replay import NOTES, Replay, compared, verdict, worst
 
-    past = open_past(path, run, model, quiet)
-    compute = compute_of(past, compute)
     longest = max(len(record.begun.ids) + len(record.steps) for record in past.records.values())
     loaded = load(past.opened, compute, 1, longest, len(past.records) == 1, quiet)
     dtype = loaded.storage
-    allowed, changes = tolerance(past.dtype, dtype), past.changes()
+    allowed = tolerance(past.dtype, dtype)
+    changes = read_changes(past.opened, past.interventions(Interventions()))
     rows, steps = [], []
     for number, record in past.records.items():
         made = list(_again(past, record, changes, loaded, resample, use_cache))
@@ -85,7 +80,7 @@ def replay(
     how = "resampled" if resample else "forced"
     coarser = max(past.dtype, dtype, key=TOLERANCE.__getitem__)
     return Replay(
-        file=str(path),
+        file=str(past.path),
         how=how,
         model=past.opened.name,
         dtype=dtype,
@@ -101,16 +96,6 @@ def replay(
         worst=worst(steps),
         notes=NOTES,
     )
-
-
-def compute_of(past: PastRun, compute: Compute) -> Compute:
-    """Where to compute: with weights stored as recorded, unless something else was asked for."""
-    from llmcli.commands.options import DType, stored_as
-
-    if compute.dtype != DType.auto or compute.quantize is not None:
-        return compute
-    dtype, quantize = stored_as(past.dtype)
-    return replace(compute, dtype=dtype, quantize=quantize)
 
 
 def _again(
@@ -163,7 +148,7 @@ def _facts(past: PastRun, model: GPT) -> Iterator[Any]:
             yield ReplayFact(what, before, now)
 
 
-def show(view: Replay, json: bool, color: Any) -> None:
+def show(view: Replay, json: bool, color: ColorMode) -> None:
     """The verdict on stdout. Raises IntegrityError where the run does not come out the same."""
     from llmcli.commands import inspect_output as output
     from llmcli.commands.inspect_request import Made
@@ -184,21 +169,6 @@ def show(view: Replay, json: bool, color: Any) -> None:
             if apart
             else "What cannot be read cannot be compared: record it again.",
         )
-
-
-def begin(
-    path: Path,
-    run: int | None,
-    model: str | None,
-    compute: Compute,
-    trace: Path | None,
-    quiet: bool,
-) -> tuple[PastRun, Compute]:
-    """The run to go on from, and where. Raises UsageError where `trace` would write over it."""
-    if trace is not None and trace.exists() and path.exists() and trace.samefile(path):
-        raise UsageError("--trace and --replay name the same file.", "Give --trace another name.")
-    past = open_past(path, run or 0, model, quiet)
-    return past, compute_of(past, compute)
 
 
 def continued(past: PastRun, job: Job, typed: set[str], step: int) -> Job:

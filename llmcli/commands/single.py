@@ -16,6 +16,7 @@ from llmcli.commands.changes import Changes, patches_of, tap_for
 from llmcli.commands.job import Job, Runner
 from llmcli.commands.loading import load
 from llmcli.commands.options import Compute
+from llmcli.commands.say import say
 from llmcli.commands.traced import Tracing, traced
 from llmcli.commands.writers import (
     InOrder,
@@ -123,15 +124,15 @@ def _tell(
     filled = any(job.filled(piece.finish_reason, piece.step.index + 1) for piece in pieces)
     if filled and not show.quiet:
         n_ctx = job.opened.config.n_ctx
-        print(f"The context of {n_ctx} tokens is full: nothing can follow.", file=sys.stderr)
+        say(f"The context of {n_ctx} tokens is full: nothing can follow.")
     if show.echo and scored and not (show.json or show.jsonl or show.quiet):
         told = results.perplexity(scored)
-        print(f"prompt perplexity {told:.4g} over {len(scored)} tokens", file=sys.stderr)
+        say(f"prompt perplexity {told:.4g} over {len(scored)} tokens")
     if show.stats:
         reasons = {piece.finish_reason for piece in pieces if piece.finish_reason}
         times = sorted(piece.step.time_s for piece in pieces)
         reason = ", ".join(sorted(reasons)) or "interrupted"
-        print(results.stats_line(head, len(ids), times, reason), file=sys.stderr)
+        say(results.stats_line(head, len(ids), times, reason))
 
 
 def _stream(

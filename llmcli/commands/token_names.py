@@ -48,7 +48,7 @@ def token_named(
     pieces = [f"{quoted(tokenizer.token_bytes(id))} (id:{id})" for id in ids[:8]]
     raise UsageError(
         f"{option}: {quoted(text.encode())} is not one token but {len(ids)}: {', '.join(pieces)}.",
-        f"Which one? Name it by its text or id, as in {option} id:464."
+        f"Which one? Name it by its text or id: id:{ids[0]}."
         if spaced_id is None
         else f"{quoted(f' {text}'.encode())} (id:{spaced_id}), with the space, is one.",
     )

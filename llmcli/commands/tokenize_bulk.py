@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmcli.commands.files import regular
+from llmcli.commands.say import say
 from llmcli.commands.tokenize_request import Input, Request, each, inputs, text_of
 from llmcli.errors import UsageError, shown_path
 
@@ -70,7 +71,7 @@ class Bulk:
 
         why = self.encoder.job.cut()
         if isinstance(why, str) and not self.request.quiet and not self.said:
-            print(f"Inputs are read whole: {why}.", file=sys.stderr)
+            say(f"Inputs are read whole: {why}.")
             self.said = True
         workers = self.request.workers or n_cores()
         work_on = getattr(self.encoder, work)
@@ -177,11 +178,6 @@ def n_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def refuse_overwriting(given: list[Input], out: Path) -> None:

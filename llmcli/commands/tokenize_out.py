@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-import sys
 from pathlib import Path
 from typing import Any
 
 from llmcli import __version__
 from llmcli.commands.files import replacing
+from llmcli.commands.say import say
 from llmcli.commands.tokenize_bulk import (
     SCHEMA,
     Bulk,
     Meter,
-    file_sha256,
     hashed,
     sidecar_of,
 )
 from llmcli.commands.tokenize_request import Input, each
 from llmcli.errors import NotFoundError, shown_path
+from llmcli.tokenizer_file import tokenizer_sha256
 
 
 def write(bulk: Bulk, given: list[Input], folder: Path, out: Path) -> None:
@@ -54,11 +54,10 @@ def write(bulk: Bulk, given: list[Input], folder: Path, out: Path) -> None:
         print(strict(facts))
     if not bulk.request.quiet:
         speed = facts["bytes"] / 1e6 / max(elapsed_s, 1e-9)
-        print(
+        say(
             f"{shown_path(out)}: {facts['tokens']:,} tokens ({dtype}) "
             f"of {facts['documents']:,} document{'s' * (facts['documents'] != 1)}, "
             f"{facts['bytes'] / 1e6:.1f} MB in {elapsed_s:.1f} s, {speed:.1f} MB/s",
-            file=sys.stderr,
         )
     if code:
         raise typer.Exit(code)
@@ -129,11 +128,3 @@ class Corpus:
             "inputs": self.inputs,
             "skipped": self.skipped,
         }
-
-
-def tokenizer_sha256(folder: Path) -> dict[str, str]:
-    """The hash of each of the folder's tokenizer files that was read."""
-    names = ["tokenizer.json"] if (folder / "tokenizer.json").exists() else [
-        "vocab.json", "encoder.json", "merges.txt", "vocab.bpe"
-    ]  # fmt: skip
-    return {name: file_sha256(folder / name) for name in names if (folder / name).is_file()}

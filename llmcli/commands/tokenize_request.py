@@ -11,6 +11,7 @@ from typing import IO
 
 import typer
 
+from llmcli.commands.say import say
 from llmcli.errors import LLMCLIError, NotFoundError, UsageError, shown, shown_path
 
 BLOCK = 1 << 19
@@ -107,14 +108,13 @@ class Request:
             used.add("--workers")
         unused = [name for name, value in given.items() if value and name not in used]
         if unused and not self.quiet:
-            print(f"Not used here: {', '.join(unused)}.", file=sys.stderr)
+            say(f"Not used here: {', '.join(unused)}.")
 
     def note_files(self) -> None:
         """A text that is the name of a file may have been meant as one."""
         for text in self.texts if not (self.files or self.decode or self.quiet) else ():
             if os.path.isfile(text):
-                print(f"{shown_path(Path(text))} is a text here; --files reads the file.",
-                      file=sys.stderr)  # fmt: skip
+                say(f"{shown_path(Path(text))} is a text here; --files reads the file.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,7 +271,7 @@ def each(
             ):
                 raise error from None
             sys.stdout.flush()
-            print(f"llmcli: {error.fact}\n{error.remedy}".rstrip(), file=sys.stderr)
+            say(f"llmcli: {error.fact}\n{error.remedy}".rstrip())
             failed = failed or error
     end()
     if failed:

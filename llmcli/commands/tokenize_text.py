@@ -150,8 +150,8 @@ class Texts:
             self._print(self._header() | {"texts": self.objects})
 
     def _header(self) -> dict[str, Any]:
-        from llmcli.commands.tokenize_out import tokenizer_sha256
         from llmcli.hub import revision_of
+        from llmcli.tokenizer_file import tokenizer_sha256
 
         return {
             "schema": SCHEMA,

@@ -76,7 +76,8 @@ class InOrder:
 class TextWriter:
     """The text alone: to the byte in a pipe, harmless on a terminal.
 
-    Several samples are parted by a line with `separator`, on a terminal by a heading.
+    Several samples end with a line's end each and are parted by a line with `separator`, on a
+    terminal by a heading.
     """
 
     def __init__(self, n_rows: int, separator: str, echo: str = "") -> None:
@@ -87,7 +88,7 @@ class TextWriter:
         if self.terminal and self.n_rows > 1:
             self._write(f"── sample {row} of {self.n_rows} ──\n")
         elif row:
-            self._write(f"\n{self.separator}\n")
+            self._write(f"{self.separator}\n")
         self._write(self.echo)
 
     def take(self, piece: Piece) -> None:
@@ -95,7 +96,7 @@ class TextWriter:
 
     def close(self, held: str) -> None:
         self._write(held)
-        if self.terminal:
+        if self.terminal or self.n_rows > 1:
             self._write("\n")
 
     def _write(self, text: str) -> None:
@@ -192,7 +193,7 @@ class PictureWriter:
         if echoed:
             self.console.print("── the prompt, by position ──", style="bold")
         for before, step in echoed:
-            self._picture(before, step)
+            self._picture(before, step, forced=False)
 
     def begin(self, row: int) -> None:
         self.text = ""
@@ -201,18 +202,20 @@ class PictureWriter:
             self.console.print(f"── {which} ──", style="bold")
 
     def take(self, piece: Piece) -> None:
-        self._picture(self.prompt + self.text, piece.step)
+        self._picture(self.prompt + self.text, piece.step, piece.step.forced)
         self.text += piece.text
 
     def close(self, held: str) -> None:
         self.console.print()
         self.console.file.write(harmless(self.text + held) + "\n")
 
-    def _picture(self, before: str, step: Step) -> None:
+    def _picture(self, before: str, step: Step, forced: bool) -> None:
         from llmcli.render.probs import picture
 
         rows, facts = candidates(step, self.opened), step.facts
-        lines = picture(step.index, before, rows, facts.entropy_bits, facts.kept, self.width)
+        lines = picture(
+            step.index, before, rows, facts.entropy_bits, facts.kept, self.width, forced
+        )
         self.console.print(lines, end="")
 
 

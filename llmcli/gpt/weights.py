@@ -143,7 +143,7 @@ def load_model(
     store their weights while everything is computed in fp32; a GPU computes in float16 itself.
     Where layers store weights in their own way, the token embedding stays as the file has it;
     float32 they do so where a decode step will have many `rows`. `unpacked` leaves float16 to be
-    packed when `GPT.pack` is called, since a prompt needs no packed weights.
+    packed when `packing.pack` is called, since a prompt needs no packed weights.
     Raises IntegrityError where the file and the config contradict each other.
     """
     on_cpu = torch.device(device).type == "cpu"

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from llmcli.errors import NotFoundError, shown
 from llmcli.hub import cache
-from llmcli.hub.names import DEFAULT_MODEL, EMBEDDED, KNOWN, HubName, is_commit, nearest, parse
+from llmcli.hub.names import EMBEDDED, KNOWN, HubName, is_commit, nearest, parse
 
-__all__ = ["DEFAULT_MODEL", "EMBEDDED", "cached", "known_names", "resolve", "revision_of"]
+__all__ = ["EMBEDDED", "cached", "known_names", "resolve", "revision_of"]
 
 
 def resolve(name: str, tokenizer_only: bool = False) -> Path:

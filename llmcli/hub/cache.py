@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmcli.errors import IntegrityError
+from llmcli.errors import IntegrityError, shown_path
 from llmcli.hub.names import is_commit, is_name
 
 WEIGHTS = "model.safetensors"
@@ -98,7 +98,8 @@ def shards(index: Path) -> list[str]:
     plain = [name for name in names if isinstance(name, str) and is_plain(name)]
     if not names or len(plain) < len(names):
         raise IntegrityError(
-            f"{index} does not name safetensors files beside it.", "Choose another model."
+            f"{shown_path(index)} does not name safetensors files beside it.",
+            "Choose another model.",
         )
     return sorted(set(plain))
 

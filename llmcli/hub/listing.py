@@ -27,7 +27,6 @@ _TEXT = (
 _NOT_TOKENIZER = {"generation_config.json", "chat_template.jinja", "chat_template.json"}
 # What is left where weights are of a kind that is never loaded: it can run code, or we cannot.
 _OTHER_WEIGHTS = re.compile(r".*\.(bin|pt|pth|pkl|ckpt|h5|msgpack|onnx|gguf|ot|safetensors)")
-_SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 _HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _MAX_TEXT_NBYTES = 1 << 30
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from llmcli.errors import UsageError, shown
 
 EMBEDDED = {"fable": Path(__file__).parents[1] / "models" / "fable"}
-DEFAULT_MODEL = "fable"
 DEFAULT_REVISION = "main"
 
 _PART = r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?"

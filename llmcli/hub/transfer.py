@@ -21,7 +21,7 @@ from urllib.parse import quote
 
 from huggingface_hub.utils import WeakFileLock
 
-from llmcli.errors import IntegrityError, NotFoundError, ResourceError, shown
+from llmcli.errors import FULL, IntegrityError, NotFoundError, ResourceError, shown
 from llmcli.hub.http import Attempts, Hiccup, Hub
 from llmcli.hub.listing import Listing, RemoteFile
 
@@ -255,7 +255,7 @@ def _write(out: int, chunk: bytes, rest: int) -> None:
         while view:
             view = view[os.write(out, view) :]
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno not in FULL:
             raise
         free = os.statvfs(out).f_bavail * os.statvfs(out).f_frsize
         raise ResourceError(

@@ -172,7 +172,7 @@ def steer(text: str, config: ModelConfig) -> Steer:
     layers = scan.layers("a layer, as in L4")
     if len(layers) != 1 or "*" in text[at : scan.at]:
         raise scan.entry.wrong(at, "a vector belongs to one layer.", "name one, as in L4")
-    scan.need(r"\*", "* and how strong, as in * 6")
+    scan.need(r"\*", "* and how strong, as in * 1")
     at = scan.at
     number = scan.need(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", "a number, as in * 6 or * -2.5")
     strength = float(number[0])

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from llmcli.config import ModelConfig
-from llmcli.errors import IntegrityError, shown
+from llmcli.errors import IntegrityError, shown_path
 from llmcli.gpt.model import GPT, causal_mask
 from llmcli.gpt.tap import Patch, Probe
 from llmcli.inspection.grammar import Ablation
@@ -281,7 +281,7 @@ def read_vector(path: Path, n_embd: int) -> Tensor:
     vector = load_file(path)[vector_name(path, n_embd)].float()
     if not torch.isfinite(vector).all():
         raise IntegrityError(
-            f"The vector in {shown(str(path), 4096)} holds NaN or infinite numbers.",
+            f"The vector in {shown_path(path)} holds NaN or infinite numbers.",
             MAKE_AGAIN,
         )
     return vector

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from llmcli.checkpoint import read_header
 from llmcli.config import ModelConfig
-from llmcli.errors import IntegrityError, UsageError, shown
+from llmcli.errors import IntegrityError, UsageError, shown, shown_path
 from llmcli.inspection import grammar
 from llmcli.inspection.grammar import Ablation, Entry, Knockout, Place, Steer, Swap
 
@@ -162,8 +162,7 @@ def vector_name(path: Path, n_embd: int) -> str:
     if list(shapes.values()) != [(n_embd,)]:
         told = ", ".join(str(list(shape)) for shape in list(shapes.values())[:4]) or "nothing"
         raise UsageError(
-            f"{shown(str(path), 4096)} holds {told}; this model is steered by one vector of "
-            f"[{n_embd}].",
+            f"{shown_path(path)} holds {told}; this model is steered by one vector of [{n_embd}].",
             "A vector belongs to the model that it was made with.",
         )
     return next(iter(shapes))

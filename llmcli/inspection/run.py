@@ -54,6 +54,7 @@ class Ask:
     seed: int = 0
     draw: tuple[int, int] = (0, 0)  # whose random numbers: the prompt's place, the sample
     n_drawn: int = 0  # how many of them were used before
+    forced: int | None = None  # the id that was put in the place of the drawn one
     corrupt: tuple[int, ...] | None = None  # the ids of the prompt to compare with
     page: int | None = None  # of `explain`, from 1; None is all of them
     model: str = ""  # what -m names, for commands that are shown

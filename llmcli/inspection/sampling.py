@@ -50,6 +50,8 @@ class SamplingView(View):
     drawn: Token
     drawn_prob: float  # after the filters
     drawn_model_prob: float  # before them
+    forced: Token | None  # what a recorded run was made to take in the place of the drawn one
+    forced_model_prob: float | None
     stages: tuple[Stage, ...]
     candidates: tuple[Fate, ...]
     notes: tuple[str, ...]
@@ -67,8 +69,7 @@ def view(run: Run, ask: Ask) -> SamplingView:
     changed = [left[stage] for stage in ("model", *CHANGING) if stage in left]
     order = left["model"].sort(descending=True, stable=True).indices.tolist()
     shown = [*order[: ask.rows or 12]]
-    if drawn not in shown:
-        shown.append(drawn)
+    shown += [id for id in (drawn, ask.forced) if id is not None and id not in shown]
     ranks = {id: rank for rank, id in enumerate(order)}
     return SamplingView(
         position=ask.position,
@@ -77,6 +78,8 @@ def view(run: Run, ask: Ask) -> SamplingView:
         drawn=run.token(drawn),
         drawn_prob=float(last[drawn]),
         drawn_model_prob=float(model[drawn]),
+        forced=None if ask.forced is None else run.token(ask.forced),
+        forced_model_prob=None if ask.forced is None else float(model[ask.forced]),
         stages=tuple(_stages(run, left, probs)),
         candidates=tuple(
             Fate(

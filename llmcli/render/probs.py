@@ -40,6 +40,14 @@ def percent(prob: float) -> str:
     return " <0.1 %" if 0 < prob < 0.0005 else f"{prob:6.1%}".replace("%", " %").rjust(7)
 
 
+def place(rank: int) -> str:
+    """A rank, which counts from 0, in words: "the 2nd most probable (rank 1)"."""
+    nth = rank + 1
+    teen = 10 < nth % 100 < 14
+    ending = "th" if teen else {1: "st", 2: "nd", 3: "rd"}.get(nth % 10, "th")
+    return f"the {f'{nth}{ending} ' if rank else ''}most probable (rank {rank})"
+
+
 def tail(text: str, cells: int) -> str:
     """The end of `text` on one line of at most `cells` cells; "…" stands for what is cut."""
     line = on_one_line(text)
@@ -66,10 +74,13 @@ def picture(
     entropy_bits: float,
     kept: float,
     width: int,
+    forced: bool = False,
 ) -> Text:
     """One step: the text so far, then a line per candidate, the chosen one marked."""
     rank = next(c.rank for c in candidates if c.chosen)
     facts = f"  rank {rank}, entropy {entropy_bits:.2f} bits, kept {percent(kept).strip()}"
+    if forced:
+        facts = f"  forced,{facts[1:]}"
     head = f"{index:>3} "
     room = width - cell_len(head) - cell_len(facts) - 1
     out = Text()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from llmcli.render.drawing import Canvas, columns, fit, footnotes, heading, name, plural, signed_bar
-from llmcli.render.probs import percent
+from llmcli.render.probs import percent, place
 
 if TYPE_CHECKING:
     from llmcli.inspection.attribution import Attribution
@@ -24,15 +24,15 @@ def draw(view: Attribution, canvas: Canvas) -> Text:
     out = heading("attribution", f"the logit of {target} after position {view.position}",
                   width=canvas.width)  # fmt: skip
     out.append(
-        f"  {name(view.token.text)} ranks {view.rank} with {percent(view.prob).strip()}\n\n",
+        f"  {name(view.token.text)} is {place(view.rank)}: {percent(view.prob).strip()}\n\n",
         style="dim",
     )
     cells = max(20, min(80, canvas.width - PART - VALUE - 6))
     shown, hidden = view.parts[: canvas.rows or LINES], view.parts[canvas.rows or LINES :]
     against = max([0.0, *(-part.value for part in shown)])
     most = max([0.0, *(part.value for part in shown)])
-    left = max(8, round(cells * against / (against + most or 1.0)))
-    right = max(8, cells - left)
+    left = min(cells - 8, max(8, round(cells * against / (against + most or 1.0))))
+    right = cells - left
     per_cell = max(against / left, most / right) or 1.0
     out.append_text(columns(("  part", PART + 2), ("adds", -VALUE),
                             ("against".rjust(left), left), ("  for", 8)))  # fmt: skip

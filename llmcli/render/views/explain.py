@@ -46,10 +46,12 @@ def _command(view: Explain, command: str, room: int) -> str:
         return harmless(f"llmcli {command}{model if fits else folded(model)}")
     text = view.text.decode("utf-8", "replace")
     full = f"llmcli {head} {shlex.quote(text)}{model}{rest}"
-    plain = text.isprintable() and len(full) <= room
-    if plain or len(short := f'llmcli {head} "..."{model}{rest}') <= room:
-        return harmless(full if plain else short)
-    lines = [part for part in (f'llmcli {head} "..."', model.strip(), rest.strip()) if part]
+    if text.isprintable() and len(full) <= room:
+        return full
+    begin = f"llmcli {head} {shlex.quote(text)}"
+    if not text.isprintable() or len(begin) + 2 > room:
+        begin = f'llmcli {head} "..."'
+    lines = [part for part in (begin, model.strip(), rest.strip()) if part]
     return " \\\n            ".join(map(harmless, lines))
 
 

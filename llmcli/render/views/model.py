@@ -26,7 +26,8 @@ def draw(view: Model, canvas: Canvas) -> Text:
         out.append(f"  {label:<12}", style="dim")
         out.append(f"{fit(value, canvas.width - 14).rstrip()}\n")
     out.append("\n").append_text(_tree(view, canvas.width))
-    return out.append_text(footnotes(view.notes, canvas.width))
+    out.append_text(footnotes(view.notes, canvas.width))
+    return out.append("  deeper: ", style="dim").append('llmcli inspect "Once upon a time"\n')
 
 
 def _facts(view: Model) -> list[tuple[str, str]]:

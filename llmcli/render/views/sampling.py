@@ -56,9 +56,9 @@ def _candidates(view: SamplingView, width: int) -> Text:
     for rank, group in groupby(view.candidates, key=lambda fate: fate.rank):
         fates: dict[str, Fate] = {fate.stage: fate for fate in group}
         first = fates[stages[0]]
-        drawn = first.token.id == view.drawn.id
-        style = "bold green" if drawn else ""
-        out.append(f"{CHOSEN if drawn else ' '} {rank:>4} ", style=style or "cyan")
+        taken = first.token.id == (view.forced or view.drawn).id
+        style = "bold green" if taken else ""
+        out.append(f"{CHOSEN if taken else ' '} {rank:>4} ", style=style or "cyan")
         out.append(f"{fit(name(first.token.text), TOKEN + 1)} {number(first.logit):>8}",
                    style=style)  # fmt: skip
         for stage in shown:
@@ -71,8 +71,12 @@ def _candidates(view: SamplingView, width: int) -> Text:
 
 
 def _draw(view: SamplingView) -> Text:
-    out = Text().append(f"{CHOSEN} drawn   ", style="bold green")
-    out.append(f"{fit(name(view.drawn.text), TOKEN)} ", style="bold green")
+    out, mark, style = Text(), f"{CHOSEN} ", "bold green"
+    if view.forced is not None and view.forced_model_prob is not None:
+        out.append(f"{mark}forced  {fit(name(view.forced.text), TOKEN)} ", style=style)
+        out.append(f"with {percent(view.forced_model_prob).strip()} before the filters\n")
+        mark, style = "  ", ""
+    out.append(f"{mark}drawn   {fit(name(view.drawn.text), TOKEN)} ", style=style)
     after, before = percent(view.drawn_prob).strip(), percent(view.drawn_model_prob).strip()
     out.append(f"with {after} after the filters, {before} before\n")
     same = ", the same" if view.greedy.id == view.drawn.id else ""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from llmcli.render.drawing import Canvas, columns, fit, footnotes, heading, name, plural, wrapped
-from llmcli.render.probs import percent
+from llmcli.render.probs import percent, place
 
 if TYPE_CHECKING:
     from llmcli.inspection.why import Side, Why
@@ -33,7 +33,7 @@ def _standing(view: Why, canvas: Canvas) -> Text:
     """Rank and rival, then the way through the layers."""
     relation = "behind" if view.rival_rank < view.rank else "ahead of"
     text = (
-        f"It ranks {view.rank} of {view.vocab_size} with {percent(view.prob).strip()}, {relation} "
+        f"It is {place(view.rank)} of {view.vocab_size}: {percent(view.prob).strip()}, {relation} "
         f"{name(view.rival.text)} (rank {view.rival_rank}, {percent(view.rival_prob).strip()})."
     )
     if view.enters is None:

@@ -1,0 +1,28 @@
+"""What is said beside the output: on stderr, on a terminal broken between words."""
+
+from __future__ import annotations
+
+import os
+import sys
+import textwrap
+
+
+def say(text: str) -> None:
+    """Each line of `text`; one that fits a terminal stays as it is."""
+    width = _columns() or sys.maxsize
+    for line in text.split("\n"):
+        print(line if len(line) <= width else _broken(line, width), file=sys.stderr)
+
+
+def _broken(line: str, width: int) -> str:
+    return textwrap.fill(
+        line, width, replace_whitespace=False, break_long_words=False, break_on_hyphens=False
+    )
+
+
+def _columns() -> int | None:
+    """How wide stderr's terminal is, if it is one."""
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns or None
+    except (AttributeError, OSError, ValueError):  # no terminal, or no file at all
+        return None
