@@ -301,7 +301,7 @@ def test_a_silenced_head_raises_and_lowers_no_token(llmcli, model_folder):
     for ablate, said in (((), False), (("--ablate", "L1.H0"), True)):
         done = llmcli("inspect", PROMPT, "-m", model_folder, *ablate, "--json")
         notes = json.loads(done.stdout)["views"][0]["notes"]
-        assert ("is replaced still reads" in " ".join(notes)) == said
+        assert ("is replaced, it still reads" in " ".join(notes)) == said
 
 
 def test_greedy_takes_the_likeliest_after_bias(llmcli, model_folder):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass, fields
+from importlib import import_module
 
 import inspect_schema
 import jsonschema
@@ -18,7 +19,7 @@ from llmcli.inspection.attribution import Part
 from llmcli.inspection.catalogue import VIEWS
 from llmcli.inspection.difference import difference
 from llmcli.inspection.next import Guess, Source
-from llmcli.inspection.values import Token, View
+from llmcli.inspection.values import Row, Token, View
 
 # `embed` comes before most changes, `explain` is of the untouched model; the others need more.
 NOT_ALONE = ("embed", "patching", "steer", "head", "circuits", "explain")
@@ -170,6 +171,7 @@ def test_numbers_about_another_thing_are_left_out_and_said():
     @dataclass(frozen=True, slots=True)
     class Made(View):
         name = "made"
+        compared = ("lead", "prob")
         about = {"rival": ("lead", "parts")}  # noqa: RUF012
         rival: Token
         lead: float
@@ -195,6 +197,53 @@ def test_what_is_said_to_be_about_another_field_is_a_field():
     assert {name for name in (f.name for f in fields(why.Why)) if name.startswith("rival_")} <= set(
         why.Why.about["rival"]
     )
+
+
+ASIDE = {  # how well numbers add up, what is beyond --rows, and constants
+    "residual", "tolerance", "sum_of_absolutes", "rest", "divisor", "score_error", "weight_error",
+    "z_error",
+}  # fmt: skip
+
+
+def test_every_fact_that_a_change_can_move_is_compared():
+    for name, entry in VIEWS.items():
+        if not entry.prompt or entry.experiment or entry.proof:
+            continue
+        module = import_module(f"llmcli.inspection.{name}")
+        for kind in vars(module).values():
+            if isinstance(kind, type) and issubclass(kind, View) and kind.__module__.endswith(name):
+                floats = {f.name for f in fields(kind) if "float" in str(f.type)}
+                assert floats - ASIDE <= {*kind.compared, "w_out"}, kind
+            if isinstance(kind, type) and issubclass(kind, Row) and kind is not Row:
+                told = [*kind.key, *kind.about, *(x for of in kind.about.values() for x in of)]
+                assert set(told) <= {f.name for f in fields(kind)}, kind
+
+
+def test_numbers_of_rows_that_are_no_single_token_or_layer_are_compared(views):
+    asked = ["--ablate", "L0.H1", "--baseline", "--token", "id:7"]
+
+    def numbers(name, *more):
+        document = views("--view", name, *asked, *more)
+        (told,) = document["difference"]
+        return document, {(n["table"], n["place"], n["quantity"]): n for n in told["numbers"]}
+
+    document, found = numbers("residual")
+    for before, after in zip(document["baseline"][0]["norms"], document["views"][0]["norms"],
+                             strict=True):  # fmt: skip
+        n = found["norms", f"norm {after['norm']}", "variance_before"]
+        pair = (before["variance_before"], after["variance_before"])
+        assert (n["untouched"], n["changed"]) == pair
+    document, found = numbers("mlp", "--layer", 1)
+    neurons = [{row["part"]: row for row in d[0]["neurons"]} for d in
+               (document["baseline"], document["views"])]  # fmt: skip
+    for part in neurons[0].keys() & neurons[1].keys():
+        n = found["neurons", f"part {part}", "after"]
+        assert (n["untouched"], n["changed"]) == tuple(rows[part]["after"] for rows in neurons)
+    for table, place, _ in found:
+        assert table != "promotions" or place.startswith("neuron ")
+    _, found = numbers("head", "--layer", 1, "--head", 0)
+    assert {("", f"number {i}", "q") for i in range(8)} <= found.keys()
+    assert ("", "", "score_error") not in found
 
 
 def test_a_picture_compares_all_that_json_does(views, llmcli, model_folder):
@@ -256,6 +305,7 @@ def test_rows_line_up_by_what_they_are_about_and_only_then():
     @dataclass(frozen=True, slots=True)
     class Made(View):
         name = "made"
+        compared = ("share",)
         parts: tuple
         lens: tuple
         size: int = 3
@@ -274,5 +324,3 @@ def test_rows_line_up_by_what_they_are_about_and_only_then():
     heads = [(Source(3, a, weight, layer, 2, 0.9),) for layer, weight in ((1, 0.5), (4, 0.25))]
     told = difference(Made((), heads[1]), Made((), heads[0])).numbers
     assert [d.quantity for d in told] == ["share", "weight"]  # head 2 of another layer is another
-    twice = Made((Part(0, "L0.H1", 2.0), Part(1, "L0.H1", 1.0)), ())
-    assert [d.table for d in difference(twice, before).numbers] == [""]

@@ -232,7 +232,7 @@ def test_an_mlp_that_was_replaced_is_said_to_be(llmcli, model_folder):
     common = ["inspect", PROMPT, "-m", model_folder, "--view", "mlp", "--layer", 1, "--json"]
     for change, replaced in (("L1.mlp", True), ("L0.mlp", False)):
         view = json.loads(llmcli(*common, "--ablate", change).stdout)["views"][0]
-        assert any("has been replaced" in note for note in view["notes"]) == replaced
+        assert any("is replaced by a change" in note for note in view["notes"]) == replaced
         assert (view["norm"] == view["effect"] == 0) == replaced
 
 

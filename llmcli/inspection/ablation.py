@@ -18,14 +18,17 @@ from llmcli.inspection.intervention import composed
 from llmcli.inspection.lens import Best, Final
 from llmcli.inspection.model import text_flops
 from llmcli.inspection.run import Ask, Run, assigned, batched
-from llmcli.inspection.values import LONG_FLOPS, Token, View, gflop
+from llmcli.inspection.values import LONG_FLOPS, Row, Token, View, gflop
 
 Component = tuple[int, int | None]  # (layer, head), or (layer, None): the MLP
 
 
 @dataclass(frozen=True, slots=True)
-class Effect:
+class Effect(Row):
     """What becomes of the next token without one part."""
+
+    key: ClassVar = ("part",)
+    about: ClassVar = {"top": ("top_prob",)}
 
     rank: int
     part: str  # "L3.H2" or "L3.mlp", as --ablate takes it
@@ -41,6 +44,7 @@ class AblationView(View):
     """The parts, the one that matters most first."""
 
     name: ClassVar[str] = "ablation"
+    compared: ClassVar = ("logit", "prob")
 
     position: int
     token: Token

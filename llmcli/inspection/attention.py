@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llmcli.inspection.run import Ask, Run
-from llmcli.inspection.values import Token, View
+from llmcli.inspection.values import Row, Token, View
 
 MAP_SIZE = 16  # pixels of a small map, each way
 ROLE_FROM = 0.4  # the least way from an even head's share to all that earns the name of a role
@@ -28,8 +28,11 @@ Map = tuple[tuple[float, ...], ...]  # row i holds i + 1 weights: the lower tria
 
 
 @dataclass(frozen=True, slots=True)
-class HeadRow:
+class HeadRow(Row):
     """One head; scores are None where the prompt has no place at which the role could show."""
+
+    key: ClassVar = ("layer", "head")
+    about: ClassVar = {"role": ("role_score",)}
 
     layer: int
     head: int
@@ -56,7 +59,9 @@ class Grid(View):
 
 
 @dataclass(frozen=True, slots=True)
-class QueryRow:
+class QueryRow(Row):
+    key: ClassVar = ("position", "token")
+
     position: int
     token: Token
     entropy_bits: float
@@ -64,8 +69,10 @@ class QueryRow:
 
 
 @dataclass(frozen=True, slots=True)
-class SourceRow:
+class SourceRow(Row):
     """One of the places that a position reads most from."""
+
+    key: ClassVar = ("position", "source", "token")
 
     position: int
     source: int
@@ -78,6 +85,8 @@ class OneHead(View):
     """One head: all its weights, and the strongest sources of each position."""
 
     name: ClassVar[str] = "attention"
+    compared: ClassVar = ("entropy_bits", "role_score")
+    about: ClassVar = {"role": ("role_score",)}
 
     layer: int
     head: int
@@ -244,7 +253,7 @@ def silenced(run: Run) -> list[str]:
     """What is to be said of heads whose output is replaced after they have read."""
     if not any(point.endswith((".z", ".attn_out")) for point in run.patch):
         return []
-    return ["A head whose output is replaced still reads; what it has read goes nowhere."]
+    return ["Where a head's output is replaced, it still reads; what it has read goes nowhere."]
 
 
 def _role_notes(keys: dict[str, Tensor]) -> list[str]:

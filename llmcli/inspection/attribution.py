@@ -17,7 +17,7 @@ from torch import Tensor
 from llmcli.errors import IntegrityError
 from llmcli.gpt.model import GPT, Block
 from llmcli.inspection.run import Ask, Run, rank_in
-from llmcli.inspection.values import Token, View
+from llmcli.inspection.values import Row, Token, View
 
 # Of the sum of the parts' absolute values, by the way in which the weights are stored.
 TOLERANCE = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 5e-2, "int8": 5e-2, "int4": 5e-2}
@@ -25,8 +25,10 @@ STREAM = ("attn_out", "mlp_out", "resid_pre", "resid_mid", "resid_post")  # wher
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class Part(Row):
     """What one part adds to the logit, or to the difference of two."""
+
+    key: ClassVar = ("part",)
 
     rank: int
     part: str  # "embed", "pos_embed", "L3.H2", "L3.attn.bias", "L3.mlp", "norm_f.bias", ...
@@ -38,6 +40,7 @@ class Attribution(View):
     """A logit taken apart, the largest part first."""
 
     name: ClassVar[str] = "attribution"
+    compared: ClassVar = ("rank", "prob", "logit", "sum_of_parts")
 
     position: int
     token: Token

@@ -13,14 +13,16 @@ import torch
 from torch import Tensor
 
 from llmcli.inspection.run import Ask, Run, cosines
-from llmcli.inspection.values import Token, View, window
+from llmcli.inspection.values import Row, Token, View, window
 
 FIRST = 8  # numbers of each vector that are written out
 
 
 @dataclass(frozen=True, slots=True)
-class EmbedRow:
+class EmbedRow(Row):
     """One position's vectors, and its token's cosine with the tokens shown up to it."""
+
+    key: ClassVar = ("position", "token")
 
     position: int
     token: Token

@@ -19,7 +19,7 @@ from llmcli.errors import UsageError
 from llmcli.gpt.model import Block
 from llmcli.inspection.attribution import through_norm
 from llmcli.inspection.run import Ask, Run
-from llmcli.inspection.values import Token, View
+from llmcli.inspection.values import Row, Token, View
 
 VECTOR, SUM, WEIGHT = 3, 4, 6  # decimals of q, k, v; of dot products; of exp and the weights
 DIGITS = 7  # of any number at most: what fp32 has, and what all forms write
@@ -27,8 +27,10 @@ PUSHED = 5  # tokens listed for and against
 
 
 @dataclass(frozen=True, slots=True)
-class Key:
+class Key(Row):
     """A place that the position may read, or not; `model_` is what the model itself computed."""
+
+    key: ClassVar = ("position", "token")
 
     position: int
     token: Token
@@ -44,8 +46,10 @@ class Key:
 
 
 @dataclass(frozen=True, slots=True)
-class Push:
+class Push(Row):
     """What the head's writing adds to a token's logit, beyond what it adds to the average one."""
+
+    key: ClassVar = ("token",)
 
     token: Token
     adds: float
@@ -56,6 +60,8 @@ class Head(View):
     """q, keys, scores, weights, z, and what is written into the stream."""
 
     name: ClassVar[str] = "head"
+    compared: ClassVar = ("n_visible", "q", "greatest", "total", "z", "model_z", "written",
+                          "model_written", "norm", "stream_norm")  # fmt: skip
     about: ClassVar = {"component": ("written", "model_written")}
 
     layer: int

@@ -14,15 +14,18 @@ import torch
 from torch import Tensor
 
 from llmcli.inspection.run import Ask, Run, rank_of
-from llmcli.inspection.values import Token, View, window
+from llmcli.inspection.values import Row, Token, View, window
 
 LN2 = math.log(2)
 CHUNK = 128  # positions unembedded at once: 26 MB of logits with a vocabulary of 50,257
 
 
 @dataclass(frozen=True, slots=True)
-class LensRow:
+class LensRow(Row):
     """What one position would say next, were this layer the last."""
+
+    key: ClassVar = ("after", "position")
+    about: ClassVar = {"top": ("top_prob",)}
 
     after: str  # "embed", or the layer
     position: int
@@ -49,8 +52,10 @@ class Lens(View):
 
 
 @dataclass(frozen=True, slots=True)
-class LensPlace:
+class LensPlace(Row):
     """A position shown, and the token that stands there."""
+
+    key: ClassVar = ("position", "token")
 
     position: int
     token: Token

@@ -18,15 +18,17 @@ from llmcli.gpt.model import MLP
 from llmcli.inspection.attribution import account, through_norm
 from llmcli.inspection.lens import CHUNK
 from llmcli.inspection.run import Ask, Run
-from llmcli.inspection.values import Token, View
+from llmcli.inspection.values import Row, Token, View
 
 ROWS = 20
 TOP = 3  # tokens for and against that are named of each neuron
 
 
 @dataclass(frozen=True, slots=True)
-class Neuron:
+class Neuron(Row):
     """One neuron, the one that writes the longest vector first."""
+
+    key: ClassVar = ("part",)
 
     rank: int
     neuron: int
@@ -38,8 +40,10 @@ class Neuron:
 
 
 @dataclass(frozen=True, slots=True)
-class Promotion:
+class Promotion(Row):
     """One of the tokens whose logits a neuron raises, or lowers, most."""
+
+    key: ClassVar = ("neuron", "side", "token")
 
     neuron: int
     side: str  # "for" or "against"
@@ -53,6 +57,7 @@ class MLPView(View):
     """The neurons shown, the rest of them, and the bias add up to what the MLP says of a token."""
 
     name: ClassVar[str] = "mlp"
+    compared: ClassVar = ("n_positive", "norm", "effect", "bias")
 
     n_tokens: int
     layer: int
@@ -80,7 +85,7 @@ NOTES = (
     "Direct effects only; the tokens are what a neuron speaks for here, not what it means. "
     "A constant added to every logit changes no probability.",
 )
-REPLACED = "What this MLP writes has been replaced by a change; its neurons no longer make it."
+REPLACED = "What this MLP writes here is replaced by a change; its neurons do not make it."
 
 
 @torch.inference_mode()
@@ -124,8 +129,14 @@ def view(run: Run, ask: Ask) -> MLPView:
             for rank, n in enumerate(shown)
         ),
         promotions=tuple(_promotions(run, shown, vectors[shown], final)),
-        notes=(*NOTES, REPLACED) if f"{layer}.mlp_out" in run.patch else NOTES,
+        notes=(*NOTES, REPLACED) if _is_replaced(run, layer, parts, vectors) else NOTES,
     )  # fmt: skip
+
+
+def _is_replaced(run: Run, layer: int, parts: dict[str, Tensor], vectors: Tensor) -> bool:
+    """Whether a change of what the layer's MLP writes is one at this position."""
+    made = vectors.sum(dim=0) + parts["bias"]
+    return f"{layer}.mlp_out" in run.patch and not torch.allclose(made, parts["mlp"], 0.01, 0.01)
 
 
 def tensors(run: Run, ask: Ask) -> dict[str, Tensor]:

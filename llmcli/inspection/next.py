@@ -11,21 +11,26 @@ from torch import Tensor
 from llmcli.inspection.attention import silenced
 from llmcli.inspection.lens import Best, Final, lens_logits
 from llmcli.inspection.run import Ask, Run, entropy_bits
-from llmcli.inspection.values import Token, View, window
+from llmcli.inspection.values import Row, Token, View, window
 
 LAYERS = 8  # how many layers the short lens shows at most
 PLACES = 24  # how many tokens of the prompt
 
 
 @dataclass(frozen=True, slots=True)
-class PromptToken:
+class PromptToken(Row):
+    key: ClassVar = ("position", "token")
+
     position: int
     token: Token
 
 
 @dataclass(frozen=True, slots=True)
-class Guess:
+class Guess(Row):
     """The best guess after a layer."""
+
+    key: ClassVar = ("after",)
+    about: ClassVar = {"top": ("top_prob",)}
 
     after: str
     top: Token
@@ -34,8 +39,11 @@ class Guess:
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class Source(Row):
     """A place read from: `weight` is the mean over all heads; the keenest head beside it."""
+
+    key: ClassVar = ("position", "token")
+    about: ClassVar = {"layer": ("head_weight",), "head": ("head_weight",)}
 
     position: int
     token: Token
@@ -46,7 +54,9 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(Row):
+    key: ClassVar = ("token",)
+
     rank: int
     token: Token
     prob: float
@@ -58,6 +68,7 @@ class Next(View):
     """Tokens, a short lens, the most attended sources, the most probable next tokens."""
 
     name: ClassVar[str] = "next"
+    compared: ClassVar = ("entropy_bits",)
 
     n_tokens: int
     n_layer: int

@@ -17,7 +17,7 @@ from torch import Tensor
 from llmcli.errors import UsageError
 from llmcli.inspection.intervention import composed
 from llmcli.inspection.run import Ask, Run, assigned, batched
-from llmcli.inspection.values import Token, View
+from llmcli.inspection.values import Row, Token, View
 
 NOTES = (
     "measured: recovered is 1, or 100 %, where a value alone restores the clean prompt's "
@@ -37,8 +37,10 @@ class TokenPair:
 
 
 @dataclass(frozen=True, slots=True)
-class StreamPatch:
+class StreamPatch(Row):
     """The stream entering a layer at a position, taken from the clean run."""
+
+    key: ClassVar = ("layer", "position")
 
     layer: int
     position: int
@@ -47,8 +49,10 @@ class StreamPatch:
 
 
 @dataclass(frozen=True, slots=True)
-class HeadPatch:
+class HeadPatch(Row):
     """A head's z at all positions, taken from the clean run."""
+
+    key: ClassVar = ("layer", "head")
 
     layer: int
     head: int
@@ -61,6 +65,7 @@ class Patching(View):
     """Layers x positions, and heads: how much of the clean difference each recovers."""
 
     name: ClassVar[str] = "patching"
+    compared: ClassVar = ("clean_difference", "corrupt_difference")
 
     n_tokens: int
     position: int

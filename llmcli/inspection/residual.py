@@ -14,12 +14,14 @@ import torch
 from torch import Tensor
 
 from llmcli.inspection.run import Ask, Run, cosines
-from llmcli.inspection.values import Token, View
+from llmcli.inspection.values import Row, Token, View
 
 
 @dataclass(frozen=True, slots=True)
-class Addition:
+class Addition(Row):
     """What one part adds, and the stream after that."""
+
+    key: ClassVar = ("part",)
 
     part: str  # "embed", "pos_embed", "L3.attn", "L3.mlp"; "L3.resid_post" is what a patch put in
     added_norm: float
@@ -29,8 +31,10 @@ class Addition:
 
 
 @dataclass(frozen=True, slots=True)
-class Norm:
+class Norm(Row):
     """The numbers of one vector before and after a layer norm, its gain and bias included."""
+
+    key: ClassVar = ("norm",)
 
     norm: str  # "L3.norm_1", "norm_f"
     mean_before: float

@@ -12,12 +12,15 @@ from torch import Tensor
 from llmcli.config import ORDER
 from llmcli.gpt.sampling import draw, generator_for, seen, stages, uniforms
 from llmcli.inspection.run import Ask, Run, entropy_bits
-from llmcli.inspection.values import Token, View
+from llmcli.inspection.values import Row, Token, View
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
+class Stage(Row):
     """The distribution that one filter leaves."""
+
+    key: ClassVar = ("stage",)
+    about: ClassVar = {"top": ("top_prob",)}
 
     stage: str  # "model", then each filter in force
     kept: int  # tokens with any probability left
@@ -28,8 +31,10 @@ class Stage:
 
 
 @dataclass(frozen=True, slots=True)
-class Fate:
+class Fate(Row):
     """One token at one stage; `rank` is its place in the model's own order."""
+
+    key: ClassVar = ("stage", "token")
 
     stage: str
     rank: int
@@ -43,6 +48,8 @@ class SamplingView(View):
     """Every stage between the logits and the choice."""
 
     name: ClassVar[str] = "sampling"
+    compared: ClassVar = ("drawn_prob", "drawn_model_prob", "forced_model_prob")
+    about: ClassVar = {"drawn": ("drawn_prob", "drawn_model_prob")}
 
     position: int
     seed: int

@@ -13,12 +13,15 @@ from torch import Tensor
 from llmcli.inspection.lens import CHUNK
 from llmcli.inspection.model import text_flops
 from llmcli.inspection.run import Ask, Run, entropy_bits, rank_of
-from llmcli.inspection.values import LONG_FLOPS, Token, View, gflop
+from llmcli.inspection.values import LONG_FLOPS, Row, Token, View, gflop
 
 
 @dataclass(frozen=True, slots=True)
-class TokenRow:
+class TokenRow(Row):
     """One position; the model's view is of what it expected here, from the tokens before."""
+
+    key: ClassVar = ("position", "token")
+    about: ClassVar = {"alternative": ("alternative_prob",)}
 
     position: int
     token: Token
@@ -36,6 +39,7 @@ class Tokens(View):
     """The tokens of a text and how surprising each is."""
 
     name: ClassVar[str] = "tokens"
+    compared: ClassVar = ("perplexity", "bits_per_token", "bits_per_byte")
 
     n_tokens: int
     n_bytes: int  # of the text: what stands before it has none
@@ -153,7 +157,7 @@ def _notes(n_windows: int, n_ctx: int) -> tuple[str, ...]:
     ]
     if n_windows > 1:
         notes.append(
-            f"approximate: the text is longer than the context of {n_ctx}, so each token was "
-            f"judged from at least the {_stride(n_ctx)} tokens before it, not from all."
+            f"approximate: the text is longer than the context of {n_ctx}: tokens after the first "
+            f"{n_ctx} are judged from at least the {_stride(n_ctx)} before them, not from all."
         )
     return tuple(notes)

@@ -24,11 +24,28 @@ class Token:
     text: bytes
 
 
+class Row:
+    """Base of the rows of tables; `key` names the fields that say what a row is about.
+
+    `about` names fields that are about another, a token or a head: where that is another one in
+    two runs, they cannot be compared.
+    """
+
+    __slots__ = ()
+    key: ClassVar[tuple[str, ...]]
+    about: ClassVar[Mapping[str, tuple[str, ...]]] = MappingProxyType({})
+
+
 class View:
-    """Base of all views; `name` is what --view takes, `about` the fields that are about another."""
+    """Base of all views; `name` is what --view takes, `about` is that of `Row`.
+
+    `compared` names the facts that a change of the run may change; the others are sizes, and how
+    well numbers add up.
+    """
 
     __slots__ = ()
     name: ClassVar[str]
+    compared: ClassVar[tuple[str, ...]] = ()
     about: ClassVar[Mapping[str, tuple[str, ...]]] = MappingProxyType({})
     notes: tuple[str, ...]
     __dataclass_fields__: ClassVar[dict[str, Any]]

@@ -19,7 +19,7 @@ from torch import Tensor
 from llmcli.inspection import attribution, lens, next
 from llmcli.inspection.model import text_flops
 from llmcli.inspection.run import Ask, Run, batched, rank_in, rank_of
-from llmcli.inspection.values import Token, View, gflop
+from llmcli.inspection.values import Row, Token, View, gflop
 
 TOP_K = 10
 CANDIDATES = 8  # tokens left out in turn, where nobody says
@@ -29,8 +29,10 @@ MOVING = re.compile(r"L\d+\.(H\d+|attn|mlp)$")  # parts that compute, unlike emb
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
+class Stage(Row):
     """Where the token would stand, were this layer the last."""
+
+    key: ClassVar = ("after",)
 
     after: str  # "embed", or the layer
     rank: int
@@ -38,16 +40,21 @@ class Stage:
 
 
 @dataclass(frozen=True, slots=True)
-class Side:
+class Side(Row):
     """A head or an MLP, and what it adds to the token's lead."""
+
+    key: ClassVar = ("part",)
 
     part: str
     adds: float
 
 
 @dataclass(frozen=True, slots=True)
-class Removal:
+class Removal(Row):
     """The same prompt without one token."""
+
+    key: ClassVar = ("position", "token")
+    about: ClassVar = {"top": ("top_prob",)}
 
     position: int
     token: Token
@@ -65,6 +72,7 @@ class Why(View):
     """One token's account; `lead` is its logit minus that of the rival."""
 
     name: ClassVar[str] = "why"
+    compared: ClassVar = ("rank", "prob", "rival_rank", "rival_prob", "lead")
     about: ClassVar = {
         "rival": (
             "rival_rank",
@@ -109,8 +117,8 @@ NOTES = (
     "ablation measures what a part does through later layers.",
 )
 NOT_REMOVED = (
-    "The run is changed, and a change names places that would move: no token is left out. Run it "
-    "without the change to see them."
+    "The run is changed, and a change may name places, which would move: no token is left out. Run "
+    "it without the change to see them."
 )
 
 

@@ -31,7 +31,9 @@ def draw(view: Difference, canvas: Canvas) -> Text:
     groups: dict[str, list[Delta]] = {}
     for delta in view.numbers:
         if delta.difference:
-            groups.setdefault(delta.quantity if delta.table else "", []).append(delta)
+            groups.setdefault(delta.quantity if delta.table or delta.place else "", []).append(
+                delta
+            )
     half = max(6, min(20, (canvas.width - 64) // 2))
     place = min(44, canvas.width - 2 * half - 38)
     for quantity, deltas in groups.items():
