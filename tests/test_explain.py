@@ -55,6 +55,20 @@ def test_a_prompt_of_any_length_has_all_pages(n, pair):  # noqa: F811
     assert len(facts(run_of(pair[0].model, (IDS * 5)[:n]))) == len(TOPICS)
 
 
+def test_a_page_that_is_asked_for_is_one_of_the_walk(llmcli):
+    shown = llmcli("inspect", "Once upon a time", "--page", 3)
+    assert shown.stdout.startswith("explain  3 of 25")
+    assert not shown.stderr
+    assert llmcli("inspect", "Once", "--all").stdout.count("explain  ") == 25
+
+
+def test_a_prompt_too_long_for_one_line_is_repeated_on_two(llmcli):
+    prompt = "Maria lost her keys. Her brother"
+    shown = llmcli("inspect", prompt, "--page", 12).stdout
+    assert f"deeper: llmcli inspect '{prompt}' \\\n            --view head" in shown
+    assert 'llmcli inspect "..."' in llmcli("inspect", prompt * 3, "--page", 12).stdout
+
+
 def test_pages_fit_a_screen(llmcli):
     shown = llmcli("inspect", "Once upon a time", "--view", "explain").stdout
     pages = re.split(r"\n(?=explain  )", shown)

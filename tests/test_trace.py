@@ -6,6 +6,7 @@ import gzip
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import tracemalloc
@@ -253,6 +254,27 @@ def test_each_step_comes_out_as_recorded_and_draws_the_same_token(traced, shown,
         before = [*lines_of(path)[1]["ids"], *(each["id"] for each in recorded[:index])]
         assert value["ids"] == before
         assert value["views"][0]["drawn"]["id"] == recorded[index]["id"]
+
+
+def test_a_forced_step_says_so(traced, shown, llmcli):
+    path = traced("--force", "3=Q", "--temperature", 1.1)
+    again = traced("--temperature", 1.1, name="free.jsonl")
+    step, free = steps_of(path)[3], steps_of(again)[3]
+    asked = ("inspect", "--trace", path, "--step", 3, "--view", "sampling")
+    (view,) = shown(*asked)["views"]
+    assert (view["forced"]["id"], view["drawn"]["id"]) == (step["id"], free["id"])
+    assert math.log(view["forced_model_prob"]) == pytest.approx(step["logprob"], abs=1e-3)
+    assert step["id"] in {row["token"]["id"] for row in view["candidates"]}
+    done = llmcli(*asked, "--color", "always")
+    assert re.search('▶ forced  "Q"', plain(done.stdout))
+    assert f'forced: "Q", --token id:{step["id"]}.' in done.stderr
+    assert shown("inspect", "--trace", again, "--step", 3, "--view", "sampling")["views"][0][
+        "forced"
+    ] is None  # fmt: skip
+
+
+def plain(text):
+    return re.sub(r"\x1b\[[\d;]*m", "", text)
 
 
 def test_other_weights_are_reported_after_the_view(traced, llmcli, model_folder, tmp_path, copied):

@@ -84,3 +84,8 @@ def tell_held(held: Held | None, past: PastStep, quiet: bool) -> None:
         )
     if not quiet:
         say(f"{where} comes out as recorded:\nlogprobs differ {fact}.")
+        if past.step.forced:
+            from llmcli.render.text import quoted
+
+            token = quoted(past.step.chosen.text)
+            say(f"The token taken there was forced: {token}, --token id:{past.step.id}.")
