@@ -76,7 +76,7 @@ def test_stored_weights_are_near_the_true_ones(kind):
     assert error.max() < LAYERS[kind][0]
 
 
-@pytest.mark.parametrize("shape", [(96,), (1, 1, 96), (1, 3, 96), (2, 40, 96)], ids=str)
+@pytest.mark.parametrize("shape", [(1, 1, 96), (1, 3, 96), (2, 40, 96)], ids=str)
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
 @pytest.mark.parametrize("kind", LAYERS)
 def test_a_layer_multiplies_by_the_weights_that_it_stores(kind, bias, shape):
@@ -94,7 +94,7 @@ def test_a_layer_multiplies_by_the_weights_that_it_stores(kind, bias, shape):
 
 
 @pytest.mark.parametrize("transposed", [False, True], ids=["as it is", "stored (in, out)"])
-@pytest.mark.parametrize("shape", [(768,), (1, 1, 768), (2, 40, 768)], ids=str)
+@pytest.mark.parametrize("shape", [(1, 1, 768), (2, 40, 768)], ids=str)
 def test_a_large_plain_layer_is_torchs_and_has_gradients(shape, transposed, monkeypatch):
     if not kernels.has_onednn():
         pytest.skip("this build of torch has no oneDNN")

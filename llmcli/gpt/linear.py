@@ -1,8 +1,8 @@
 """How a linear layer stores its weights and multiplies: all in which the modes of a model differ.
 
-Each layer here maps x (..., in) to x W^T + b (..., out) like `nn.Linear`, computes in x's dtype as
-far as its kernel does, and has `weight` (out, in), whatever it stores. One row of x, a decode step,
-waits for the bytes of W: what reads fewer of them is faster. Knows no model and no files.
+Each layer here maps x (..., T, in) to x W^T + b (..., T, out) like `nn.Linear`, computes in x's
+dtype as far as its kernel does, and has `weight` (out, in), whatever it stores. One row of x, a
+decode step, waits for the bytes of W: what reads fewer of them is faster. Knows no model, no files.
 """
 
 from __future__ import annotations
@@ -59,13 +59,18 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None, n_weights: int) -> T
     """
     known = has_onednn() and x.dtype == torch.float32 and x.device.type == "cpu"
     large = n_weights >= LARGE and torch.get_num_threads() > 1
-    if not (known and large) or x.dim() == 1 or torch.is_grad_enabled():
+    if not (known and large) or torch.is_grad_enabled():
         return F.linear(x, weight, bias)
     return (scripted_onednn() if torch.jit.is_tracing() else onednn)(x, weight, bias)
 
 
 class Linear(nn.Linear):
     """Weights in what is computed in, as a file may have them; of a mapped one they stay mapped."""
+
+    @property
+    def storage(self) -> str:
+        """How the weights are stored, by the name of their dtype, or "int8" or "int4"."""
+        return str(self.weight.dtype).removeprefix("torch.")
 
     def forward(self, x: Tensor) -> Tensor:
         return product(x, self.weight, self.bias, self.in_features * self.out_features)
@@ -89,7 +94,7 @@ class OrderedLinear(nn.Module):
         return self.packed.to_dense()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.product(x) if x.dim() > 1 else self(x[None])[0]
+        return self.product(x)
 
 
 class BFloat16Linear(OrderedLinear):
@@ -142,7 +147,7 @@ class HalfLinear(nn.Module):
         return torch.ops.quantized.linear_unpack_fp16(self.packed)[0]
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.product(x) if x.dim() > 1 else self(x[None])[0]
+        return self.product(x)
 
 
 class HalfProduct(nn.Module):
@@ -180,8 +185,6 @@ class SerialHalfLinear(nn.Module):
         return SERIAL_HALF_PRODUCT(torch.eye(self.n_in), self.packed, nothing).t()
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dim() == 1:
-            return self(x[None])[0]
         return SERIAL_HALF_PRODUCT(x, self.packed, self.added)
 
 
@@ -260,8 +263,6 @@ class Int8Linear(nn.Module):
         return INT8_PRODUCT(x, self.shape, self.packed, self.sums, 1.0, 0, bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dim() == 1:
-            return self(x[None])[0]
         return self._times(x, self.added).mul_(self.scale)
 
 
@@ -364,9 +365,3 @@ def scripted(function: Any) -> Any:
 
 def frozen(values: Tensor) -> nn.Parameter:
     return nn.Parameter(values, requires_grad=False)
-
-
-def storage_of(layer: nn.Module) -> str:
-    """How a layer stores its weights: "float32", ..., "int8", "int4"."""
-    found = getattr(layer, "storage", None)
-    return found or str(layer.weight.dtype).removeprefix("torch.")

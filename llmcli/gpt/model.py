@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from llmcli.config import ModelConfig
 from llmcli.gpt.cache import KVCache, Past
-from llmcli.gpt.linear import Linear, storage_of
+from llmcli.gpt.linear import Linear
 from llmcli.gpt.tap import Tap
 
 NO_TAP = Tap()
@@ -214,7 +214,7 @@ class GPT(nn.Module):
     @property
     def storage(self) -> str:
         """How the weights are stored: "float32", "bfloat16", "float16", "int8" or "int4"."""
-        return storage_of(self.get_submodule("blocks.0.mlp.up"))
+        return str(self.get_submodule("blocks.0.mlp.up").storage)
 
     def stream(self, ids: Tensor, cache: KVCache | None, tap: Tap) -> Tensor:
         """The residual stream after the last block, for `ids` (B, T): (B, T, C)."""

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from llmcli.errors import IntegrityError
 from llmcli.gpt.model import GPT, Block
+from llmcli.inspection.residual import additions
 from llmcli.inspection.run import Ask, Run, rank_in
 from llmcli.inspection.values import Row, Token, View
 
@@ -144,7 +145,6 @@ def written(run: Run, position: int) -> tuple[dict[str, Tensor], Tensor]:
     here = {name: value[..., position, :].double() for name, value in seen.items()}
     parts = {name: here[name] for name in ("embed", "pos_embed")}
     blocks: list[Block] = list(run.model.blocks)  # type: ignore[arg-type]
-    before = here["embed"] + here["pos_embed"]
     for layer, block in enumerate(blocks):
         if f"{layer}.attn_out" in touched:
             parts[f"L{layer}.attn"] = here[f"{layer}.attn_out"]
@@ -159,23 +159,9 @@ def written(run: Run, position: int) -> tuple[dict[str, Tensor], Tensor]:
         else:
             parts[f"L{layer}.mlp"] = block.mlp.down.weight.double() @ here[f"{layer}.mlp_post"]
             parts[f"L{layer}.mlp.bias"] = block.mlp.down.bias.double()
-        if touched:
-            added = _put_in(here, layer, before)
-            parts |= {name: put for name, put in added.items() if name[1:] in touched}
-            before = here[f"{layer}.resid_post"]
+    if touched:
+        parts |= {name: put for name, put, _ in additions(run, here) if name[1:] in touched}
     return parts, seen[last][position]
-
-
-def _put_in(here: Mapping[str, Tensor], layer: int, before: Tensor) -> dict[str, Tensor]:
-    """What patches put into the stream of a layer, beyond what its parts wrote, by point."""
-    pre, mid, post = (
-        here[f"{layer}.{point}"] for point in ("resid_pre", "resid_mid", "resid_post")
-    )
-    return {
-        f"L{layer}.resid_pre": pre - before,
-        f"L{layer}.resid_mid": mid - pre - here[f"{layer}.attn_out"],
-        f"L{layer}.resid_post": post - mid - here[f"{layer}.mlp_out"],
-    }
 
 
 def through_norm(model: GPT, vectors: Tensor, final: Tensor) -> Tensor:

@@ -238,7 +238,7 @@ def blocks(walk: Walk) -> Blocks:
 
 
 def _after(walk: Walk, after: str, x: Tensor) -> After:
-    prob, id = lens_logits(walk.run, x).softmax(dim=-1).max(dim=-1)
+    prob, id = lens_logits(walk.run, x[None])[0].softmax(dim=-1).max(dim=-1)
     return After(after, length(x), walk.run.token(int(id)), float(prob))
 
 
