@@ -1,4 +1,4 @@
-"""The options that say where to look; `inspect` has them all, other commands may share them."""
+"""The options of `inspect` that say where to look."""
 
 from __future__ import annotations
 

@@ -87,135 +87,14 @@ Color = Annotated[
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing on stderr but errors.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-DTypeOption = Annotated[
-    DType,
-    typer.Option("--dtype", help="What to compute in; on a CPU float16 is for weights alone."),
-]
-QuantizeOption = Annotated[
-    Quantize | None,
-    typer.Option("--quantize", help="Keep weights in 8 or 4 bits: smaller, faster, less exact."),
-]
-DeviceOption = Annotated[Device, typer.Option("--device", help="Where to compute.")]
-Threads = Annotated[
-    int | None,
-    typer.Option("--threads", min=1, max=1024, metavar="N", help="How many threads to use."),
-]
 Seed = Annotated[
     int | None,
     typer.Option("--seed", min=0, metavar="N", help="The same seed, the same text."),
 ]
 
-# What to change in the forward pass; inspection.grammar is the language of the first four.
-Ablate = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--ablate", metavar="PART",
-        help="Silence L3.H5, L3.attn, L3.mlp, L3.N127, L3 or pos_embed; :mean for its mean.",
-    ),
-]  # fmt: skip
-Knockout = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--knockout", metavar="EDGE", help="Forbid to look: 'L2.H3: 7 -> 2' or '* -> \"Lily\"'."
-    ),
-]
-Steer = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--steer", metavar="VECTOR", help='Push the stream: \'" water" - " fire" @ L5 * 1\'.'
-    ),
-]
-SteerPrompt = Annotated[
-    bool, typer.Option("--steer-prompt", help="Steer the prompt too, not only what is generated.")
-]
-Patch = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--patch", metavar="SWAP", help="Transplant: 'L2.resid_mid@5 from \"other prompt\"'."
-    ),
-]
-Reference = Annotated[
-    Path | None,
-    typer.Option("--reference", metavar="FILE", help="A text to take means over, not the prompt."),
-]
 Baseline = Annotated[
     bool, typer.Option("--baseline", help="Set the untouched run beside the changed one.")
 ]
-
-# How the next token is chosen. None: what the model's generation_config.json says.
-Bias = Annotated[
-    list[str] | None,
-    typer.Option("--bias", metavar="TOKEN=N", help='Add to a logit: " king=+2", 464=-inf.'),
-]
-RepetitionPenalty = Annotated[
-    float | None,
-    typer.Option(
-        "--repetition-penalty", metavar="N", min=0.001, max=1000,
-        help="Divide the logits of tokens seen before. [default: the model's, else 1]",
-    ),
-]  # fmt: skip
-PresencePenalty = Annotated[
-    float | None,
-    typer.Option(
-        "--presence-penalty",
-        metavar="N",
-        min=-1000,
-        max=1000,
-        help="Take this off each token seen before.",
-    ),
-]
-FrequencyPenalty = Annotated[
-    float | None,
-    typer.Option(
-        "--frequency-penalty",
-        metavar="N",
-        min=-1000,
-        max=1000,
-        help="The same, once for each occurrence.",
-    ),
-]
-PenaltyWindow = Annotated[
-    int | None,
-    typer.Option(
-        "--penalty-window", min=0, metavar="N",
-        help="Penalties see the last N tokens, the prompt's too; 0: all. [default: 0]",
-    ),
-]  # fmt: skip
-Temperature = Annotated[
-    float | None,
-    typer.Option(
-        "--temperature", metavar="N", min=0, max=1000,
-        help="Below 1 safer, above 1 wilder; 0 is greedy. [default: the model's, else 0.8]",
-    ),
-]  # fmt: skip
-TopK = Annotated[
-    int | None,
-    typer.Option(
-        "--top-k", metavar="K", min=0,
-        help="Draw from the k most probable tokens; 0: all. [default: the model's, else 0]",
-    ),
-]  # fmt: skip
-TopP = Annotated[
-    float | None,
-    typer.Option(
-        "--top-p", metavar="P", min=0, max=1,
-        help="Draw from the fewest that together reach this. [default: the model's, else 0.95]",
-    ),
-]  # fmt: skip
-MinP = Annotated[
-    float | None,
-    typer.Option(
-        "--min-p", metavar="P", min=0, max=1,
-        help="Draw from those at least this times as probable as the first. [default: 0]",
-    ),
-]  # fmt: skip
-TypicalP = Annotated[
-    float | None,
-    typer.Option(
-        "--typical-p", metavar="P", min=0, max=1,
-        help="Draw from the least unexpected that reach this. [default: 1]",
-    ),
-]  # fmt: skip
 
 
 # --- several options as one parameter ------------------------------------------------------------
@@ -225,38 +104,144 @@ TypicalP = Annotated[
 class Compute:
     """Where a model shall compute, in what and with how much help."""
 
-    dtype: DTypeOption = DType.auto
-    quantize: QuantizeOption = None
-    device: DeviceOption = Device.auto
-    threads: Threads = None
+    dtype: Annotated[
+        DType,
+        typer.Option("--dtype", help="What to compute in; on a CPU float16 is for weights alone."),
+    ] = DType.auto
+    quantize: Annotated[
+        Quantize | None,
+        typer.Option(
+            "--quantize", help="Keep weights in 8 or 4 bits: smaller, faster, less exact."
+        ),
+    ] = None
+    device: Annotated[Device, typer.Option("--device", help="Where to compute.")] = Device.auto
+    threads: Annotated[
+        int | None,
+        typer.Option("--threads", min=1, max=1024, metavar="N", help="How many threads to use."),
+    ] = None
 
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """How the next token is chosen, where it is said; the fields are those of config.Sampling."""
+    """How the next token is chosen, where it is said; the fields are those of config.Sampling.
 
-    bias: Bias = None
-    repetition_penalty: RepetitionPenalty = None
-    presence_penalty: PresencePenalty = None
-    frequency_penalty: FrequencyPenalty = None
-    penalty_window: PenaltyWindow = None
-    temperature: Temperature = None
-    top_k: TopK = None
-    top_p: TopP = None
-    min_p: MinP = None
-    typical_p: TypicalP = None
+    None is what the model's generation_config.json says.
+    """
+
+    bias: Annotated[
+        list[str] | None,
+        typer.Option("--bias", metavar="TOKEN=N", help='Add to a logit: " king=+2", 464=-inf.'),
+    ] = None
+    repetition_penalty: Annotated[
+        float | None,
+        typer.Option(
+            "--repetition-penalty", metavar="N", min=0.001, max=1000,
+            help="Divide the logits of tokens seen before. [default: the model's, else 1]",
+        ),
+    ] = None  # fmt: skip
+    presence_penalty: Annotated[
+        float | None,
+        typer.Option(
+            "--presence-penalty",
+            metavar="N",
+            min=-1000,
+            max=1000,
+            help="Take this off each token seen before.",
+        ),
+    ] = None
+    frequency_penalty: Annotated[
+        float | None,
+        typer.Option(
+            "--frequency-penalty",
+            metavar="N",
+            min=-1000,
+            max=1000,
+            help="The same, once for each occurrence.",
+        ),
+    ] = None
+    penalty_window: Annotated[
+        int | None,
+        typer.Option(
+            "--penalty-window", min=0, metavar="N",
+            help="Penalties see the last N tokens, the prompt's too; 0: all. [default: 0]",
+        ),
+    ] = None  # fmt: skip
+    temperature: Annotated[
+        float | None,
+        typer.Option(
+            "--temperature", metavar="N", min=0, max=1000,
+            help="Below 1 safer, above 1 wilder; 0 is greedy. [default: the model's, else 0.8]",
+        ),
+    ] = None  # fmt: skip
+    top_k: Annotated[
+        int | None,
+        typer.Option(
+            "--top-k", metavar="K", min=0,
+            help="Draw from the k most probable tokens; 0: all. [default: the model's, else 0]",
+        ),
+    ] = None  # fmt: skip
+    top_p: Annotated[
+        float | None,
+        typer.Option(
+            "--top-p", metavar="P", min=0, max=1,
+            help="Draw from the fewest that together reach this. [default: the model's, else 0.95]",
+        ),
+    ] = None  # fmt: skip
+    min_p: Annotated[
+        float | None,
+        typer.Option(
+            "--min-p", metavar="P", min=0, max=1,
+            help="Draw from those at least this times as probable as the first. [default: 0]",
+        ),
+    ] = None  # fmt: skip
+    typical_p: Annotated[
+        float | None,
+        typer.Option(
+            "--typical-p", metavar="P", min=0, max=1,
+            help="Draw from the least unexpected that reach this. [default: 1]",
+        ),
+    ] = None  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Interventions:
-    """What to change in the forward pass."""
+    """What to change in the forward pass; `inspection.grammar` is the language of most."""
 
-    ablate: Ablate = None
-    knockout: Knockout = None
-    steer: Steer = None
-    steer_prompt: SteerPrompt = False
-    patch: Patch = None
-    reference: Reference = None
+    ablate: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--ablate", metavar="PART",
+            help="Silence L3.H5, L3.attn, L3.mlp, L3.N127, L3 or pos_embed; :mean for its mean.",
+        ),
+    ] = None  # fmt: skip
+    knockout: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--knockout", metavar="EDGE", help="Forbid to look: 'L2.H3: 7 -> 2' or '* -> \"Lily\"'."
+        ),
+    ] = None
+    steer: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--steer", metavar="VECTOR", help='Push the stream: \'" water" - " fire" @ L5 * 1\'.'
+        ),
+    ] = None
+    steer_prompt: Annotated[
+        bool,
+        typer.Option("--steer-prompt", help="Steer the prompt too, not only what is generated."),
+    ] = False
+    patch: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--patch", metavar="SWAP", help="Transplant: 'L2.resid_mid@5 from \"other prompt\"'."
+        ),
+    ] = None
+    reference: Annotated[
+        Path | None,
+        typer.Option(
+            "--reference", metavar="FILE", help="A text to take means over, not the prompt."
+        ),
+    ] = None
 
     def __bool__(self) -> bool:
         return bool(self.ablate or self.knockout or self.steer or self.patch)
