@@ -6,12 +6,16 @@ import re
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
 from llmcli.render.probs import bar
 from llmcli.render.text import harmless, quoted
+
+if TYPE_CHECKING:
+    from llmcli.inspection.values import Token
 
 # What no line ends within: a quoted token; a number and its unit.
 _WHOLE = re.compile(r'"(?:[^"\\]|\\.)*"|(?<=\d) (?:%|[KMG]?i?B\b)')
@@ -41,6 +45,12 @@ def name(token: bytes) -> str:
     return quoted(token) if token else "(unused)"
 
 
+def called(token: Token, versus: Token | None = None) -> str:
+    """A token with its id, and the one that its logit is set against."""
+    said = f"{name(token.text)} (id {token.id})"
+    return said if versus is None else f"{said} minus {called(versus)}"
+
+
 def wrapped(text: str, cells: int, indent: str = "") -> list[str]:
     """Lines of at most `cells`, all but the first indented; none ends within a quoted token."""
     kept = _WHOLE.sub(lambda whole: whole[0].replace(" ", _GLUE), harmless(text))
@@ -56,6 +66,11 @@ def heading(title: str, *facts: str, width: int) -> Text:
     return line
 
 
+def section(number: int, title: str, about: str) -> Text:
+    """The first line of a part of a view."""
+    return Text().append(f"{number} {title}", style="bold").append(f"  {about}\n", style="dim")
+
+
 def columns(*cells: tuple[str, int]) -> Text:
     """A line of column names; a negative width aligns to the right."""
     line = " ".join(fit(text, abs(width), right=width < 0) for text, width in cells)
@@ -68,6 +83,17 @@ def footnotes(notes: Sequence[str], width: int) -> Text:
     for note in notes:
         out.append("".join(f"  {line}\n" for line in wrapped(note, width - 2)), style="dim italic")
     return out
+
+
+def sides(values: Sequence[float], cells: int, least: int) -> tuple[int, int, float]:
+    """Of `cells`, those left and right of zero that bars of `values` need, and what one is worth.
+
+    Each side has `least`, for its name.
+    """
+    below, above = max([0.0, *(-value for value in values)]), max([0.0, *values])
+    wanted = round(cells * below / ((below + above) or 1.0))
+    left = max(least, min(cells - least, wanted))
+    return left, cells - left, max(below / left, above / (cells - left)) or 1.0
 
 
 def signed_bar(cells: float, left: int, right: int) -> tuple[str, str]:

@@ -6,7 +6,18 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from llmcli.render.drawing import Canvas, columns, fit, footnotes, heading, name, plural, signed_bar
+from llmcli.render.drawing import (
+    Canvas,
+    called,
+    columns,
+    fit,
+    footnotes,
+    heading,
+    name,
+    plural,
+    sides,
+    signed_bar,
+)
 from llmcli.render.probs import percent
 
 if TYPE_CHECKING:
@@ -17,9 +28,7 @@ LINES = 20  # parts, where nobody says how many
 
 
 def draw(view: AblationView, canvas: Canvas) -> Text:
-    target = f"{name(view.token.text)} (id {view.token.id})"
-    if view.versus is not None:
-        target += f" minus {name(view.versus.text)} (id {view.versus.id})"
+    target = called(view.token, view.versus)
     out = heading("ablation", f"the logit of {target} after position {view.position}",
                   width=canvas.width)  # fmt: skip
     out.append(
@@ -29,12 +38,7 @@ def draw(view: AblationView, canvas: Canvas) -> Text:
     )
     cells = max(16, min(60, canvas.width - TOKEN - 46))
     shown = view.parts[: canvas.rows or LINES]
-    loses = max([0.0, *(-part.effect for part in shown)])
-    gains = max([0.0, *(part.effect for part in shown)])
-    # Room on each side as it is needed, at least for the names of the columns.
-    left = max(6, min(cells - 6, round(cells * loses / ((loses + gains) or 1.0))))
-    right = cells - left
-    per_cell = max(loses / left, gains / right) or 1.0
+    left, right, per_cell = sides([part.effect for part in shown], cells, least=6)
     out.append_text(columns(("  without", 9), ("effect", -9), ("loses".rjust(left), left),
                             ("  gains", right + 1), ("prob", -7), ("KL", -6),
                             (" says", TOKEN)))  # fmt: skip

@@ -6,7 +6,18 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from llmcli.render.drawing import Canvas, columns, fit, footnotes, heading, name, plural, signed_bar
+from llmcli.render.drawing import (
+    Canvas,
+    called,
+    columns,
+    fit,
+    footnotes,
+    heading,
+    name,
+    plural,
+    sides,
+    signed_bar,
+)
 from llmcli.render.probs import percent, place
 
 if TYPE_CHECKING:
@@ -18,9 +29,7 @@ LINES = 20  # parts, where nobody says how many
 
 
 def draw(view: Attribution, canvas: Canvas) -> Text:
-    target = f"{name(view.token.text)} (id {view.token.id})"
-    if view.versus is not None:
-        target += f" minus {name(view.versus.text)} (id {view.versus.id})"
+    target = called(view.token, view.versus)
     out = heading("attribution", f"the logit of {target} after position {view.position}",
                   width=canvas.width)  # fmt: skip
     out.append(
@@ -29,11 +38,7 @@ def draw(view: Attribution, canvas: Canvas) -> Text:
     )
     cells = max(20, min(80, canvas.width - PART - VALUE - 6))
     shown, hidden = view.parts[: canvas.rows or LINES], view.parts[canvas.rows or LINES :]
-    against = max([0.0, *(-part.value for part in shown)])
-    most = max([0.0, *(part.value for part in shown)])
-    left = min(cells - 8, max(8, round(cells * against / (against + most or 1.0))))
-    right = cells - left
-    per_cell = max(against / left, most / right) or 1.0
+    left, right, per_cell = sides([part.value for part in shown], cells, least=8)
     out.append_text(columns(("  part", PART + 2), ("adds", -VALUE),
                             ("against".rjust(left), left), ("  for", 8)))  # fmt: skip
     for part in shown:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from llmcli.render.drawing import Canvas, columns, fit, footnotes, heading, name, plural
+from llmcli.render.drawing import Canvas, called, columns, fit, footnotes, heading, name, plural
 from llmcli.render.probs import bar
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ NUMBER = 9
 
 
 def draw(view: Circuits, canvas: Canvas) -> Text:
-    whose = [f"of {name(view.token.text)} (id {view.token.id})"] if view.token is not None else []
+    whose = [f"of {called(view.token)}"] if view.token is not None else []
     out = heading("circuits", f"L{view.layer}.H{view.head}", *whose,
                   f"{view.vocab_size} × {view.vocab_size} pairs of tokens",
                   width=canvas.width)  # fmt: skip

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from rich.cells import cell_len
 from rich.text import Text
 
-from llmcli.render.drawing import Canvas, columns, fit, footnotes, heading, name, plural
+from llmcli.render.drawing import Canvas, columns, fit, footnotes, heading, name, plural, section
 from llmcli.render.probs import bar
 
 if TYPE_CHECKING:
@@ -37,10 +37,6 @@ def draw(view: Head, canvas: Canvas) -> Text:
     return out.append_text(footnotes(view.notes, canvas.width))
 
 
-def _title(number: int, text: str, about: str) -> Text:
-    return Text().append(f"{number} {text}", style="bold").append(f"  {about}\n", style="dim")
-
-
 def _numbers(values: Sequence[float], digits: int, width: int) -> Text:
     """A vector in lines of eight or sixteen numbers, the index of its first before each."""
     shown = [f"{value:.{digits}f}" for value in values]
@@ -66,13 +62,13 @@ def _place(key: Key) -> Text:
 
 def _query(view: Head, canvas: Canvas) -> Text:
     about = f"norm_1(x) W_Q + b_Q: {view.n_embd} numbers of the stream become {view.head_dim}"
-    return _title(1, "the query q", about).append_text(_numbers(view.q, 3, canvas.width))
+    return section(1, "the query q", about).append_text(_numbers(view.q, 3, canvas.width))
 
 
 def _keys(view: Head, canvas: Canvas) -> Text:
     hidden = _n_rest(view)
     about = "norm_1(x) W_K + b_K at each place" + (f"; {hidden} more with --rows" if hidden else "")
-    out = _title(2, "the keys k", about)
+    out = section(2, "the keys k", about)
     for key in view.keys:
         out.append_text(_place(key))
         out.append("   q · k = ").append(f"{key.dot:.4f}\n", style="bold")
@@ -82,8 +78,8 @@ def _keys(view: Head, canvas: Canvas) -> Text:
 
 def _scores(view: Head, canvas: Canvas) -> Text:
     divisor = f"{view.divisor:.7g}"
-    out = _title(3, "the weights", f"score = q · k / {divisor}; e^(score - {view.greatest:.4f}); "
-                 "share of sum")  # fmt: skip
+    about = f"score = q · k / {divisor}; e^(score - {view.greatest:.4f}); share of sum"
+    out = section(3, "the weights", about)
     out.append_text(columns(
         ("place", -5), ("token", TOKEN), ("q · k", -SCORE), (f"/ {divisor}", -SCORE),
         ("e^", -SCORE), ("weight", -SCORE), ("model’s own", -12),
@@ -109,7 +105,7 @@ def _scores(view: Head, canvas: Canvas) -> Text:
 
 
 def _values(view: Head, canvas: Canvas) -> Text:
-    out = _title(4, "the values v", "norm_1(x) W_V + b_V; each times its weight, added up: z")
+    out = section(4, "the values v", "norm_1(x) W_V + b_V; each times its weight, added up: z")
     for key in view.keys:
         if not key.visible:
             continue
@@ -128,8 +124,8 @@ def _values(view: Head, canvas: Canvas) -> Text:
 
 def _projection(view: Head, canvas: Canvas) -> Text:
     c = view.component
-    out = _title(5, "into the stream", f"z W_O: {view.head_dim} numbers become {view.n_embd}, here "
-                 f"the largest, number {c}")  # fmt: skip
+    about = f"z W_O: {view.head_dim} numbers become {view.n_embd}, here the largest, number {c}"
+    out = section(5, "into the stream", about)
     out.append(f"      W_O into number {c}\n").append_text(_numbers(view.w_out, 4, canvas.width))
     out.append("      z · W_O = ").append(f"{view.written:.4f}", style="bold")
     out.append(f"   the model’s own {view.model_written:.4f}\n", style="dim")

@@ -8,6 +8,7 @@ from rich.text import Text
 
 from llmcli.render.drawing import (
     Canvas,
+    called,
     columns,
     fit,
     footnotes,
@@ -81,7 +82,7 @@ def _fate(view: Lens, canvas: Canvas) -> Text:
     """One token's rank and logit at each layer, at one position."""
     assert view.token is not None
     here = next(place.token for place in view.prompt if place.position == view.position)
-    out = heading("lens", f"the fate of {name(view.token.text)} (id {view.token.id})",
+    out = heading("lens", f"the fate of {called(view.token)}",
                   f"after {name(here.text)}, position {view.position}",
                   width=canvas.width)  # fmt: skip
     cells = max(8, min(30, canvas.width - 68))

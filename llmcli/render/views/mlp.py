@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from llmcli.render.drawing import Canvas, columns, fit, footnotes, heading, name, plural
+from llmcli.render.drawing import Canvas, called, columns, fit, footnotes, heading, name, plural
 
 if TYPE_CHECKING:
     from llmcli.inspection.mlp import MLPView
@@ -23,10 +23,7 @@ def draw(view: MLPView, canvas: Canvas) -> Text:
     out = heading("mlp", f"layer {view.layer} at {name(view.at.text)}, position {view.position}",
                   f"{view.n_positive} of {plural(view.n_neurons, 'neuron')} above 0",
                   f"writes {view.norm:.2f}", width=canvas.width)  # fmt: skip
-    target = f"{name(view.token.text)} (id {view.token.id})"
-    if view.versus is not None:
-        target += f" minus {name(view.versus.text)} (id {view.versus.id})"
-    out.append(f"  adds: to the logit of {target}\n\n", style="dim")
+    out.append(f"  adds: to the logit of {called(view.token, view.versus)}\n\n", style="dim")
     fits = max(2, (canvas.width - FIXED) // TOKEN)
     n_for = min(SIDE, fits - fits // 2)
     n_against = min(SIDE, fits // 2)

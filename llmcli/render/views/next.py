@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING
 from rich.cells import cell_len
 from rich.text import Text
 
-from llmcli.render.drawing import Canvas, columns, fit, footnotes, heading, name, number, plural
+from llmcli.render.drawing import (
+    Canvas,
+    columns,
+    fit,
+    footnotes,
+    heading,
+    name,
+    number,
+    plural,
+    section,
+)
 from llmcli.render.probs import bar, percent
 
 if TYPE_CHECKING:
@@ -33,15 +43,10 @@ def draw(view: Next, canvas: Canvas) -> Text:
     return out.append_text(_deeper())
 
 
-def _title(number: int, text: str, about: str) -> Text:
-    line = Text().append(f"{number} {text}", style="bold")
-    return line.append(f"  {about}\n", style="dim")
-
-
 def _prompt(view: Next, canvas: Canvas) -> Text:
     hidden = view.n_tokens - len(view.prompt)
     about = "the prompt as the model reads it, ids below"
-    out = _title(1, "tokens", about + (f"; {hidden} more not shown" if hidden else ""))
+    out = section(1, "tokens", about + (f"; {hidden} more not shown" if hidden else ""))
     for line in _lines(view.prompt, canvas.width - 2):
         for style, text in (("", 0), ("dim", 1)):
             out.append(" ")
@@ -74,7 +79,7 @@ def _lines(places: tuple[PromptToken, ...], width: int) -> list[list[PromptToken
 
 
 def _lens(view: Next, cells: int) -> Text:
-    out = _title(2, "layer by layer", "the best guess, were this layer the last")
+    out = section(2, "layer by layer", "the best guess, were this layer the last")
     out.append_text(columns(("  after", 9), ("says", TOKEN), ("", cells), ("prob", -7),
                             ("KL bits", -9)))  # fmt: skip
     for row in view.lens:
@@ -86,7 +91,7 @@ def _lens(view: Next, cells: int) -> Text:
 
 
 def _sources(view: Next, cells: int) -> Text:
-    out = _title(3, "attention", "where this position reads: mean of all heads, and the keenest")
+    out = section(3, "attention", "where this position reads: mean of all heads, and the keenest")
     out.append_text(columns(("  place", 9), ("token", TOKEN), ("", cells), ("mean", -7),
                             ("", 2), ("keenest head", 16)))  # fmt: skip
     for row in view.sources:
@@ -100,7 +105,7 @@ def _sources(view: Next, cells: int) -> Text:
 
 def _candidates(view: Next, cells: int) -> Text:
     about = f"the most probable, before any filter; {view.entropy_bits:.2f} bits of doubt"
-    out = _title(4, "the next token", about)
+    out = section(4, "the next token", about)
     out.append_text(columns(("   rank", 9), ("token", TOKEN), ("", cells), ("prob", -7),
                             ("logit", -9)))  # fmt: skip
     for row in view.candidates:

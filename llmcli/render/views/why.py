@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from llmcli.render.drawing import Canvas, columns, fit, footnotes, heading, name, plural, wrapped
+from llmcli.render.drawing import (
+    Canvas,
+    called,
+    columns,
+    fit,
+    footnotes,
+    heading,
+    name,
+    plural,
+    wrapped,
+)
 from llmcli.render.probs import percent, place
 
 if TYPE_CHECKING:
@@ -19,7 +29,7 @@ SIDE = 24
 
 def draw(view: Why, canvas: Canvas) -> Text:
     out = heading(
-        "why", f"{name(view.token.text)} (id {view.token.id}) after {name(view.after.text)}, "
+        "why", f"{called(view.token)} after {name(view.after.text)}, "
         f"position {view.position} of {plural(view.n_tokens, 'token')}", width=canvas.width,
     )  # fmt: skip
     for part in (_standing(view, canvas), _parts(view), _removals(view, canvas)):
