@@ -17,7 +17,6 @@ from contextlib import suppress
 from typing import Any, Protocol
 
 BUG = 255  # the exit code of an error that is none of the system's, whose numbers are smaller
-ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # for this process to hear, not the other
 
 
 class Work(Protocol):
@@ -45,7 +44,8 @@ def apart(work: Work) -> Work:
 class _Apart:
     def __init__(self, work: Work) -> None:
         source, sink = os.pipe()
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+        ending = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # for this process alone to hear
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, ending)
         try:
             with warnings.catch_warnings():  # of threads, of which the child touches none
                 warnings.simplefilter("ignore", DeprecationWarning)

@@ -114,7 +114,7 @@ def traced(
 
 
 class Raw(NamedTuple):
-    """What a step's line is made of, as `apart` takes it."""
+    """What a step's line is made of; `apart` takes it as a bare tuple."""
 
     run: int
     step: int
@@ -135,7 +135,7 @@ class Lines:
         self.writer, self.top_probs = writer, top_probs
         self.texts = cache(lambda id: json_text(opened.token_bytes(id)))
 
-    def take(self, thing: str | Raw) -> None:
+    def take(self, thing: str | tuple[Any, ...]) -> None:
         self.writer.write(thing if isinstance(thing, str) else self._line(Raw(*thing)))
 
     def close(self) -> None:
