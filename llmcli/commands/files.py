@@ -37,7 +37,7 @@ def refuse_inputs(option: str, path: Path | None, inputs: Iterable[Path | None])
     for input in inputs:
         if path is None or input is None:
             continue
-        there = path.exists() and input.exists()
+        there = os.path.exists(path) and os.path.exists(input)
         if path.samefile(input) if there else path.resolve() == input.resolve():
             raise UsageError(
                 f"{option} {shown_path(path)} is a file that this run reads.", "Name another one."
@@ -54,10 +54,11 @@ def check_writable(option: str, path: Path | None, suffixes: tuple[str, ...]) ->
             f"For example: {option} {shown_path(path.with_suffix(suffixes[0]))}",
         )
     folder = path.parent
-    if not folder.is_dir():
-        raise unwritable(path, "there is no such folder")
-    if path.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
-        raise unwritable(path, "it is a folder" if path.is_dir() else "permission denied")
+    with writing(path):  # to look may be refused, too
+        if not folder.is_dir():
+            raise unwritable(path, "there is no such folder")
+        if path.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
+            raise unwritable(path, "it is a folder" if path.is_dir() else "permission denied")
 
 
 @contextmanager

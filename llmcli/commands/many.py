@@ -142,7 +142,7 @@ class Results:
 
     def _resume(self, path: Path) -> None:
         """Read what an earlier run finished, and put it in order, without what a kill cut off."""
-        if path.exists() and not path.is_file():  # to read a device may never end
+        if os.path.exists(path) and not os.path.isfile(path):  # to read a device may never end
             raise UsageError(
                 f"--out {shown_path(path)} is not a regular file.",
                 "Name another: --out texts.jsonl",
@@ -188,7 +188,7 @@ class Results:
 
 def first_seed(path: Path | None) -> int | None:
     """The seed of the first record in the file, if there is one: what an earlier run drew."""
-    if path is None or not path.is_file():  # to read a pipe or a device may never end
+    if path is None or not os.path.isfile(path):  # to read a pipe or a device may never end
         return None
     try:
         with path.open("rb") as file:
