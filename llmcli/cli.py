@@ -17,6 +17,7 @@ from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
+from typer.models import TyperPath
 
 from llmcli import __version__
 from llmcli.commands import download, generate, inspect, tokenize
@@ -28,7 +29,16 @@ Misused: type[Any] = typer.BadParameter.__mro__[1]  # Typer's own kind of error,
 
 
 class Command(TyperCommand):
-    """A command that tells who wrote two words without quotes what to do."""
+    """A command that tells who wrote two words without quotes what to do.
+
+    Whether a file can be read it finds out by reading it: that is another code than a wrong option.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for param in self.params:
+            if isinstance(param.type, TyperPath):
+                param.type.readable = False
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         try:

@@ -469,6 +469,13 @@ def test_options_out_of_range_are_refused(options, llmcli, model_folder):
     assert options[0] in result.stderr
 
 
+def test_whether_a_file_can_be_read_is_found_out_by_reading_it():
+    """Else Typer says that it cannot, with the code of a wrong option."""
+    for command in typer.main.get_command(app).commands.values():
+        paths = [param.type for param in command.params if hasattr(param.type, "readable")]
+        assert not any(path.readable for path in paths), command.name
+
+
 def test_the_options_take_what_a_trace_may_hold():
     """The bounds stand twice: with the options, and for what a file says of them."""
     command = typer.main.get_command(app).commands["generate"]
