@@ -98,7 +98,7 @@ QuantizeOption = Annotated[
 DeviceOption = Annotated[Device, typer.Option("--device", help="Where to compute.")]
 Threads = Annotated[
     int | None,
-    typer.Option("--threads", min=1, max=1024, metavar="N", help="How many threads to use."),
+    typer.Option("--threads", min=1, metavar="N", help="How many threads to use."),
 ]
 Seed = Annotated[
     int | None,
