@@ -515,6 +515,13 @@ def test_a_bad_config_is_named_with_its_folder(llmcli, copied):
     assert_fails(llmcli("generate", "x", "-m", copied), 5, str(copied), "not a multiple")
 
 
+@pytest.mark.parametrize("name", ["generation_config.json", "tokenizer_config.json"])
+def test_a_link_that_leads_nowhere_is_not_passed_over(name, llmcli, copied):
+    (copied / name).unlink(missing_ok=True)
+    (copied / name).symlink_to("gone")
+    assert_fails(llmcli("generate", "x", "-m", copied, "-n", 1), 3, name)
+
+
 def test_an_empty_pipe_is_said(llmcli, model_folder):
     done = llmcli("generate", "-m", model_folder, "--max-new-tokens", 2, input="")
     assert done.exit_code == 0
