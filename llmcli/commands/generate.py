@@ -186,8 +186,9 @@ def generate(
     changes = read_changes(opened, past.interventions(interventions) if past else interventions)
     if trace or out:
         read = [prompts, replay, interventions.reference, *opened.files, *changes.files]
-        refuse_inputs("--trace", trace, [*read, out])
+        refuse_inputs("--trace", trace, read)
         refuse_inputs("--out", out, read)
+        refuse_inputs("--trace", trace, [out], "--out writes")
     if past is not None and from_step is not None:
         job = replays.continued(past, job, names, from_step)
     if prompts is not None:

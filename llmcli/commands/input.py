@@ -35,9 +35,11 @@ def read_file(path: Path, max_nbytes: int, example: str, dash: bool = False) -> 
     """The text of a file, without a byte order mark; with `dash`, of stdin for "-".
 
     Raises NotFoundError, with an `example`, for one that cannot be read, UsageError for one that is
-    larger than `max_nbytes` or no UTF-8.
+    larger than `max_nbytes` or no UTF-8, or a stdin that is closed.
     """
-    name, is_stdin = shown_path(path), dash and str(path) == "-" and sys.stdin is not None
+    name, is_stdin = shown_path(path), dash and str(path) == "-"
+    if is_stdin and sys.stdin is None:
+        raise UsageError("There is no text to work on: stdin is closed.", example)
     try:
         opened = nullcontext(sys.stdin.buffer) if is_stdin else path.open("rb")
         with opened as file:  # which may be a pipe, or a device that never ends
@@ -68,13 +70,15 @@ def received(name: str, value: Any) -> Any:
     """The value of the parameter `name` as it was typed: its texts decoded.
 
     Raises UsageError for a text that is not UTF-8, and for a path that can name no file, such as
-    that of a variable which is not set.
+    that of a variable which is not set, or no file to write.
     """
     option = "The prompt" if name == "prompt" else spelled(name)
     if isinstance(value, Path) and value.name in ("", ".."):
         raise UsageError(
             f"{option} is to name a file, and {shown_path(value)} is a folder.", "Name a file."
         )
+    if name == "out" and value == Path("-"):
+        raise UsageError("--out names a file, and - is none.", "stdout has it without --out.")
     if type(value) is str:
         return _decoded(value.encode("utf-8", "surrogateescape"), option)
     return [received(name, one) for one in value] if isinstance(value, list) else value

@@ -27,7 +27,7 @@ from llmcli.commands.options import Compute
 from llmcli.commands.say import say
 from llmcli.commands.traced import Tracing, hashes, traced
 from llmcli.commands.writers import drawn_json
-from llmcli.errors import IntegrityError, UsageError, shown_path
+from llmcli.errors import IntegrityError, UsageError, shown, shown_path
 from llmcli.render.json import strict
 
 if TYPE_CHECKING:
@@ -68,8 +68,9 @@ def read_prompts(path: Path) -> list[Item]:
     seen: set[str | int] = set()
     for item in items:
         if item.id in seen:
+            where, id = f"{shown_path(path)}, line {item.index + 1}", shown(repr(item.id))
             raise UsageError(
-                f"{shown_path(path)}, line {item.index + 1}: the id {item.id!r} comes twice.",
+                f"{where}: the id {id} comes twice.",
                 "Give each prompt an id of its own, or none.",
             )
         seen.add(item.id)
@@ -327,5 +328,7 @@ def _encode_all(
         try:
             encoded[item.id] = prompt_ids(job.opened, item.prompt, truncate, new=job.max_new_tokens)
         except UsageError as error:
-            raise UsageError(f"Prompt {item.id!r}: {error.fact}", error.remedy) from error
+            raise UsageError(
+                f"Prompt {shown(repr(item.id))}: {error.fact}", error.remedy
+            ) from error
     return encoded
