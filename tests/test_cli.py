@@ -694,6 +694,13 @@ def test_the_answer_does_not_depend_on_who_listens_to_stderr(arguments, code, sa
     assert said in run.stdout
 
 
+@pytest.mark.parametrize(
+    ("line", "code"), [("generate Once -m nothing", 3), ("tokenize Once Once --keep left", 0)]
+)
+def test_a_full_disk_under_stderr_changes_no_code(line, code):
+    assert in_shell(f"{line} 2> /dev/full").returncode == code
+
+
 def test_a_closed_stdin_that_is_asked_for_is_told(tmp_path):
     for option in (), ("--files",):
         command = shlex.join([*LLMCLI, "tokenize", "-", *option]) + " <&-"
