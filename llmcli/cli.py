@@ -10,24 +10,35 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
 from functools import wraps
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
+from typer.models import TyperPath
 
 from llmcli import __version__
 from llmcli.commands import download, generate, inspect, tokenize
+from llmcli.commands.input import received
 from llmcli.commands.say import say
-from llmcli.errors import FULL, LLMCLIError, ResourceError
+from llmcli.errors import FULL, LLMCLIError, NotFoundError, ResourceError, shown_path
 
 Misused: type[Any] = typer.BadParameter.__mro__[1]  # Typer's own kind of error, named nowhere else
 
 
 class Command(TyperCommand):
-    """A command that tells who wrote two words without quotes what to do."""
+    """A command that tells who wrote two words without quotes what to do.
+
+    Whether a file can be read it finds out by reading it: that is another code than a wrong option.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for param in self.params:
+            if isinstance(param.type, TyperPath):
+                param.type.readable = False
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         try:
@@ -60,74 +71,155 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-NO_MEMORY = ResourceError("There is not enough memory.", "See llmcli generate --dry-run.")
+# What torch and the loader of libraries say of it, which have no error of their own for it.
+NO_ROOM = ("allocate memory", "out of memory", "failed to map segment")
+REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR)
 
 
 def main() -> None:
     """Run the command line and exit with a code of the table in the README."""
-    # Ended politely, a command still closes its files and takes its half-written ones away.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    signals = Signals()
     for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if stream is None:  # closed: what is said there is heard by nobody
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
-        elif isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(encoding="utf-8", errors="replace")
-            if name == "stderr":
-                sys.stderr = Conversation(stream.detach(), "utf-8", "replace", line_buffering=True)
+        setattr(sys, name, _stream(name))
     # Torch's kernels announce that they will go. Who packs weights for them hushes that, but a
     # signal at that moment would let it out.
     warnings.filterwarnings("ignore", "fbgemm_", UserWarning)
     # What importing torch makes is no garbage. To look through it takes a tenth of a second
     # meanwhile, and at exit a third.
     gc.set_threshold(100_000)
+    code: Any = 0
     try:
-        app(prog_name="llmcli")
+        with explained():
+            code = _run()
+    except typer.Exit as failed:
+        code = failed.exit_code
+    except Exception:
+        if not signals.came:
+            raise
+        _abandon_stdout()
+        code = 128 + signals.came
     finally:
         gc.freeze()
+    sys.exit(code)
+
+
+def _run() -> Any:
+    """Run the app: its exit code."""
+    try:
+        app(prog_name="llmcli")
+    except SystemExit as done:
+        return done.code
+    return 0
+
+
+class Signals:
+    """The signals that ask for an end, each as an exception: half-written files are taken away.
+
+    `came` is the last one. Where C code has swallowed the exception, and something else failed for
+    it, it says why.
+    """
+
+    def __init__(self) -> None:
+        self.came = 0
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)  # Windows lacks one
+            if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # as by nohup
+                signal.signal(number, self._hear)
+
+    def _hear(self, number: int, _: object) -> None:
+        self.came = number
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        sys.exit(128 + number)
+
+
+def _stream(name: str) -> Any:
+    """stdout or stderr as the commands need it: UTF-8, whole, and there."""
+    stream = getattr(sys, name)
+    if stream is None:  # closed: what is said there is heard by nobody
+        return open(os.devnull, "w")
+    if not isinstance(stream, io.TextIOWrapper):
+        return stream
+    lines, buffer = stream.line_buffering or stream.write_through, stream.detach()
+    if isinstance(buffer, io.RawIOBase):  # PYTHONUNBUFFERED: it may take half of what is written
+        buffer = io.BufferedWriter(buffer)
+    kind = Conversation if name == "stderr" else io.TextIOWrapper
+    return kind(buffer, "utf-8", "replace", line_buffering=lines or name == "stderr")
 
 
 class Conversation(io.TextIOWrapper):
     """stderr, to which nobody has to listen: the answer on stdout does not depend on it."""
 
     def write(self, text: str) -> int:
-        with suppress(BrokenPipeError):
+        with suppress(OSError):
             super().write(text)
         return len(text)
 
     def flush(self) -> None:
-        with suppress(BrokenPipeError):
+        with suppress(OSError):
             super().flush()
 
 
-def reported(command: Callable[..., None]) -> Callable[..., None]:
-    """`command`, whose known errors end as one or two lines on stderr and their exit code."""
+def reported(command: Callable[..., None], as_typed: Collection[str] = ()) -> Callable[..., None]:
+    """`command`, whose known errors end as one or two lines on stderr and their exit code.
+
+    Its texts are decoded, its paths name files. Those in `as_typed` are left as they are: they may
+    be the names of folders, or bytes.
+    """
 
     @wraps(command)
-    def run(*args: Any, **kwargs: Any) -> None:
-        try:
-            command(*args, **kwargs)
-            sys.stdout.flush()
-        except BrokenPipeError:
-            _abandon_stdout()  # the reader has gone, which is its right
-        except LLMCLIError as error:
-            fail(error)
-        except (MemoryError, RuntimeError) as error:
-            # torch has no error of its own for memory, but for GPUs
-            said = str(error)
-            told = "allocate memory" in said or "out of memory" in said
-            if not (told or isinstance(error, MemoryError)):
-                raise
-            fail(NO_MEMORY)
-        except OSError as error:
-            if error.errno == errno.ENOMEM:  # a file could not be mapped
-                fail(NO_MEMORY)
-            if error.errno not in FULL:
-                raise
-            _abandon_stdout()
-            fail(ResourceError("The disk is full.", "Free some space and run this again."))
+    def run(**given: Any) -> None:
+        with explained():
+            command(**{
+                name: value if name in as_typed else received(name, value)
+                for name, value in given.items()
+            })  # fmt: skip
 
     return run
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Known errors end as one or two lines on stderr and their exit code, stdout's too."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _abandon_stdout()  # the reader has gone, which is its right
+    except LLMCLIError as error:
+        fail(error)
+    except (MemoryError, RuntimeError, ImportError, OSError) as error:
+        known = of_the_system(error)
+        if known is None:
+            raise
+        if isinstance(error, OSError) and error.errno in FULL:
+            _abandon_stdout()
+        known.__cause__ = error
+        fail(known)
+
+
+def of_the_system(error: Exception) -> LLMCLIError | None:
+    """What the system refuses, as a known error; None for a bug of ours."""
+    said = any(words in str(error) for words in NO_ROOM)
+    no_file = isinstance(error, OSError) and error.errno == errno.ENOMEM  # could be mapped
+    if isinstance(error, MemoryError) or said or no_file:
+        return ResourceError("There is not enough memory.", "See llmcli generate --dry-run.")
+    if not isinstance(error, OSError):
+        return None
+    why, name = error.strerror or type(error).__name__, error.filename
+    if error.errno == errno.ENOSPC:
+        return ResourceError("The disk is full.", "Free some space and run this again.")
+    if error.errno in FULL:
+        return ResourceError(f"The output finds no room: {why}.", "Raise the limit of its size.")
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return ResourceError(f"No more file can be opened: {why}.", "Try: ulimit -n 1024")
+    if error.errno in REFUSED and name:
+        return NotFoundError(
+            f"{shown_path(name)} cannot be used: {why}.", "Check the path and its permissions."
+        )
+    if error.errno == errno.ENOENT and name is None:  # of all calls, the one that asks where we are
+        return NotFoundError("The working folder is gone.", "Go to another one.")
+    return None
 
 
 def _abandon_stdout() -> None:
@@ -169,5 +261,7 @@ def options(
     """
 
 
-for command in (generate.generate, inspect.inspect, tokenize.tokenize, download.download):
-    app.command(cls=Command)(reported(command))
+app.command(cls=Command)(reported(generate.generate, {"model"}))
+app.command(cls=Command)(reported(inspect.inspect, {"model"}))
+app.command(cls=Command)(reported(tokenize.tokenize, {"texts", "model", "versus", "vocab"}))
+app.command(cls=Command)(reported(download.download, {"names"}))

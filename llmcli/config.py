@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -128,7 +129,7 @@ def read_config(folder: Path) -> ModelConfig:
     with _in(folder):
         config = ModelConfig.from_hf(_read_object(folder / "config.json"))
         generation = folder / "generation_config.json"
-        if not generation.exists():
+        if not os.path.lexists(generation):
             return config
         eos_ids = _eos_ids(_read_object(generation), config.vocab_size, generation.name)
     return replace(config, eos_ids=eos_ids) if eos_ids else config
@@ -141,7 +142,7 @@ def read_sampling(folder: Path) -> Sampling:
     cut mean nothing then.
     """
     path = folder / "generation_config.json"
-    raw = _read_object(path) if path.exists() else {}
+    raw = _read_object(path) if os.path.lexists(path) else {}
     if greedy := raw.get("do_sample") is False or raw.get("temperature") == 0:
         raw = {"repetition_penalty": raw.get("repetition_penalty")}
     ranges = {**RANGES, "temperature": (MIN_TEMPERATURE, 1e3), "top_k": (0, MAX_SIZE)}

@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass
 from itertools import count, filterfalse, repeat
 from operator import add
-from os.path import exists  # unlike Path.exists(), False where a folder may not be entered
+from os.path import lexists  # a link that leads nowhere is not to pass for no file
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +102,7 @@ class Recipe:
 def read_recipe(folder: Path) -> Recipe:
     """The recipe of a model folder. Raises NotFoundError, IntegrityError, UnsupportedModelError."""
     path = folder / "tokenizer.json"
-    recipe = _from_tokenizer_json(path) if exists(path) else _from_vocab_and_merges(folder)
+    recipe = _from_tokenizer_json(path) if lexists(path) else _from_vocab_and_merges(folder)
     bytes_of_utf8 = {*range(0xC0), *range(0xC2, 0xF5)}  # no str ever needs the other 13
     missing = sorted(bytes_of_utf8 - {BYTE_OF[char] for char in BYTE_OF.keys() & recipe.vocab})
     if missing:
@@ -146,7 +146,7 @@ def _from_tokenizer_json(path: Path) -> Recipe:
 def _from_vocab_and_merges(folder: Path) -> Recipe:
     """GPT-2's own pair of files; such a folder does not say how text is split: GPT-2's way."""
     names = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
-    found = [[folder / name for name in pair] for pair in names if exists(folder / pair[0])]
+    found = [[folder / name for name in pair] for pair in names if lexists(folder / pair[0])]
     if not found:
         raise NotFoundError(
             f"There is no tokenizer.json or vocab.json in {shown_path(folder)}.", _DOWNLOAD
@@ -187,12 +187,12 @@ def _from_vocab_and_merges(folder: Path) -> Recipe:
 
 def _config(folder: Path) -> dict[str, Any]:
     path = folder / "tokenizer_config.json"
-    return _want(_read_json(path), dict, path, "the file") if exists(path) else {}
+    return _want(_read_json(path), dict, path, "the file") if lexists(path) else {}
 
 
 def _special_names(folder: Path) -> list[Any]:
     path = folder / "special_tokens_map.json"
-    return list(_want(_read_json(path), dict, path, "the file").values()) if exists(path) else []
+    return list(_want(_read_json(path), dict, path, "the file").values()) if lexists(path) else []
 
 
 def _name(token: Any) -> str:

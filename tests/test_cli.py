@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -19,7 +20,7 @@ from conftest import edit_json
 from safetensors.torch import load_file, save_file
 
 from llmcli import __version__
-from llmcli.cli import app
+from llmcli.cli import app, of_the_system
 from llmcli.config import RANGES
 
 PACKAGE_SCHEMAS = Path(__file__).resolve().parents[1] / "llmcli" / "schemas"
@@ -47,6 +48,12 @@ def in_terminal(arguments, columns=80, env=()):
         shown += data
     os.close(read)
     return shown.decode().replace("\r\n", "\n"), child.wait(30)
+
+
+def in_shell(line, before=""):
+    """Run `llmcli` with the rest of a shell's `line`, and a command of the shell before it."""
+    command = f"{before}{shlex.join(LLMCLI)} {line}"
+    return subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
 
 
 def assert_fails(result, code, *said):
@@ -241,7 +248,80 @@ def test_a_full_disk_is_said(model_folder):
     assert run.stderr.startswith(b"llmcli: The disk is full.")
 
 
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("arguments", ["--version", "generate --help", "generate Once -m nope"])
+def test_a_full_disk_is_said_of_what_needs_no_command_and_beside_an_error(arguments):
+    done = in_shell(f"{arguments} > /dev/full")
+    assert done.returncode == (3 if "nope" in arguments else 7)
+    assert done.stderr.startswith("llmcli: ")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_stdout_that_takes_half_is_written_whole():
+    """Unbuffered, Python passes over that a file takes less than it was given."""
+    code = """if True:
+        import io, sys
+        from llmcli.cli import _stream
+        class Half(io.RawIOBase):
+            took = b""
+            def writable(self): return True
+            def write(self, data):
+                data = bytes(data)[:5]
+                Half.took += data
+                return len(data)
+        sys.stdout = io.TextIOWrapper(Half(), write_through=True)
+        sys.stdout = _stream("stdout")
+        print("once upon a time")
+        sys.stderr.write(Half.took.decode())
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == "once upon a time\n"
+
+
+def test_a_file_that_may_grow_no_further_is_said(tmp_path):
+    done = in_shell(f"tokenize --vocab . > {tmp_path}/out", before="ulimit -f 1; ")
+    assert done.returncode == 7
+    assert done.stderr.startswith("llmcli: The output finds no room: File too large.")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied", "priv/x"), 3, "priv/x cannot be used"),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "aaa"), 3, "aaa .* File name too long"),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory"), 3, "working folder is gone"),
+        (OSError(errno.EMFILE, "Too many open files", "x"), 7, "Too many open files.*ulimit -n"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), 7, "Disk quota exceeded"),
+        (ImportError("libx.so: failed to map segment from shared object"), 7, "not enough memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 7, "not enough memory"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory", "x"), 7, "not enough memory"),
+    ],
+    ids=repr,
+)
+def test_what_the_system_refuses_is_a_sentence(error, code, said):
+    known = of_the_system(error)
+    assert known
+    assert known.exit_code == code
+    assert known.remedy
+    assert re.search(said, str(known))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        FileNotFoundError(errno.ENOENT, "No such file or directory", "ours.json"),
+        OSError(errno.EINVAL, "Invalid argument"),
+        ImportError("No module named ours"),
+        RuntimeError("shape"),
+    ],
+    ids=repr,
+)
+def test_what_may_be_a_bug_of_ours_keeps_its_traceback(error):
+    assert of_the_system(error) is None
+
+
+@pytest.mark.parametrize(
+    ("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
 def test_a_signal_keeps_the_text_so_far(sent, code, copied):
     edit_json(copied / "config.json", eos_token_id=None)
     edit_json(copied / "generation_config.json", eos_token_id=None)
@@ -259,6 +339,32 @@ def test_a_signal_keeps_the_text_so_far(sent, code, copied):
     ]
     assert errors == b""
     assert child.returncode in (code, 0)  # 0: it was done before the signal came
+
+
+def test_a_signal_that_was_swallowed_is_the_reason_of_what_fails_for_it():
+    """As where torch's C code imports numpy: the rest of the run fails for want of it."""
+    code = """if True:
+        import os, signal
+        from llmcli import cli
+        def app(prog_name):
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+            except BaseException:
+                pass
+            raise ImportError("cannot load module more than once per process")
+        cli.app = app
+        cli.main()
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (143, "")
+
+
+def test_a_hangup_that_is_ignored_stays_ignored():
+    code = (
+        "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN); from llmcli.cli import "
+        "Signals; Signals(); assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_an_interrupted_run_tells_its_timings(copied):
@@ -363,6 +469,13 @@ def test_options_out_of_range_are_refused(options, llmcli, model_folder):
     assert options[0] in result.stderr
 
 
+def test_whether_a_file_can_be_read_is_found_out_by_reading_it():
+    """Else Typer says that it cannot, with the code of a wrong option."""
+    for command in typer.main.get_command(app).commands.values():
+        paths = [param.type for param in command.params if hasattr(param.type, "readable")]
+        assert not any(path.readable for path in paths), command.name
+
+
 def test_the_options_take_what_a_trace_may_hold():
     """The bounds stand twice: with the options, and for what a file says of them."""
     command = typer.main.get_command(app).commands["generate"]
@@ -400,6 +513,13 @@ def test_a_bad_config_is_named_with_its_folder(llmcli, copied):
     assert_fails(done, 5, str(copied), "generation_config.json: temperature", "Get the model again")
     edit_json(copied / "config.json", n_head=5)
     assert_fails(llmcli("generate", "x", "-m", copied), 5, str(copied), "not a multiple")
+
+
+@pytest.mark.parametrize("name", ["generation_config.json", "tokenizer_config.json"])
+def test_a_link_that_leads_nowhere_is_not_passed_over(name, llmcli, copied):
+    (copied / name).unlink(missing_ok=True)
+    (copied / name).symlink_to("gone")
+    assert_fails(llmcli("generate", "x", "-m", copied, "-n", 1), 3, name)
 
 
 def test_an_empty_pipe_is_said(llmcli, model_folder):
@@ -455,6 +575,80 @@ def test_text_that_is_not_utf8_names_the_byte(llmcli, model_folder):
     assert_fails(result, 2, "0xff at offset 2")
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["generate", "Once", "--stop", "ab\udce9"],
+        ["generate", "Once", "--separator", "ab\udce9"],
+        ["generate", "Once", "--steer", "ab\udce9"],
+        ["inspect", "Once", "--token", "ab\udce9"],
+        ["tokenize", "Once", "--document-delimiter", "ab\udce9"],
+        ["generate", "ab\udce9"],
+    ],
+    ids=lambda arguments: arguments[-2],
+)
+def test_a_typed_text_that_is_not_utf8_names_its_option(arguments, llmcli):
+    option = arguments[-2] if arguments[-2][0] == "-" else "The prompt"
+    assert_fails(llmcli(*arguments), 2, f"llmcli: {option} is not UTF-8: byte 0xe9 at offset 2")
+
+
+def test_a_typed_text_is_the_same_in_a_locale_of_ascii(llmcli, model_folder):
+    """There Python hides each byte beyond it, also of a character that is whole."""
+    hidden = "é".encode().decode("ascii", "surrogateescape")
+    for option in (["--stop", "é"], ["--force", "0=é"], ["--bias", "é=9"]):
+        common = ["generate", "Once", "-m", model_folder, "-n", 5, "--seed", 1, "--json"]
+        plain, other = (
+            llmcli(*common, option[0], text) for text in (option[1], option[1].replace("é", hidden))
+        )
+        assert (plain.exit_code, plain.stderr) == (other.exit_code, other.stderr)
+        if plain.exit_code == 0:
+            texts = [json.loads(run.stdout)["options"]["stop"] for run in (plain, other)]
+            assert texts[0] == texts[1]
+
+
+def test_a_pattern_of_bytes_finds_tokens_of_bytes(llmcli):
+    assert '"\\xe9"' in llmcli("tokenize", "--vocab", "\udce9").stdout
+
+
+@pytest.mark.parametrize("name", ["", ".", "/", "a/.."])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["generate", "Once", "--trace"],
+        ["generate", "--prompts", "p.txt", "--out"],
+        ["inspect", "Once", "--save"],
+        ["inspect", "Once", "--tensors"],
+        ["tokenize", "Once", "--out"],
+    ],
+    ids=" ".join,
+)
+def test_a_path_that_names_no_file_is_refused(arguments, name, llmcli):
+    assert_fails(llmcli(*arguments, name), 2, f"{arguments[-1]} is to name a file, and")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "suffix"),
+    [
+        (["generate", "Once", "-n", 2, "--trace"], ".jsonl"),
+        (["generate", "--prompts", "PROMPTS", "-n", 2, "--out"], ".jsonl"),
+        (["inspect", "Once", "--save"], ".svg"),
+        (["inspect", "Once", "--tensors"], ".safetensors"),
+        (["tokenize", "Once", "--out"], ".bin"),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else value,
+)
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_path_that_cannot_even_be_looked_at_cannot_be_written(
+    arguments, suffix, inside, llmcli, model_folder, tmp_path
+):
+    (tmp_path / "p.txt").write_text("Once")
+    path = tmp_path / ("a" * 300 + ("/x" if inside else "") + suffix)
+    given = [tmp_path / "p.txt" if word == "PROMPTS" else word for word in arguments]
+    assert_fails(
+        llmcli(*given, path, "-m", model_folder), 3, "aaa.* cannot be written: File name too long"
+    )
+
+
 def test_debug_shows_the_traceback_of_a_known_error(llmcli, monkeypatch):
     monkeypatch.setenv("LLMCLI_DEBUG", "1")
     result = llmcli("generate", "x", "-m", "nothing-like-it")
@@ -498,6 +692,13 @@ def test_the_answer_does_not_depend_on_who_listens_to_stderr(arguments, code, sa
     os.close(write)
     assert run.returncode == code
     assert said in run.stdout
+
+
+@pytest.mark.parametrize(
+    ("line", "code"), [("generate Once -m nothing", 3), ("tokenize Once Once --keep left", 0)]
+)
+def test_a_full_disk_under_stderr_changes_no_code(line, code):
+    assert in_shell(f"{line} 2> /dev/full").returncode == code
 
 
 def test_a_closed_stdin_that_is_asked_for_is_told(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import subprocess
 import sys
@@ -382,6 +383,13 @@ def test_dtypes_are_used_and_told(dtype, result):
 def test_a_device_that_is_not_there_is_refused(generate):
     if not torch.cuda.is_available():
         assert_fails(generate("--device", "cuda"), 2, "cuda", "Devices: .*cpu")
+
+
+def test_more_threads_than_can_be_of_use_are_refused(generate):
+    many = max(64, 4 * os.cpu_count())
+    done = generate("--threads", many + 1)
+    assert done.exit_code == 2
+    assert f"--threads {many + 1} is more than the {many}" in done.stderr
 
 
 def test_threads_are_set(generate):

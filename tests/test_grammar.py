@@ -63,6 +63,13 @@ def test_what_can_be_knocked_out(text, layers, heads, query, key):
     assert (made.query.where, made.key.where) == (query, key)
 
 
+def test_a_file_of_a_vector_is_called_as_the_system_calls_it(monkeypatch):
+    """In a locale of ASCII what is beyond it is hidden, in names that are opened too."""
+    monkeypatch.setattr("os.fsdecode", lambda name: name.decode("ascii", "surrogateescape"))
+    made = grammar.steer("é.safetensors @ L0 * 1", CONFIG)
+    assert made.path == "\udcc3\udca9.safetensors"
+
+
 def test_what_can_be_steered_with():
     made = grammar.steer('"love" - "hate" @ L2 * 6', CONFIG)
     assert (made.plus, made.minus, made.layer, made.strength) == ("love", "hate", 2, 6.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -207,6 +208,42 @@ def test_completion_offers_what_is_here_and_the_short_names():
     put("org/part", ["config.json"])
     expected = ["fable", *KNOWN, "org/name", f"org/other@{OTHER[:12]}"]
     assert hub.known_names() == expected
+
+
+@pytest.fixture
+def locked(monkeypatch):
+    """A cache that may not be read, root or not."""
+
+    def refuse(folder):
+        raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+
+    monkeypatch.setattr("llmcli.hub.cache.os.listdir", refuse)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["download", "--list"], ["download", "--verify", "gpt2"], ["generate", "Once", "-m", "gpt2"]],
+    ids=" ".join,
+)
+def test_a_cache_that_may_not_be_read_is_not_an_empty_one(arguments, locked, llmcli):
+    done = llmcli(*arguments)
+    assert done.exit_code == 3
+    assert "cannot be used: Permission denied" in done.stderr
+
+
+def test_what_is_only_proposed_does_without_a_cache_that_may_not_be_read(locked):
+    assert hub.known_names() == ["fable", *KNOWN]
+    with pytest.raises(NotFoundError, match="Did you mean fable"):
+        hub.resolve("fabel")
+
+
+def test_a_folder_that_may_not_be_looked_at_is_not_absent(monkeypatch):
+    def refuse(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_dir", refuse)
+    with pytest.raises(PermissionError):
+        hub.resolve("priv/m")
 
 
 def test_names_are_resolved_without_a_heavy_import():

@@ -4,6 +4,8 @@ the byte, or no command sees any of it; and the next run, without the fault, mak
 from __future__ import annotations
 
 import os
+import re
+import sys
 import traceback
 from dataclasses import dataclass
 from email.utils import formatdate
@@ -11,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 from hub_models import tiny_model
-from hub_server import QUICK, TOKEN, HubServer, Told, assert_whole, fetch, server
+from hub_server import QUICK, TOKEN, HubServer, Told, assert_whole, fetch, in_process, server
 
 from llmcli import hub
 from llmcli.errors import LLMCLIError, NotFoundError
@@ -362,6 +364,57 @@ def test_a_token_that_cannot_be_one_is_never_shown(server, monkeypatch, token):
     assert token not in f"{error}{trace}"
     if error:
         assert error.exit_code == 4
+
+
+@pytest.fixture
+def fresh_session():
+    """None that the library has made before, or keeps."""
+    from huggingface_hub import close_session
+
+    close_session()
+    yield
+    close_session()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("ALL_PROXY", "socks5://user:secret@127.0.0.1:1080", "a SOCKS proxy"),
+        ("HTTPS_PROXY", "http://user:secret@[::1", "The proxy .* no address"),
+        ("HTTPS_PROXY", "ftp://user:secret@x:1", "The proxy .* no address"),
+        ("SSL_CERT_FILE", "/nowhere", "certificates .* cannot be read"),
+        ("SSL_CERT_FILE", __file__, "certificates .* cannot be read"),
+    ],
+)
+def test_a_session_that_cannot_be_made_is_a_network_error(
+    server, fresh_session, monkeypatch, variable, value, said
+):
+    if variable == "ALL_PROXY":  # as where the package is not installed
+        monkeypatch.setitem(sys.modules, "socksio", None)
+    monkeypatch.setenv(variable, value)
+    error, trace = run(Told())
+    assert error.exit_code == 4
+    assert re.search(said, str(error))
+    assert "secret" not in f"{error}{trace}"
+
+
+@pytest.mark.parametrize(
+    ("place", "said"), [("/dev/null/token", "Not a directory"), ("token", "it holds no text")]
+)
+def test_a_token_that_cannot_be_read_is_named(server, monkeypatch, tmp_path, place, said):
+    (tmp_path / "token").write_bytes(b"\xff\xfe")
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / place))
+    error, _ = run(Told())
+    assert error.exit_code == 3
+    assert re.search(f"token in .*oken cannot be read: {said}", str(error))
+
+
+def test_a_setting_that_the_library_cannot_read_is_a_usage_error():
+    done = in_process("download", "org/tiny", HF_HUB_DOWNLOAD_TIMEOUT="soon")
+    assert done.returncode == 2
+    assert done.stderr.startswith("llmcli: huggingface_hub cannot read its settings: ")
+    assert "'soon'" in done.stderr.splitlines()[0]
 
 
 def test_the_token_goes_to_the_hub_and_to_no_other_host(server: HubServer):

@@ -122,6 +122,13 @@ def test_commands_import_nothing_heavy_at_the_top(name):
         assert not any(within(imported, h) for h in heavy), imported
 
 
+@pytest.mark.parametrize("name", ["gpt.__init__", "inspection.run"])
+def test_numpy_is_imported_before_torch(name):
+    """By the modules that come first. Torch's C code swallows a Ctrl-C while it imports numpy."""
+    outside = [each for each in imports(SOURCES[name], top_only=True) if each in ("numpy", "torch")]
+    assert outside[0] == "numpy"
+
+
 @pytest.mark.parametrize(
     "arguments",
     [["--help"], ["--version"], ["generate", "--help"], ["tokenize", "Once upon a time"]],

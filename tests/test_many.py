@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import jsonschema
 import pytest
@@ -15,6 +16,7 @@ from test_cli import assert_fails
 from test_generate import schema_of
 
 from llmcli.commands.many import read_prompts
+from llmcli.errors import UsageError
 
 PROMPTS = ["Once upon a time", "The", "She had a red ball. The end.", "Lily", "a", "red red red"]
 
@@ -162,6 +164,10 @@ def test_each_batch_is_on_disk_before_the_next_begins(many, tmp_path, monkeypatc
         (b'{"prompt": "a"}\nplain\n', "line 2 is not JSON"),
         (b'{"prompt": 3}\n', "line 1 has no text"),
         (b'{"prompt": "a", "id": 1}\n{"prompt": "b", "id": 1}\n', "line 2: the id 1 comes twice"),
+        (
+            2 * (b'{"prompt": "a", "id": "' + b"x" * 999 + b'"}\n'),
+            r"line 2: the id 'x{76}\.\.\. comes",
+        ),
         (b'{"prompt": "a", "id": [1]}\n', "neither text nor"),
         (b'{"prompt": "a", "id": "\\ud800"}\n', "half a character"),
         (b'{"prompt": "a"}\n' + b"[" * 100_000, "line 2 is not JSON"),
@@ -179,6 +185,23 @@ def test_a_prompt_file_that_makes_no_sense_is_refused(
 def test_a_prompt_file_that_cannot_be_read_is_refused(llmcli, model_folder, tmp_path):
     for path in tmp_path, tmp_path / "nothing":
         assert_fails(llmcli("generate", "--prompts", path, "-m", model_folder), 3, "cannot be read")
+
+
+def test_prompts_from_a_stdin_that_is_closed_are_told(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(UsageError, match=r"There is no text to work on: stdin is closed\."):
+        read_prompts(Path("-"))
+
+
+def test_stdout_is_no_name_for_the_results(llmcli, model_folder):
+    done = llmcli("generate", "--prompts", "p.txt", "--out", "-", "-m", model_folder)
+    assert_fails(done, 2, "--out names a file, and - is none", "stdout has it without --out")
+
+
+def test_a_trace_that_is_the_results_too_is_refused(llmcli, model_folder, tmp_path):
+    both = tmp_path / "both.jsonl"
+    done = llmcli("generate", "--prompts", "p", "--out", both, "--trace", both, "-m", model_folder)
+    assert_fails(done, 2, "--trace .*both.jsonl is a file that --out writes")
 
 
 @pytest.mark.parametrize(

@@ -258,6 +258,11 @@ def test_the_delimiter_becomes_the_end_of_text(llmcli, model_folder, tokenizer, 
     assert ids.split().count("0") == 1
 
 
+def test_a_delimiter_without_a_letter_is_refused(llmcli):
+    done = llmcli("tokenize", "Once", "--document-delimiter", "")
+    assert_fails(done, 2, "--document-delimiter needs a text")
+
+
 def test_a_text_that_names_a_file_is_said(llmcli, model_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("sea.txt").write_text("The sea.")
@@ -344,9 +349,11 @@ def test_out_replaces_only_regular_files(name, kind, llmcli, model_folder, tmp_p
     assert {each.name: each.lstat().st_mode for each in tmp_path.iterdir()} == before
 
 
-def test_a_device_is_refused_before_any_work():
-    with pytest.raises(UsageError, match="/dev/null is no regular file"):
-        regular(Path("/dev/null"))
+@pytest.mark.parametrize("name", ["/dev/null", "/dev/stdout", "/proc/self/fd/1"])
+def test_a_device_is_refused_before_any_work(name):
+    """Also where it leads to a regular file, as here: the file beside it would go into /dev."""
+    with pytest.raises(UsageError, match=f"{name} is no regular file"):
+        regular(Path(name))
 
 
 def test_a_link_under_out_stays_and_its_target_is_written(llmcli, model_folder, tmp_path):

@@ -21,26 +21,33 @@ N_DAMAGED = 3  # lines that are named one by one
 
 
 def regular(path: Path) -> Path:
-    """Where `path` leads, links followed. Raises UsageError where no regular file is or can be."""
-    real = Path(os.path.realpath(path))
+    """Where `path` leads, links followed. Raises UsageError where no regular file is or can be.
+
+    /dev/stdout is none, even where stdout is: what goes there is no file of that name.
+    """
+    real, folder = Path(os.path.realpath(path)), os.path.realpath(path.parent)
+    is_file = folder != "/dev" and not folder.startswith("/proc/")
     with suppress(OSError):  # nothing is there yet
-        if not stat.S_ISREG(real.lstat().st_mode):  # a link here is one that leads round in a loop
-            raise UsageError(
-                f"{shown_path(path)} is no regular file, and would be replaced by one.",
-                "Name a new file.",
-            )
+        is_file &= stat.S_ISREG(real.lstat().st_mode)  # a link here leads round in a loop
+    if not is_file:
+        raise UsageError(
+            f"{shown_path(path)} is no regular file, and would be replaced by one.",
+            "Name a new file.",
+        )
     return real
 
 
-def refuse_inputs(option: str, path: Path | None, inputs: Iterable[Path | None]) -> None:
-    """Raises UsageError where `path`, about to be written, is one of the files that are read."""
+def refuse_inputs(
+    option: str, path: Path | None, inputs: Iterable[Path | None], use: str = "this run reads"
+) -> None:
+    """Raises UsageError where `path`, about to be written, is one of `inputs`, as `use` tells."""
     for input in inputs:
         if path is None or input is None:
             continue
-        there = path.exists() and input.exists()
+        there = os.path.exists(path) and os.path.exists(input)
         if path.samefile(input) if there else path.resolve() == input.resolve():
             raise UsageError(
-                f"{option} {shown_path(path)} is a file that this run reads.", "Name another one."
+                f"{option} {shown_path(path)} is a file that {use}.", "Name another one."
             )
 
 
@@ -54,10 +61,11 @@ def check_writable(option: str, path: Path | None, suffixes: tuple[str, ...]) ->
             f"For example: {option} {shown_path(path.with_suffix(suffixes[0]))}",
         )
     folder = path.parent
-    if not folder.is_dir():
-        raise unwritable(path, "there is no such folder")
-    if path.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
-        raise unwritable(path, "it is a folder" if path.is_dir() else "permission denied")
+    with writing(path):  # to look may be refused, too
+        if not folder.is_dir():
+            raise unwritable(path, "there is no such folder")
+        if path.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
+            raise unwritable(path, "it is a folder" if path.is_dir() else "permission denied")
 
 
 @contextmanager

@@ -140,7 +140,7 @@ def generate(
     from llmcli.commands.changes import read_changes
     from llmcli.commands.dry_run import tell_budget
     from llmcli.commands.files import refuse_inputs
-    from llmcli.commands.input import read_text, typed
+    from llmcli.commands.input import read_text
     from llmcli.commands.job import Job, forced_ids, prompt_ids
     from llmcli.commands.loading import open_model, sampling_from
     from llmcli.commands.many import run_many
@@ -186,8 +186,9 @@ def generate(
     changes = read_changes(opened, past.interventions(interventions) if past else interventions)
     if trace or out:
         read = [prompts, replay, interventions.reference, *opened.files, *changes.files]
-        refuse_inputs("--trace", trace, [*read, out])
+        refuse_inputs("--trace", trace, read)
         refuse_inputs("--out", out, read)
+        refuse_inputs("--trace", trace, [out], "--out writes")
     if past is not None and from_step is not None:
         job = replays.continued(past, job, names, from_step)
     if prompts is not None:
@@ -214,7 +215,7 @@ def generate(
         tell_budget(job, compute, ids, num_samples, json)
         return
     show = Show(
-        num_samples, "---" if separator is None else typed(separator), color_probs, echo, json,
+        num_samples, "---" if separator is None else separator, color_probs, echo, json,
         jsonl, stats, color.value, baseline, quiet,
     )  # fmt: skip
     run_one(job, compute, ids, show, changes, tracing)

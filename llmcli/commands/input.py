@@ -7,7 +7,9 @@ import stat
 import sys
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
+from llmcli.commands.options import spelled
 from llmcli.errors import NotFoundError, UsageError, shown_path
 
 MAX_STDIN_NBYTES = 256 << 20  # of a prompt; far more than any context holds
@@ -20,22 +22,24 @@ def read_text(argument: str | None, example: str) -> str:
     Raises UsageError, with an `example`, where there is no text, or where it is not UTF-8.
     """
     if argument is not None and argument != "-":
-        return typed(argument)
+        return argument
     if sys.stdin is None or (argument is None and sys.stdin.isatty()):
         raise UsageError("There is no text to work on.", f"For example: {example}")
     data = sys.stdin.buffer.read(MAX_STDIN_NBYTES + 1)
     if len(data) > MAX_STDIN_NBYTES:
         raise UsageError(f"The text is longer than {MAX_STDIN_NBYTES >> 20} MiB.", "Shorten it.")
-    return _decoded(data).removeprefix("\ufeff").removesuffix("\n")
+    return _decoded(data, "The text").removeprefix("\ufeff").removesuffix("\n")
 
 
 def read_file(path: Path, max_nbytes: int, example: str, dash: bool = False) -> str:
     """The text of a file, without a byte order mark; with `dash`, of stdin for "-".
 
     Raises NotFoundError, with an `example`, for one that cannot be read, UsageError for one that is
-    larger than `max_nbytes` or no UTF-8.
+    larger than `max_nbytes` or no UTF-8, or a stdin that is closed.
     """
-    name, is_stdin = shown_path(path), dash and str(path) == "-" and sys.stdin is not None
+    name, is_stdin = shown_path(path), dash and str(path) == "-"
+    if is_stdin and sys.stdin is None:
+        raise UsageError("There is no text to work on: stdin is closed.", example)
     try:
         opened = nullcontext(sys.stdin.buffer) if is_stdin else path.open("rb")
         with opened as file:  # which may be a pipe, or a device that never ends
@@ -62,16 +66,29 @@ def is_piped() -> bool:
     return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
 
 
-def typed(argument: str) -> str:
-    """What was typed as an argument, if it is UTF-8: Python hides bytes that are not in it."""
-    return _decoded(argument.encode("utf-8", "surrogateescape"))
+def received(name: str, value: Any) -> Any:
+    """The value of the parameter `name` as it was typed: its texts decoded.
+
+    Raises UsageError for a text that is not UTF-8, and for a path that can name no file, such as
+    that of a variable which is not set, or no file to write.
+    """
+    option = "The prompt" if name == "prompt" else spelled(name)
+    if isinstance(value, Path) and value.name in ("", ".."):
+        raise UsageError(
+            f"{option} is to name a file, and {shown_path(value)} is a folder.", "Name a file."
+        )
+    if name == "out" and value == Path("-"):
+        raise UsageError("--out names a file, and - is none.", "stdout has it without --out.")
+    if type(value) is str:
+        return _decoded(value.encode("utf-8", "surrogateescape"), option)
+    return [received(name, one) for one in value] if isinstance(value, list) else value
 
 
-def _decoded(data: bytes) -> str:
+def _decoded(data: bytes, name: str) -> str:
     try:
         return data.decode()
     except UnicodeDecodeError as error:
         raise UsageError(
-            f"The text is not UTF-8: byte 0x{data[error.start]:02x} at offset {error.start}.",
+            f"{name} is not UTF-8: byte 0x{data[error.start]:02x} at offset {error.start}.",
             "Convert it first, for example with iconv -t UTF-8.",
         ) from error

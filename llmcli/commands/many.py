@@ -27,7 +27,7 @@ from llmcli.commands.options import Compute
 from llmcli.commands.say import say
 from llmcli.commands.traced import Tracing, hashes, traced
 from llmcli.commands.writers import drawn_json
-from llmcli.errors import IntegrityError, UsageError, shown_path
+from llmcli.errors import IntegrityError, UsageError, shown, shown_path
 from llmcli.render.json import strict
 
 if TYPE_CHECKING:
@@ -68,8 +68,9 @@ def read_prompts(path: Path) -> list[Item]:
     seen: set[str | int] = set()
     for item in items:
         if item.id in seen:
+            where, id = f"{shown_path(path)}, line {item.index + 1}", shown(repr(item.id))
             raise UsageError(
-                f"{shown_path(path)}, line {item.index + 1}: the id {item.id!r} comes twice.",
+                f"{where}: the id {id} comes twice.",
                 "Give each prompt an id of its own, or none.",
             )
         seen.add(item.id)
@@ -142,7 +143,7 @@ class Results:
 
     def _resume(self, path: Path) -> None:
         """Read what an earlier run finished, and put it in order, without what a kill cut off."""
-        if path.exists() and not path.is_file():  # to read a device may never end
+        if os.path.exists(path) and not os.path.isfile(path):  # to read a device may never end
             raise UsageError(
                 f"--out {shown_path(path)} is not a regular file.",
                 "Name another: --out texts.jsonl",
@@ -188,7 +189,7 @@ class Results:
 
 def first_seed(path: Path | None) -> int | None:
     """The seed of the first record in the file, if there is one: what an earlier run drew."""
-    if path is None or not path.is_file():  # to read a pipe or a device may never end
+    if path is None or not os.path.isfile(path):  # to read a pipe or a device may never end
         return None
     try:
         with path.open("rb") as file:
@@ -327,5 +328,7 @@ def _encode_all(
         try:
             encoded[item.id] = prompt_ids(job.opened, item.prompt, truncate, new=job.max_new_tokens)
         except UsageError as error:
-            raise UsageError(f"Prompt {item.id!r}: {error.fact}", error.remedy) from error
+            raise UsageError(
+                f"Prompt {shown(repr(item.id))}: {error.fact}", error.remedy
+            ) from error
     return encoded

@@ -117,7 +117,7 @@ class Compute:
     device: Annotated[Device, typer.Option("--device", help="Where to compute.")] = Device.auto
     threads: Annotated[
         int | None,
-        typer.Option("--threads", min=1, max=1024, metavar="N", help="How many threads to use."),
+        typer.Option("--threads", min=1, metavar="N", help="How many threads to use."),
     ] = None
 
 

@@ -140,12 +140,17 @@ def tokenize(
     chosen += [format] if format else []
     if len(set(chosen)) > 1:
         raise UsageError(f"--format {' and '.join(chosen)} exclude each other.", "Choose one.")
+    if document_delimiter == "":
+        raise UsageError(
+            "--document-delimiter needs a text that stands between documents.",
+            'For example: --document-delimiter "<|endoftext|>"',
+        )
     run(Request(
         texts=texts or [], files=files, model=model, format=chosen[0] if chosen else None,
         lines=lines, special=special, decode=decode, errors=errors,
         truncate=truncate, keep=keep, chunk=chunk, overlap=overlap, merges=merges,
         versus=versus or [], vocab=vocab, ids=id or [], out=out,
-        delimiter=(document_delimiter or "").encode("utf-8", "surrogateescape"),
+        delimiter=(document_delimiter or "").encode(),
         workers=workers, color=color.value, quiet=quiet,
     ))  # fmt: skip
 

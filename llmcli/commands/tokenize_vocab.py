@@ -39,6 +39,7 @@ def run(request: Request) -> None:
 
 def found(tokenizer: Tokenizer, pattern: str) -> list[int]:
     """The ids of the tokens in whose text the regular expression `pattern` is found."""
+    pattern = pattern.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
     try:
         search = re.compile(pattern).search
     except (re.error, RecursionError, OverflowError) as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from llmcli.config import ModelConfig
@@ -10,6 +12,7 @@ from llmcli.errors import UsageError
 # Threads of a smaller model wait for each other longer than they work: fable decodes no slower on
 # one than on two, and a hundred times faster when another process wants the second core.
 SMALL = 32_000_000  # parameters
+MOST = 64  # threads that may be asked for on any machine
 
 
 def choose(device: str, dtype: str, quantize: str | None = None) -> tuple[str, str]:
@@ -45,7 +48,17 @@ def choose(device: str, dtype: str, quantize: str | None = None) -> tuple[str, s
 
 
 def use_threads(config: ModelConfig, threads: int | None = None) -> None:
-    """Let torch use `threads`; by default one for a small model, else as many as it chooses."""
+    """Let torch use `threads`; by default one for a small model, else as many as it chooses.
+
+    Raises UsageError for more than can be of use: the system may have no room for them, and torch
+    crashes then.
+    """
+    most = max(MOST, 4 * (os.cpu_count() or 1))
+    if threads is not None and threads > most:
+        raise UsageError(
+            f"--threads {threads} is more than the {most} that can be of use here.",
+            "Leave it out, or give as many as there are processor cores.",
+        )
     if threads is None and config.n_parameters < SMALL:
         threads = 1
     if threads is not None:

@@ -1,11 +1,13 @@
 """Model name -> folder on disk. Knows names and folders, not what the files hold.
 
-`names` and `cache` are read by every command and import nothing heavy; `http`, `listing`,
-`transfer` and `download` are for `llmcli download` alone, and huggingface_hub is imported there.
+`names` and `cache` are read by every command and import nothing heavy; `library`, `http`,
+`listing`, `transfer` and `download` are for `llmcli download` alone: huggingface_hub is imported
+there.
 """
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from llmcli.errors import NotFoundError, shown
@@ -27,7 +29,7 @@ def resolve(name: str, tokenizer_only: bool = False) -> Path:
         return folder
     wanted = parse(name)
     if wanted is None:
-        near = nearest(name, [model.repo for model in cache.local_models()])
+        near = nearest(name, cache.repos())
         hint = f"Did you mean {' or '.join(near)}? " if near else ""
         raise NotFoundError(
             f"There is no model called {shown(name)!r}.",
@@ -46,15 +48,19 @@ def revision_of(folder: Path) -> str | None:
 def known_names() -> list[str]:
     """What `--model` may be, for completion: ours, the short names, what is whole in the cache."""
     names = [*EMBEDDED, *KNOWN]
-    for model in cache.local_models():
-        if model.state == "whole" and "/" in model.repo:
-            main = "main" in model.refs
-            names.append(model.repo if main else f"{model.repo}@{model.commit[:12]}")
+    with suppress(OSError):  # of a cache that may not be read nothing can be proposed
+        for model in cache.local_models():
+            if model.state == "whole" and "/" in model.repo:
+                main = "main" in model.refs
+                names.append(model.repo if main else f"{model.repo}@{model.commit[:12]}")
     return names
 
 
 def _folder(name: str) -> Path | None:
-    """`name` as a path to a folder. Raises NotFoundError where it is a file."""
+    """`name` as a path to a folder. Raises NotFoundError where it is a file.
+
+    PermissionError is raised where one may not even look: that is not to be told as its absence.
+    """
     path = Path(name)
     if not name.strip():  # an empty variable, and not the folder where one happens to be
         raise NotFoundError("The model has no name.", "For example: -m fable, or -m FOLDER")
@@ -63,6 +69,8 @@ def _folder(name: str) -> Path | None:
         if path.is_dir():
             return path
         exists = path.exists()
+    except PermissionError:
+        raise
     except (OSError, ValueError, RuntimeError):  # too long, holding NUL, or no such user's home
         exists = False
     if exists:

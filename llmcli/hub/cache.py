@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -155,8 +156,18 @@ class LocalModel:
     folder: Path
 
 
+def repos() -> list[str]:
+    """What the models in the cache are called; none where it may not be read."""
+    with suppress(OSError):
+        return [model.repo for model in local_models()]
+    return []
+
+
 def local_models() -> Iterator[LocalModel]:
-    """Every revision of every model in the cache, ours or another program's, by name."""
+    """Every revision of every model in the cache, ours or another program's, by name.
+
+    Raises PermissionError where it may not be read.
+    """
     for entry in sorted(_names(cache_dir())):
         kind, *parts = entry.split("--")
         folder, repo = cache_dir() / entry, "/".join(parts)
@@ -190,8 +201,11 @@ def folder_nbytes(folder: Path) -> int:
 
 
 def _names(folder: Path) -> list[str]:
+    """What is in `folder`; nothing where there is none. Raises PermissionError."""
     try:
         return os.listdir(folder)
+    except PermissionError:
+        raise
     except OSError:
         return []
 

@@ -15,18 +15,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from importlib import import_module
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from huggingface_hub import constants, get_session
-from huggingface_hub.utils import build_hf_headers
-
-from llmcli import __version__
 from llmcli.errors import NetworkError, NotFoundError, UsageError, shown
-
-# httpx, or httpx2 since huggingface_hub 2.0: whichever the session is made of.
-httpx: Any = import_module(type(get_session()).__module__.partition(".")[0])
+from llmcli.hub.library import headers, httpx, session
 
 T = TypeVar("T")
 TRUE = ("1", "ON", "YES", "TRUE")  # as huggingface_hub reads its switches
@@ -98,9 +91,8 @@ class Hub:
                 "HF_HUB_OFFLINE is set, and this needs the network.",
                 "Unset it for the download.",
             )
-        # Else the library asks /api/agent-harnesses what to call us, before each first request.
-        constants.HF_HUB_DISABLE_TELEMETRY = True
-        self.headers = build_hf_headers(library_name="llmcli", library_version=__version__)
+        self.session = session()
+        self.headers = headers()
         self.headers["Accept-Encoding"] = "identity"  # sizes and ranges are those of the file
         self.has_token = "authorization" in self.headers
         if not all(value.isascii() and value.isprintable() for value in self.headers.values()):
@@ -118,7 +110,7 @@ class Hub:
         try:
             url = f"{self.endpoint}{path}"
             request |= {"params": params or None, "follow_redirects": True}
-            with get_session().stream("GET", url, **request) as response:
+            with self.session.stream("GET", url, **request) as response:
                 self.reached = True
                 yield response
         except (httpx.RequestError, httpx.InvalidURL, httpx.StreamError) as error:

@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import quote
 
 from llmcli.errors import IntegrityError, LLMCLIError, NetworkError, UnsupportedModelError, shown
-from llmcli.hub.cache import INDEX, TOKENIZERS, WEIGHTS, Manifest, is_plain, local_models
+from llmcli.hub.cache import INDEX, TOKENIZERS, WEIGHTS, Manifest, is_plain, repos
 from llmcli.hub.http import Attempts, Hub
 from llmcli.hub.names import HubName, is_commit, nearest
 
@@ -109,7 +109,7 @@ def ask(hub: Hub, name: HubName, say: Callable[[str], None]) -> Listing:
 
 def _did_you_mean(name: HubName) -> str:
     """The known names nearest to one that the hub does not know, as a question."""
-    near = nearest(name.short or name.repo, [model.repo for model in local_models()])
+    near = nearest(name.short or name.repo, repos())
     near = [other for other in near if other not in (name.repo, name.short)]
     return f"Did you mean {' or '.join(near)}?" if near else ""
 

@@ -19,10 +19,9 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import quote
 
-from huggingface_hub.utils import WeakFileLock
-
 from llmcli.errors import FULL, IntegrityError, NotFoundError, ResourceError, shown
 from llmcli.hub.http import Attempts, Hiccup, Hub
+from llmcli.hub.library import WeakFileLock
 from llmcli.hub.listing import Listing, RemoteFile
 
 CHUNK_NBYTES = 1 << 20

@@ -10,11 +10,10 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
-from huggingface_hub.utils import WeakFileLock
-
 from llmcli.errors import IntegrityError, NotFoundError, UsageError, shown
 from llmcli.hub import cache
 from llmcli.hub.cache import Manifest
+from llmcli.hub.library import WeakFileLock
 from llmcli.hub.names import HubName
 from llmcli.hub.transfer import Progress, digest
 

@@ -15,6 +15,7 @@ cannot be is a UsageError that shows the entry with a caret under the place.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -162,7 +163,7 @@ def steer(text: str, config: ModelConfig) -> Steer:
     scan = Scanner(Entry("--steer", text), config)
     path, plus, minus = None, "", None
     if file := scan.take(r"[^\"@]+?\.safetensors(?![\w.])"):
-        path = file[0]
+        path = os.fsdecode(file[0].encode("utf-8", "surrogateescape"))  # as the system has names
     else:
         plus = scan.text('a text in quotes, "one" - "other", or a .safetensors file')
         if scan.take(r"-"):

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TypeVar
 
+import numpy as np  # noqa: F401 (before torch: see llmcli.gpt)
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
