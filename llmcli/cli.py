@@ -80,7 +80,9 @@ def main() -> None:
     """Run the command line and exit with a code of the table in the README."""
     signals = Signals()
     for name in ("stdout", "stderr"):
-        setattr(sys, name, _stream(name))
+        stream = _stream(name)
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)  # which is asked for the terminal's size
     # Torch's kernels announce that they will go. Who packs weights for them hushes that, but a
     # signal at that moment would let it out.
     warnings.filterwarnings("ignore", "fbgemm_", UserWarning)

@@ -536,9 +536,9 @@ def test_what_a_run_reads_is_not_written_over(llmcli, model_folder, tmp_path, mo
     for arguments, said in (
         (("--prompts", prompts, "--trace", prompts), "p.jsonl is there already, and no trace"),
         (("Once", "--trace", data), "data.jsonl is there already, and no trace"),
-        (("--prompts", prompts, "--out", out, "--trace", out), "is a file that this run reads"),
+        (("--prompts", prompts, "--out", out, "--trace", out), "is a file that --out writes"),
         (("--prompts", prompts, "--out", prompts), "is a file that this run reads"),
-        (("--prompts", prompts, "--out", "out.jsonl", "--trace", out), "that this run reads"),
+        (("--prompts", prompts, "--out", "out.jsonl", "--trace", out), "that --out writes"),
         (("--prompts", prompts, "--out", model_folder / "config.json"), "that this run reads"),
     ):
         assert_fails(llmcli(*common, *arguments), 2, said)
@@ -721,7 +721,8 @@ def test_ids_that_the_model_has_not_are_damage(traced, llmcli):
         (["inspect", "--trace", "RUN", "--step", 1, "--diff", "RUN"], 2, "do not go together"),
         (["inspect", "--trace", "missing.jsonl"], 3, "cannot be read"),
         (["inspect", "--trace", "x", "--tensors", "x.safetensors"], 2, "Views of a --step"),
-        (["inspect", "--trace", "/"], 3, "cannot be read"),
+        (["inspect", "--trace", "/usr"], 3, "cannot be read"),
+        (["inspect", "--trace", "/"], 2, "--trace is to name a file, and / is a folder"),
         (["generate", "--from-step", 3], 2, "--from-step needs --replay"),
         (["generate", "Once", "--replay", "RUN"], 2, "A prompt and --replay"),
         (["generate", "--replay", "RUN", "--top-k", 3], 2, "--top-k and --replay"),
