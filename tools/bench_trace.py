@@ -34,11 +34,9 @@ def run(arguments: argparse.Namespace) -> None:
 
     def seconds(tracing: Tracing | None) -> float:
         tap = tap_for({}, model, tracing.points if tracing else ())
-        started = time.perf_counter()
         with traced(job, tracing, model, read_changes(opened, Interventions()), tap) as run:
-            for _ in run(model, [ids], [(0, 0)], job.streams(1), tap):
-                pass
-        return time.perf_counter() - started
+            times = [time.perf_counter() for _ in run(model, [ids], [(0, 0)], job.streams(1), tap)]
+        return times[-1] - times[0]
 
     with tempfile.TemporaryDirectory() as folder:
         plain, gz = (Path(folder) / name for name in ("run.jsonl", "run.jsonl.gz"))
