@@ -104,8 +104,12 @@ def traced(
     with writing(tracing.path):
         writer = Writer(tracing.path)
         writer.write(strict(header(job, model, changes, tracing.lens)))  # a bias of -inf is null
+    from llmcli.gpt.place import spares_a_core
+
     with writer.file:  # another process may have its own, and close that
-        lines = apart(Lines(writer, job.opened, max(TOP, job.top_probs or 0)))
+        lines: Work = Lines(writer, job.opened, max(TOP, job.top_probs or 0))
+        if spares_a_core(model.device):  # else it would only hold up the threads that compute
+            lines = apart(lines)
         try:
             yield Recorder(job, lines, tracing.path, names or {}, _lens(tracing, model, tap)).run
         finally:

@@ -65,6 +65,13 @@ def use_threads(config: ModelConfig, threads: int | None = None) -> None:
         torch.set_num_threads(threads)
 
 
+def spares_a_core(device: torch.device) -> bool:
+    """Whether a core is left over while a model computes on `device`."""
+    known = hasattr(os, "sched_getaffinity")  # not all systems tell what a process may use
+    cores = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
+    return device.type != "cpu" or torch.get_num_threads() < cores
+
+
 def torch_version() -> str:
     """Which torch computes here."""
     return str(torch.__version__)
