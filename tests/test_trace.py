@@ -190,7 +190,7 @@ def test_a_kill_loses_at_most_the_line_being_written(traced, tmp_path):
 
 def test_where_the_model_takes_all_cores_its_own_process_writes(traced, monkeypatch):
     free = steps_of(traced())
-    monkeypatch.setattr("llmcli.gpt.place.torch.get_num_threads", lambda: 1 << 20)
+    monkeypatch.setattr("llmcli.gpt.place.spares_a_core", lambda _: False)
     monkeypatch.setattr("llmcli.commands.traced.apart", lambda _: pytest.fail("a process"))
     same = steps_of(traced(name="again.jsonl"))
     assert [step | {"time_s": 0} for step in same] == [step | {"time_s": 0} for step in free]
