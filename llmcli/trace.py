@@ -1,8 +1,8 @@
 """A trace: a file that keeps a run, a line of JSON for each step, readable while it grows.
 
 The first line is the header: the model and its hashes, the options, the versions. A line with `ids`
-begins a text, its prompt; a line with `step` is one token of it and what the model thought. Every
-line is on its way to the disk before the next step is computed, so that a kill costs at most one.
+begins a text, its prompt; a line with `step` is one token of it and what the model thought. Each
+line is flushed as it is written, so that a kill of who writes costs at most that one.
 `schemas/trace.schema.json` describes the lines. Knows JSON and gzip; no torch, no tokenizer.
 """
 
