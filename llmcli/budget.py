@@ -7,6 +7,7 @@ from pathlib import Path
 
 from llmcli.config import ModelConfig
 from llmcli.errors import ResourceError
+from llmcli.units import sized
 
 TORCH_NBYTES = 300 << 20  # what the process holds once torch is imported
 
@@ -56,9 +57,9 @@ def check_fits(plan: Budget) -> None:
     """Raises ResourceError, with the numbers, where the run would not fit into memory."""
     if plan.available is not None and not plan.fits:
         raise ResourceError(
-            f"This needs {mib(plan.needed)} of memory (weights {mib(plan.weights)}, KV cache "
-            f"{mib(plan.cache)}, the rest {mib(plan.activations + TORCH_NBYTES)}); "
-            f"{mib(plan.available)} are available.",
+            f"This needs {sized(plan.needed)} of memory (weights {sized(plan.weights)}, KV cache "
+            f"{sized(plan.cache)}, the rest {sized(plan.activations + TORCH_NBYTES)}); "
+            f"{sized(plan.available)} are available.",
             "Try --quantize int8, fewer samples, a smaller --batch-size or a smaller model.",
         )
 
@@ -83,8 +84,3 @@ def _file_cache_nbytes() -> int:
     lines = Path("/sys/fs/cgroup/memory.stat").read_text().splitlines()
     stat = dict(line.split() for line in lines)
     return int(stat["active_file"]) + int(stat["inactive_file"])
-
-
-def mib(nbytes: int) -> str:
-    """Bytes as a person reads them."""
-    return f"{nbytes / 2**30:.1f} GiB" if nbytes >= 2**30 else f"{nbytes / 2**20:.0f} MiB"

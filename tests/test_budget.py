@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from test_model import VARIANTS, ours
 
-from llmcli.budget import available_nbytes, budget, check_fits, mib
+from llmcli.budget import available_nbytes, budget, check_fits
 from llmcli.errors import ResourceError
 
 
@@ -31,10 +31,6 @@ def test_a_run_that_fits_passes_and_one_that_does_not_tells_both_numbers(save_gp
         check_fits(budget(config, "float32", batch=200_000))
     monkeypatch.setattr("llmcli.budget.available_nbytes", lambda: None)
     check_fits(budget(config, "float32", batch=200_000))  # nobody knows; the system will tell
-
-
-def test_bytes_are_written_for_people():
-    assert [mib(n) for n in (0, 5 << 20, 3 << 29)] == ["0 MiB", "5 MiB", "1.5 GiB"]
 
 
 def test_files_that_a_container_has_read_count_as_memory_to_be_had(tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ from llmcli.inspection.tokens import TokenRow, Tokens
 from llmcli.inspection.values import Token
 from llmcli.render.beside import Column
 from llmcli.render.beside import picture as beside
-from llmcli.render.drawing import Canvas, count, fit, heading, nbytes, plural, signed_bar, wrapped
+from llmcli.render.drawing import Canvas, count, fit, heading, plural, signed_bar, wrapped
 from llmcli.render.heat import half_blocks, heat
 from llmcli.render.text import quoted
 from llmcli.render.views.mlp import draw as draw_mlp
@@ -39,7 +39,6 @@ def test_sizes_are_written_short():
     assert [plural(n, "byte") for n in (0, 1, 4096, 12_345)] == [
         "0 bytes", "1 byte", "4096 bytes", "12,345 bytes",
     ]  # fmt: skip
-    assert [nbytes(n) for n in (12, 2048, 15_006_272)] == ["12 B", "2.00 KiB", "14.3 MiB"]
 
 
 def test_bars_grow_both_ways_from_the_middle():

@@ -23,9 +23,10 @@ MAY_IMPORT = {
     "commands": {
         "", "commands", "render", "hub", "tokenizer", "streaming", "config", "checkpoint", "errors",
         "gpt", "inspection", "tokenizing", "tokenizer_file", "budget", "trace", "trace_lines",
+        "units",
     },
-    "budget": {"config", "errors"},
-    "render": {"render"},
+    "budget": {"config", "errors", "units"},
+    "render": {"render", "units"},
     "streaming": {"tokenizer"},
     "inspection": {"inspection", "gpt", "config", "checkpoint", "trace", "trace_lines", "errors"},
     "trace": {"trace_lines", "errors"},
@@ -49,13 +50,14 @@ MAY_IMPORT = {
         "gpt.model", "gpt.cache", "gpt.facts", "gpt.packing", "gpt.sampling", "gpt.step",
         "gpt.tap", "config", "errors",
     },
-    "hub": {"", "hub", "errors", "checkpoint", "config"},
+    "hub": {"", "hub", "errors", "checkpoint", "config", "units"},
     "tokenizer": {"tokenizer_file", "errors"},
     "tokenizing": {"tokenizing", "tokenizer", "tokenizer_file", "errors"},
     "tokenizer_file": {"errors"},
     "config": {"errors"},
     "checkpoint": {"errors"},
     "errors": set(),
+    "units": set(),
     "": set(),
 }  # fmt: skip
 ONLY_IMPORTER = {

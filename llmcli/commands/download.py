@@ -10,6 +10,7 @@ import typer
 from llmcli.commands.options import Json, Quiet
 from llmcli.commands.say import say
 from llmcli.errors import IntegrityError, NotFoundError, UsageError, shown
+from llmcli.units import sized
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -196,7 +197,6 @@ def _progress(quiet: bool) -> Bars | Lines:
 
 
 def _summary(result: Result) -> str:
-    from llmcli.render.download import sized
 
     fetched = sized(result.fetched_nbytes) if result.fetched_nbytes else "nothing"
     n_files = len(result.files)
@@ -231,7 +231,6 @@ def _offer(as_json: bool) -> None:
     from llmcli.config import FAMILIES
     from llmcli.hub import resolve
     from llmcli.hub.names import KNOWN
-    from llmcli.render.download import sized
     from llmcli.render.json import strict
 
     def is_here(name: str) -> bool:
@@ -279,7 +278,6 @@ def _offer(as_json: bool) -> None:
 def _list(as_json: bool) -> None:
     """The models in the cache, whoever put them there."""
     from llmcli.hub.cache import local_models
-    from llmcli.render.download import sized
     from llmcli.render.json import strict
 
     found = list(local_models())
@@ -315,7 +313,6 @@ def _list(as_json: bool) -> None:
 def _remove(names: list[HubName], as_json: bool, quiet: bool) -> None:
     from llmcli.hub.names import DEFAULT_REVISION
     from llmcli.hub.upkeep import place, remove
-    from llmcli.render.download import sized
     from llmcli.render.json import strict
 
     removed: list[dict[str, Any]] = []

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
 
-from llmcli.budget import TORCH_NBYTES, budget, mib
+from llmcli.budget import TORCH_NBYTES, budget
 from llmcli.commands.job import Job
 from llmcli.commands.loading import load
 from llmcli.commands.options import Compute
 from llmcli.commands.results import decode_rate
 from llmcli.render.json import strict
+from llmcli.units import sized
 
 MEASURED_TOKENS = 16
 
@@ -42,12 +43,12 @@ def tell_budget(job: Job, compute: Compute, ids: Sequence[int], n_rows: int, jso
         print(strict(told))
         return
     rows_text = f"{n_rows} × {n_tokens} tokens" if n_rows > 1 else f"{n_tokens} tokens"
-    available = mib(plan.available) if plan.available is not None else "unknown"
-    print(f"weights      {mib(plan.weights):>9}  {told['dtype']}")
-    print(f"KV cache     {mib(plan.cache):>9}  {rows_text}")
-    print(f"activations  {mib(plan.activations):>9}  at the prefill")
-    print(f"torch        {mib(TORCH_NBYTES):>9}  about")
-    print(f"needed       {mib(plan.needed):>9}")
+    available = sized(plan.available) if plan.available is not None else "unknown"
+    print(f"weights      {sized(plan.weights):>9}  {told['dtype']}")
+    print(f"KV cache     {sized(plan.cache):>9}  {rows_text}")
+    print(f"activations  {sized(plan.activations):>9}  at the prefill")
+    print(f"torch        {sized(TORCH_NBYTES):>9}  about")
+    print(f"needed       {sized(plan.needed):>9}")
     print(f"available    {available:>9}")
     if rate:
         print(f"speed        {rate:>9.0f}  tok/s, measured over {MEASURED_TOKENS} tokens")

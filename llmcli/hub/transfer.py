@@ -23,6 +23,7 @@ from llmcli.errors import FULL, IntegrityError, NotFoundError, ResourceError, sh
 from llmcli.hub.http import Attempts, Hiccup, Hub
 from llmcli.hub.library import WeakFileLock
 from llmcli.hub.listing import Listing, RemoteFile
+from llmcli.units import sized
 
 CHUNK_NBYTES = 1 << 20
 _CONTENT_RANGE = re.compile(r"bytes (?:(\d{1,18})-\d{1,18}|\*)/(\d{1,18}|\*)")
@@ -213,8 +214,8 @@ def check_room(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise ResourceError(
-            f"{_mib(needed)} are needed on the disk of {shown(str(folder), 200)}, and {_mib(free)} "
-            "are available.",
+            f"{sized(needed)} are needed on the disk of {shown(str(folder), 200)}, "
+            f"and {sized(free)} are available.",
             "Free some space, or choose another disk with HF_HOME.",
         )
 
@@ -258,11 +259,7 @@ def _write(out: int, chunk: bytes, rest: int) -> None:
             raise
         free = os.statvfs(out).f_bavail * os.statvfs(out).f_frsize
         raise ResourceError(
-            f"The disk is full: {_mib(rest + len(chunk))} are still needed, and {_mib(free)} are "
+            f"The disk is full: {sized(rest + len(chunk))} are still needed, and {sized(free)} are "
             "available.",
             "Free some space and run this again: it goes on where it stopped.",
         ) from error
-
-
-def _mib(nbytes: int) -> str:
-    return f"{nbytes / 2**20:,.1f} MiB"

@@ -16,21 +16,11 @@ from rich.text import Text
 
 from llmcli.render.console import console
 from llmcli.render.text import harmless
+from llmcli.units import sized
 
 NAME_CELLS = 24
 NARROW = 76  # columns; below, amounts and speed are left out
 LINE_EVERY_S = 10.0
-
-
-def sized(nbytes: float) -> str:
-    """A size for people: "665 B", "1.3 MiB", "6.0 GiB"."""
-    if nbytes < 1024:
-        return f"{nbytes:.0f} B"
-    for unit in ("KiB", "MiB"):
-        nbytes /= 1024
-        if nbytes < 1000:
-            return f"{nbytes:.1f} {unit}"
-    return f"{nbytes / 1024:,.1f} GiB"
 
 
 def lasting(seconds: float) -> str:

@@ -124,14 +124,6 @@ def count(value: float) -> str:
     return f"{value:.0f}"
 
 
-def nbytes(value: float) -> str:
-    """A size in KiB, MiB or GiB: 15006272 -> "14.3 MiB"."""
-    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if value >= size:
-            return f"{_three(value / size)} {unit}"
-    return f"{value:.0f} B"
-
-
 def _three(value: float) -> str:
     """About three digits, never an exponent."""
     return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:.0f}"

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from llmcli.render.drawing import Canvas, columns, count, fit, footnotes, heading, nbytes
+from llmcli.render.drawing import Canvas, columns, count, fit, footnotes, heading
 from llmcli.render.probs import bar, percent, tail
+from llmcli.units import sized
 
 if TYPE_CHECKING:
     from llmcli.inspection.model import Model, Module
@@ -37,10 +38,10 @@ def _facts(view: Model) -> list[tuple[str, str]]:
         ("width", f"{view.n_embd} in the stream, {view.mlp_dim} in the MLP ({view.activation})"),
         ("text", f"{view.vocab_size} tokens to choose from, a context of {view.n_ctx}"),
         ("output head", tying),
-        ("weights", f"{nbytes(view.weights_nbytes)} stored as {view.stored_dtype}, "
-                    f"{nbytes(view.fp32_nbytes)} in float32"),
-        ("KV cache", f"{nbytes(view.kv_nbytes_per_token)} a token, "
-                     f"{nbytes(view.kv_nbytes_full)} with the context full (float32)"),
+        ("weights", f"{sized(view.weights_nbytes)} stored as {view.stored_dtype}, "
+                    f"{sized(view.fp32_nbytes)} in float32"),
+        ("KV cache", f"{sized(view.kv_nbytes_per_token)} a token, "
+                     f"{sized(view.kv_nbytes_full)} with the context full (float32)"),
         ("arithmetic", f"{count(view.flops_first_token)}FLOPs for a first token, "
                        f"{count(view.flops_last_token)}FLOPs with the context full"),
         ("folder", view.folder),

@@ -15,7 +15,6 @@ from llmcli.render.drawing import (
     footnotes,
     heading,
     name,
-    nbytes,
     number,
     plural,
     wrapped,
@@ -23,6 +22,7 @@ from llmcli.render.drawing import (
 from llmcli.render.probs import bar, percent, tail
 from llmcli.render.text import harmless, on_one_line
 from llmcli.render.tint import legend, tinted
+from llmcli.units import sized
 
 if TYPE_CHECKING:
     from llmcli.inspection.trace import Improbable, Trace, TraceRun
@@ -75,7 +75,7 @@ def _facts(view: Trace) -> list[tuple[str, str]]:
         ("time", f"{view.total_s:.2f} s, {rate} tok/s{first}"),
         ("text", f"perplexity {number(view.perplexity, 3)}, {number(view.mean_entropy_bits)} bits "
                  f"of doubt a token; {view.n_finished} of {view.n_runs} finished{forced}"),
-        ("file", f"{nbytes(view.nbytes)}, {number(view.nbytes_per_step, 0)} B a token"),
+        ("file", f"{sized(view.nbytes)}, {number(view.nbytes_per_step, 0)} B a token"),
     ]  # fmt: skip
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from llmcli.render.drawing import nbytes, plural
+from llmcli.render.drawing import plural
 from llmcli.render.walk.layout import Words, nums, pct, said, tiny, tok
+from llmcli.units import sized
 
 if TYPE_CHECKING:
     from llmcli.inspection.walk.after import Cache, Changing, Chat, Choosing, Parameters, Repeating
@@ -165,8 +166,8 @@ def cache(f: Cache) -> Words:
         f"{tiny(f.max_difference)} at most.")  # fmt: skip
     return Words("The KV cache", [
         "As no position sees a later one, earlier keys and values stay as they are when a token is "
-        f"appended. They are kept: {f.n_kept} numbers a token, {nbytes(f.token_nbytes)}; "
-        f"{nbytes(f.prompt_nbytes)} for your prompt, {nbytes(f.full_nbytes)} for a full context.",
+        f"appended. They are kept: {f.n_kept} numbers a token, {sized(f.token_nbytes)}; "
+        f"{sized(f.prompt_nbytes)} for your prompt, {sized(f.full_nbytes)} for a full context.",
         f"The next step then computes 1 position instead of {f.n_computed}." + same
         if f.token else "Your prompt fills the context: there is no next step.",
     ], ("inspect {} --view check",))  # fmt: skip
