@@ -31,6 +31,7 @@ Misused: type[Any] = typer.BadParameter.__mro__[1]  # Typer's own kind of error,
 class Command(TyperCommand):
     """A command that tells who wrote two words without quotes what to do.
 
+    Its help has a section for each option that names one (Typer's "panel"), to the next that does.
     Whether a file can be read it finds out by reading it: that is another code than a wrong option.
     """
 
@@ -47,6 +48,18 @@ class Command(TyperCommand):
             if "unexpected extra argument" in error.message:
                 error.message += ". A text of several words stands in quotes."
             raise
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        section = "Options"
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            section = getattr(param, "rich_help_panel", None) or section
+            is_argument = param.param_type_name == "argument"
+            if told := param.get_help_record(ctx):
+                sections.setdefault("Arguments" if is_argument else section, []).append(told)
+        for title, options in sections.items():
+            with formatter.section(title):
+                formatter.write_dl(options)
 
 
 class Commands(TyperGroup):
@@ -67,7 +80,7 @@ app = typer.Typer(
     help="Generate text with a language model, and see how each token came about.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,  # a bug keeps Python's own traceback
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     rich_markup_mode=None,
 )
 

@@ -720,6 +720,19 @@ def test_a_name_as_long_as_names_can_be_is_written_to(llmcli, tmp_path):
         assert not list(tmp_path.glob(".*"))
 
 
+def test_a_help_has_sections_and_every_option_once(llmcli):
+    shown = llmcli("generate", "--help").stdout
+    titles = re.findall(r"^([A-Z][\w ]+):$", shown, re.M)
+    assert titles == ["Arguments", "Options", "Sampling", "Where to stop", "Prompts",
+                      "Changing the run", "Traces", "Computing", "Output"]  # fmt: skip
+    options = re.findall(r"^  (?:-\w, )?(--[a-z-]+)", shown, re.M)
+    given = re.findall(r"--[a-z][a-z-]*", shown.split("Arguments:")[1])
+    assert len(options) == len(set(options)) > 50
+    assert set(given) == set(options)
+    for title, first in (("Sampling", "--bias"), ("Output", "--top-probs"), ("Traces", "--trace")):
+        assert re.search(rf"^{title}:\n  {first} ", shown, re.M)
+
+
 def test_no_help_is_cut_short_or_names_a_type(llmcli):
     assert "..." not in llmcli("--help").stdout.split("Commands:")[1]
     for command in ("generate", "inspect", "tokenize", "download"):

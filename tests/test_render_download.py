@@ -38,7 +38,7 @@ def test_a_log_has_a_line_every_ten_seconds(capsys, monkeypatch):
         "model.safetensors: 15 % of 1,000 B, 10 B/s, 85 s left",
         "model.safetensors: 25 % of 1,000 B, 10 B/s, 75 s left",
         "model.safetensors: 35 % of 1,000 B, 10 B/s, 65 s left",
-        "model.safetensors: 1000 B, verified",
+        "model.safetensors: 1,000 B, verified",
     ]
 
 

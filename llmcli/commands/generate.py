@@ -31,7 +31,12 @@ def generate(
     drawing: o.Drawing = o.Drawing(),
     seed: o.Seed = None,
     stop: Annotated[
-        list[str] | None, typer.Option(metavar="TEXT", help="End before this text. Repeatable.")
+        list[str] | None,
+        typer.Option(
+            metavar="TEXT",
+            rich_help_panel="Where to stop",
+            help="End before this text. Repeatable.",
+        ),
     ] = None,
     stop_id: Annotated[
         list[int] | None, typer.Option(metavar="ID", help="End at this token. Repeatable.")
@@ -40,13 +45,12 @@ def generate(
     ignore_eos: Annotated[
         bool, typer.Option("--ignore-eos", help="Go on after the end-of-text token, and print it.")
     ] = False,
-    force: Annotated[
-        list[str] | None,
-        typer.Option(metavar="STEP=TOKEN", help='Take this token at this step: "3= cat".'),
-    ] = None,
     truncate_prompt: Annotated[
         Literal["left", "right"] | None,
-        typer.Option(help="Which end to drop of a prompt that the context does not hold."),
+        typer.Option(
+            rich_help_panel="Prompts",
+            help="Which end to drop of a prompt that the context does not hold.",
+        ),
     ] = None,
     num_samples: Annotated[
         int, typer.Option(min=1, max=4096, metavar="N", help="Continue the prompt this many times.")
@@ -72,9 +76,17 @@ def generate(
     ] = None,
     interventions: o.Interventions = o.Interventions(),
     baseline: o.Baseline = False,
+    force: Annotated[
+        list[str] | None,
+        typer.Option(metavar="STEP=TOKEN", help='Take this token at this step: "3= cat".'),
+    ] = None,
     trace: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Keep every step, as .jsonl or .jsonl.gz."),
+        typer.Option(
+            metavar="FILE",
+            rich_help_panel="Traces",
+            help="Keep every step, as .jsonl or .jsonl.gz.",
+        ),
     ] = None,
     trace_lens: Annotated[
         bool, typer.Option("--trace-lens", help="Keep what each layer would have said, too.")
@@ -84,15 +96,31 @@ def generate(
         typer.Option(metavar="FILE", help="Compute a recorded run again: is it the same here?"),
     ] = None,
     resample: Annotated[
-        bool, typer.Option("--resample", help="Draw it again: is the text the same?")
+        bool, typer.Option("--resample", help="Draw its tokens again: is the text the same?")
     ] = False,
     from_step: Annotated[
         int | None,
-        typer.Option(min=0, metavar="N", help="Go on from this step of it, with changes."),
+        typer.Option(min=0, metavar="N", help="Go on from this step of --replay, with changes."),
     ] = None,
-    run: Annotated[int | None, typer.Option(min=0, metavar="R", help="Which of its runs.")] = None,
+    run: Annotated[
+        int | None, typer.Option(min=0, metavar="R", help="Which run of --replay.")
+    ] = None,
+    compute: o.Compute = o.Compute(),
+    no_cache: Annotated[
+        bool, typer.Option("--no-cache", help="Compute all tokens anew at each step: slower.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only tell the memory needed and the speed expected.")
+    ] = False,
     top_probs: Annotated[
-        int, typer.Option(min=0, max=100, metavar="K", help="Show the K likeliest tokens a step.")
+        int,
+        typer.Option(
+            min=0,
+            max=100,
+            metavar="K",
+            rich_help_panel="Output",
+            help="Show the K likeliest tokens a step.",
+        ),
     ] = 0,
     color_probs: Annotated[
         bool, typer.Option("--color-probs", help="Tint each token by its probability.")
@@ -103,13 +131,6 @@ def generate(
     json: o.Json = False,
     jsonl: Annotated[bool, typer.Option("--jsonl", help="Print one JSON line per event.")] = False,
     stats: Annotated[bool, typer.Option("--stats", help="Timings on stderr, -q or not.")] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only tell the memory needed and the speed expected.")
-    ] = False,
-    no_cache: Annotated[
-        bool, typer.Option("--no-cache", help="Compute all tokens anew at each step: slower.")
-    ] = False,
-    compute: o.Compute = o.Compute(),
     color: o.Color = o.ColorMode.auto,
     quiet: o.Quiet = False,
 ) -> None:

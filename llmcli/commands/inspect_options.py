@@ -21,8 +21,12 @@ Views = Annotated[
     ),
 ]
 Layer = Annotated[
-    int | None, typer.Option("--layer", metavar="L", help="Which layer, from 0; -1 is the last.")
-]
+    int | None,
+    typer.Option(
+        "--layer", metavar="L", rich_help_panel="Where to look",
+        help="Which layer, from 0; -1 is the last.",
+    ),
+]  # fmt: skip
 Head = Annotated[
     int | None, typer.Option("--head", metavar="H", help="Which head, from 0; -1 is the last.")
 ]
@@ -49,8 +53,12 @@ Analogy = Annotated[
     ),
 ]  # fmt: skip
 Clean = Annotated[
-    str | None, typer.Option("--clean", metavar="TEXT", help="The prompt, for --view patching.")
-]
+    str | None,
+    typer.Option(
+        "--clean", metavar="TEXT", rich_help_panel="For one view",
+        help="The prompt, for --view patching.",
+    ),
+]  # fmt: skip
 Corrupt = Annotated[
     str | None,
     typer.Option("--corrupt", metavar="TEXT", help="The prompt to patch, as many tokens long."),
@@ -95,22 +103,29 @@ Rows = Annotated[
 ]
 TensorsFile = Annotated[
     Path | None,
-    typer.Option("--tensors", metavar="FILE", help="Write all values to a .safetensors file."),
-]
+    typer.Option(
+        "--tensors", metavar="FILE", rich_help_panel="Output",
+        help="Write all values to a .safetensors file.",
+    ),
+]  # fmt: skip
 SaveFile = Annotated[
     Path | None,
     typer.Option("--save", metavar="FILE", help="Keep the picture, as .svg or .html."),
 ]
 TraceFile = Annotated[
-    Path | None, typer.Option("--trace", metavar="FILE", help="Look into a recorded run.")
+    Path | None,
+    typer.Option(
+        "--trace", metavar="FILE", rich_help_panel="Traces", help="Look into a recorded run."
+    ),
 ]
 StepNumber = Annotated[
     int | None,
-    typer.Option("--step", min=0, metavar="N", help="Which step of it, computed again."),
+    typer.Option("--step", min=0, metavar="N", help="Which step of the run, computed again."),
 ]
 RunNumber = Annotated[
-    int | None, typer.Option("--run", min=0, metavar="R", help="Which of its runs. [default: 0]")
+    int | None,
+    typer.Option("--run", min=0, metavar="R", help="Which run of the trace. [default: 0]"),
 ]
 DiffFile = Annotated[
-    Path | None, typer.Option("--diff", metavar="FILE", help="Set another trace beside it.")
+    Path | None, typer.Option("--diff", metavar="FILE", help="Another trace to set beside --trace.")
 ]

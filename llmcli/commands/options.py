@@ -106,8 +106,11 @@ class Compute:
 
     dtype: Annotated[
         DType,
-        typer.Option("--dtype", help="What to compute in; on a CPU float16 is for weights alone."),
-    ] = DType.auto
+        typer.Option(
+            "--dtype", rich_help_panel="Computing",
+            help="What to compute in; on a CPU float16 is for weights alone.",
+        ),
+    ] = DType.auto  # fmt: skip
     quantize: Annotated[
         Quantize | None,
         typer.Option(
@@ -130,8 +133,11 @@ class Drawing:
 
     bias: Annotated[
         list[str] | None,
-        typer.Option("--bias", metavar="TOKEN=N", help='Add to a logit: " king=+2", 464=-inf.'),
-    ] = None
+        typer.Option(
+            "--bias", metavar="TOKEN=N", rich_help_panel="Sampling",
+            help='Add to a logit: " king=+2", 464=-inf.',
+        ),
+    ] = None  # fmt: skip
     repetition_penalty: Annotated[
         float | None,
         typer.Option(
@@ -210,7 +216,7 @@ class Interventions:
     ablate: Annotated[
         list[str] | None,
         typer.Option(
-            "--ablate", metavar="PART",
+            "--ablate", metavar="PART", rich_help_panel="Changing the run",
             help="Silence L3.H5, L3.attn, L3.mlp, L3.N127, L3 or pos_embed; :mean for its mean.",
         ),
     ] = None  # fmt: skip

@@ -27,8 +27,11 @@ Texts = Annotated[
 Files = Annotated[bool, typer.Option("--files", help="The TEXTs are paths; - is stdin.")]
 FormatOption = Annotated[
     Format | None,
-    typer.Option("--format", help="What to print. [default: a picture on a terminal, else ids]"),
-]
+    typer.Option(
+        "--format", rich_help_panel="Output",
+        help="What to print. [default: a picture on a terminal, else ids]",
+    ),
+]  # fmt: skip
 Count = Annotated[bool, typer.Option("--count", help="Print the number of tokens, as wc would.")]
 Lines = Annotated[bool, typer.Option("--lines", help="Each line of the input is a text.")]
 Special = Annotated[
@@ -36,7 +39,13 @@ Special = Annotated[
     typer.Option("--special", help="Parse special tokens, and add the tokenizer's template."),
 ]
 Jsonl = Annotated[bool, typer.Option("--jsonl", help="Print one JSON line per text.")]
-Decode = Annotated[bool, typer.Option("--decode", help="The TEXTs, or stdin, are ids: their text.")]
+Decode = Annotated[
+    bool,
+    typer.Option(
+        "--decode", rich_help_panel="Ids to text",
+        help="The TEXTs, or stdin, are ids: their text.",
+    ),
+]  # fmt: skip
 ErrorsOption = Annotated[
     Errors | None,
     typer.Option(
@@ -46,8 +55,12 @@ ErrorsOption = Annotated[
     ),
 ]
 Truncate = Annotated[
-    int | None, typer.Option("--truncate", min=1, metavar="N", help="The text's first N tokens.")
-]
+    int | None,
+    typer.Option(
+        "--truncate", min=1, metavar="N", rich_help_panel="Cutting",
+        help="The text's first N tokens.",
+    ),
+]  # fmt: skip
 KeepOption = Annotated[
     Keep | None, typer.Option("--keep", help="Which end --truncate keeps. [default: left]")
 ]
@@ -59,7 +72,12 @@ Overlap = Annotated[
     int | None,
     typer.Option("--overlap", min=0, metavar="M", help="Tokens that two chunks share."),
 ]
-Merges = Annotated[bool, typer.Option("--merges", help="Show the merges of each piece.")]
+Merges = Annotated[
+    bool,
+    typer.Option(
+        "--merges", rich_help_panel="Looking closer", help="Show the merges of each piece."
+    ),
+]
 Versus = Annotated[
     list[str] | None,
     typer.Option("--versus", metavar="MODEL", help="Compare with this model's tokens; repeatable."),
@@ -73,8 +91,11 @@ IdOption = Annotated[
 ]
 Out = Annotated[
     Path | None,
-    typer.Option("--out", metavar="PATH", help="Write the ids as numbers, or .npy, and a .json."),
-]
+    typer.Option(
+        "--out", metavar="PATH", rich_help_panel="A corpus",
+        help="Write the ids as numbers, or .npy, and a .json.",
+    ),
+]  # fmt: skip
 Delimiter = Annotated[
     str | None,
     typer.Option(
@@ -92,12 +113,8 @@ Workers = Annotated[
 
 def tokenize(
     texts: Texts = None,
-    files: Files = False,
     model: Model = "fable",
-    format: FormatOption = None,
-    json: Json = False,
-    jsonl: Jsonl = False,
-    count: Count = False,
+    files: Files = False,
     lines: Lines = False,
     special: Special = False,
     decode: Decode = False,
@@ -113,6 +130,10 @@ def tokenize(
     out: Out = None,
     document_delimiter: Delimiter = None,
     workers: Workers = None,
+    format: FormatOption = None,
+    json: Json = False,
+    jsonl: Jsonl = False,
+    count: Count = False,
     color: Color = ColorMode.auto,
     quiet: Quiet = False,
 ) -> None:
