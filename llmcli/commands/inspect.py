@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -24,27 +23,9 @@ def inspect(
     ] = None,
     view: i.Views = None,
     model: o.Model = "fable",
-    layer: i.Layer = None,
-    head: i.Head = None,
-    position: i.Position = None,
-    token: i.TokenText = None,
-    versus: i.Versus = None,
-    analogy: i.Analogy = None,
-    rows: i.Rows = None,
-    clean: i.Clean = None,
-    corrupt: i.Corrupt = None,
-    positive: i.Positive = None,
-    negative: i.Negative = None,
-    method: i.Method = None,
-    save_vector: i.SaveVector = None,
-    sweep: i.Strengths = None,
-    max_new_tokens: i.MaxNewTokens = None,
-    page: i.Page = None,
-    all: i.All = False,
-    trace: i.TraceFile = None,
-    step: i.StepNumber = None,
-    run: i.RunNumber = None,
-    diff: i.DiffFile = None,
+    where: i.Where = i.Where(),
+    one_view: i.OneView = i.OneView(),
+    recorded: i.Recorded = i.Recorded(),
     interventions: o.Interventions = o.Interventions(),
     baseline: o.Baseline = False,
     drawing: o.Drawing = o.Drawing(),
@@ -106,57 +87,49 @@ def inspect(
     from llmcli.commands.recorded import open_past
     from llmcli.inspection.catalogue import entries
 
-    given = {
-        "layer": layer, "head": head, "position": position, "token": token, "versus": versus,
-        "analogy": analogy, "clean": clean, "corrupt": corrupt, "rows": rows, "seed": seed,
-        "tensors": tensors, "threads": compute.threads, "quantize": compute.quantize,
-        "positive": positive, "negative": negative, "method": method, "save_vector": save_vector,
-        "sweep": sweep, "max_new_tokens": max_new_tokens, "page": page, "all": all or None,
-        "trace": trace, "step": step, "run": run, "diff": diff,
-        "dtype": None if compute.dtype == o.DType.float32 else compute.dtype,
-        "device": None if compute.device == o.Device.auto else compute.device,
-        **asdict(drawing), **asdict(interventions),
-        "steer_prompt": interventions.steer_prompt or None, "baseline": baseline or None,
-    }  # fmt: skip
+    typed = o.typed_names(ctx)
     interventions.check_baseline(baseline)
-    if clean is not None:
+    if one_view.clean is not None:
         if prompt is not None:
             raise UsageError(
                 "--clean is the prompt; there is one already.", "Leave one of them out."
             )
-        prompt = clean
-    if not view and (page is not None or all):
+        prompt = one_view.clean
+    if not view and (one_view.page is not None or one_view.all):
         view = ["explain"]
-    if prompt is None and trace is None and not view and not quiet and is_piped():
+    if prompt is None and recorded.trace is None and not view and not quiet and is_piped():
         say("Without --view stdin is left alone: - reads a prompt from it.")
-    traces.check_options(given, prompt, view)
-    if trace is not None:
-        wanted = traces.wanted(given, view)
+    traces.check_options(recorded, prompt, view)
+    if recorded.trace is not None:
+        wanted = traces.wanted(recorded, view)
     else:
         wanted = entries(view or (["model"] if prompt is None else ["next"]))
-    if versus is not None and token is None:
+    if where.versus is not None and where.token is None:
         raise UsageError("--versus needs --token.", 'For example: --token " he" --versus " she"')
     check_writable("--save", save, (".svg", ".html"))
     check_writable("--tensors", tensors, (".safetensors",))
-    check_writable("--save-vector", save_vector, (".safetensors",))
-    refuse_inputs("--save", save, [trace, diff, positive, negative])
+    check_writable("--save-vector", one_view.save_vector, (".safetensors",))
+    refuse_inputs(
+        "--save", save, [recorded.trace, recorded.diff, one_view.positive, one_view.negative]
+    )
     if "steer" in wanted:
-        check_steer(wanted, given, prompt)
-    _note_unused(wanted, given, prompt, quiet)
+        check_steer(wanted, typed, prompt)
+    _note_unused(wanted, typed, prompt, quiet)
     if not quiet:
         output.note_narrow_terminal()
-    canvas = output.canvas_for(color, rows) if output.is_picture(color, json) else None
-    past, typed = None, o.typed_names(ctx)
-    if trace is not None and step is not None:
+    canvas = output.canvas_for(color, where.rows) if output.is_picture(color, json) else None
+    past = None
+    if recorded.trace is not None and recorded.step is not None:
         named = model if "model" in typed else None
-        past = open_past(trace, run or 0, named, quiet).step(step)
-        compute = past.run.compute(compute, typed)
-    if trace is not None and past is None:
-        made = traces.overview(given, quiet)
+        run = open_past(recorded.trace, recorded.run or 0, named, quiet)
+        past, compute = run.step(recorded.step), run.compute(compute, typed)
+    if recorded.trace is not None and past is None:
+        made = traces.overview(recorded, where.rows, quiet)
     else:
         made = Request(
-            model, prompt, given, drawing, interventions, compute, canvas, quiet, past
-        ).views(wanted)
+            model, prompt, where, one_view, interventions, baseline, drawing, seed, compute,
+            tensors, canvas, quiet, past,
+        ).views(wanted)  # fmt: skip
     if json:
         output.print_json(made)
     elif canvas is not None:
@@ -164,7 +137,7 @@ def inspect(
     else:
         output.print_tsv(made)
     if save is not None:
-        output.save_pictures(made, save, output.canvas_for(color, rows))
+        output.save_pictures(made, save, output.canvas_for(color, where.rows))
     if any(getattr(shown, "passed", True) is False for shown in made.all):
         raise IntegrityError(
             "A check failed: see the line that says FAIL.",
@@ -178,17 +151,17 @@ FILES = ("tensors", "save_vector")  # who names a file waits for it
 
 
 def _note_unused(
-    wanted: dict[str, ViewEntry], given: dict[str, Any], prompt: str | None, quiet: bool
+    wanted: dict[str, ViewEntry], typed: list[str], prompt: str | None, quiet: bool
 ) -> None:
     """Options that none of the views looks at are said; UsageError where one names a file."""
     from llmcli.inspection.catalogue import VIEWS
 
-    used = set().union(*(entry.uses for entry in wanted.values()))
-    if given["baseline"]:
+    used = {"view", "prompt"}.union(*(entry.uses for entry in wanted.values()))
+    if "baseline" in typed:
         used |= VIEWS["change"].uses & {"tensors"}  # which --baseline adds
-    if given["step"] is not None:
+    if "step" in typed:
         used |= {"trace", "step", "run"}
-    unused = [name for name, value in given.items() if value is not None and name not in used]
+    unused = [name for name in typed if name not in used]
     of = "--trace" if "trace" in wanted or "diff" in wanted else f"--view {', '.join(wanted)}"
     for name in FILES:
         if name in unused:

@@ -1,7 +1,8 @@
-"""The options of `inspect` that say where to look."""
+"""The options of `inspect` alone: where to look, what one view takes, which recorded run."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -20,87 +21,6 @@ Views = Annotated[
         "--view", metavar="NAME", help="What to show; may be repeated.", autocompletion=_view_names
     ),
 ]
-Layer = Annotated[
-    int | None,
-    typer.Option(
-        "--layer", metavar="L", rich_help_panel="Where to look",
-        help="Which layer, from 0; -1 is the last.",
-    ),
-]  # fmt: skip
-Head = Annotated[
-    int | None, typer.Option("--head", metavar="H", help="Which head, from 0; -1 is the last.")
-]
-Position = Annotated[
-    int | None,
-    typer.Option(
-        "--position", metavar="P", help="Which token of the prompt, from 0. [default: the last]"
-    ),
-]
-TokenText = Annotated[
-    str | None,
-    typer.Option(
-        "--token", metavar="T", help="A text that is one token, as given or after a space, or id:N."
-    ),
-]
-Versus = Annotated[
-    str | None, typer.Option("--versus", metavar="U", help="The token to compare --token with.")
-]
-Analogy = Annotated[
-    str | None,
-    typer.Option(
-        "--analogy", metavar="SUM",
-        help="Tokens to add up, as in \"king - man + woman\": each after a space, or in quotes.",
-    ),
-]  # fmt: skip
-Clean = Annotated[
-    str | None,
-    typer.Option(
-        "--clean", metavar="TEXT", rich_help_panel="For one view",
-        help="The prompt, for --view patching.",
-    ),
-]  # fmt: skip
-Corrupt = Annotated[
-    str | None,
-    typer.Option("--corrupt", metavar="TEXT", help="The prompt to patch, as many tokens long."),
-]
-Positive = Annotated[
-    Path | None,
-    typer.Option("--positive", metavar="FILE", help="Examples, one a line, of what to steer to."),
-]
-Negative = Annotated[
-    Path | None,
-    typer.Option("--negative", metavar="FILE", help="Examples, one a line, of what to steer from."),
-]
-Method = Annotated[
-    Literal["mean", "pca"] | None,
-    typer.Option(
-        "--method", help="Mean difference, or first component of the pairs. [default: mean]"
-    ),
-]
-SaveVector = Annotated[
-    Path | None,
-    typer.Option("--save-vector", metavar="FILE", help="Keep the vector, as .safetensors."),
-]
-Strengths = Annotated[
-    str | None,
-    typer.Option(
-        "--sweep", metavar="N,N", help="Strengths, times the one of --steer. [default: 0,2,4,8]"
-    ),
-]
-MaxNewTokens = Annotated[
-    int | None,
-    typer.Option(
-        "--max-new-tokens", metavar="N", min=1, help="Tokens of a sweep's texts. [default: 40]"
-    ),
-]
-Page = Annotated[
-    int | None,
-    typer.Option("--page", metavar="N", help="Which page of --view explain, from 1."),
-]
-All = Annotated[bool, typer.Option("--all", help="All pages of --view explain.")]
-Rows = Annotated[
-    int | None, typer.Option("--rows", metavar="N", min=1, help="How much of a list to show.")
-]
 TensorsFile = Annotated[
     Path | None,
     typer.Option(
@@ -112,20 +32,127 @@ SaveFile = Annotated[
     Path | None,
     typer.Option("--save", metavar="FILE", help="Keep the picture, as .svg or .html."),
 ]
-TraceFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--trace", metavar="FILE", rich_help_panel="Traces", help="Look into a recorded run."
-    ),
-]
-StepNumber = Annotated[
-    int | None,
-    typer.Option("--step", min=0, metavar="N", help="Which step of the run, computed again."),
-]
-RunNumber = Annotated[
-    int | None,
-    typer.Option("--run", min=0, metavar="R", help="Which run of the trace. [default: 0]"),
-]
-DiffFile = Annotated[
-    Path | None, typer.Option("--diff", metavar="FILE", help="Another trace to set beside --trace.")
-]
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """What many views look at; how much of it they show."""
+
+    layer: Annotated[
+        int | None,
+        typer.Option(
+            "--layer", metavar="L", rich_help_panel="Where to look",
+            help="Which layer, from 0; -1 is the last.",
+        ),
+    ] = None  # fmt: skip
+    head: Annotated[
+        int | None,
+        typer.Option("--head", metavar="H", help="Which head, from 0; -1 is the last."),
+    ] = None
+    position: Annotated[
+        int | None,
+        typer.Option(
+            "--position", metavar="P", help="Which token of the prompt, from 0. [default: the last]"
+        ),
+    ] = None
+    token: Annotated[
+        str | None,
+        typer.Option(
+            "--token", metavar="T",
+            help="A text that is one token, as given or after a space, or id:N.",
+        ),
+    ] = None  # fmt: skip
+    versus: Annotated[
+        str | None,
+        typer.Option("--versus", metavar="U", help="The token to compare --token with."),
+    ] = None
+    analogy: Annotated[
+        str | None,
+        typer.Option(
+            "--analogy", metavar="SUM",
+            help='Tokens to add up, as in "king - man + woman": each after a space, or in quotes.',
+        ),
+    ] = None  # fmt: skip
+    rows: Annotated[
+        int | None, typer.Option("--rows", metavar="N", min=1, help="How much of a list to show.")
+    ] = None
+
+
+@dataclass(frozen=True, slots=True)
+class OneView:
+    """What only one view takes."""
+
+    clean: Annotated[
+        str | None,
+        typer.Option(
+            "--clean", metavar="TEXT", rich_help_panel="For one view",
+            help="The prompt, for --view patching.",
+        ),
+    ] = None  # fmt: skip
+    corrupt: Annotated[
+        str | None,
+        typer.Option("--corrupt", metavar="TEXT", help="The prompt to patch, as many tokens long."),
+    ] = None
+    positive: Annotated[
+        Path | None,
+        typer.Option(
+            "--positive", metavar="FILE", help="Examples, one a line, of what to steer to."
+        ),
+    ] = None
+    negative: Annotated[
+        Path | None,
+        typer.Option(
+            "--negative", metavar="FILE", help="Examples, one a line, of what to steer from."
+        ),
+    ] = None
+    method: Annotated[
+        Literal["mean", "pca"] | None,
+        typer.Option(
+            "--method", help="Mean difference, or first component of the pairs. [default: mean]"
+        ),
+    ] = None
+    save_vector: Annotated[
+        Path | None,
+        typer.Option("--save-vector", metavar="FILE", help="Keep the vector, as .safetensors."),
+    ] = None
+    sweep: Annotated[
+        str | None,
+        typer.Option(
+            "--sweep", metavar="N,N", help="Strengths, times the one of --steer. [default: 0,2,4,8]"
+        ),
+    ] = None
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--max-new-tokens", metavar="N", min=1, help="Tokens of a sweep's texts. [default: 40]"
+        ),
+    ] = None
+    page: Annotated[
+        int | None,
+        typer.Option("--page", metavar="N", help="Which page of --view explain, from 1."),
+    ] = None
+    all: Annotated[bool, typer.Option("--all", help="All pages of --view explain.")] = False
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """A recorded run to look into, or a step of it."""
+
+    trace: Annotated[
+        Path | None,
+        typer.Option(
+            "--trace", metavar="FILE", rich_help_panel="Traces", help="Look into a recorded run."
+        ),
+    ] = None
+    step: Annotated[
+        int | None,
+        typer.Option("--step", min=0, metavar="N", help="Which step of the run, computed again."),
+    ] = None
+    run: Annotated[
+        int | None,
+        typer.Option("--run", min=0, metavar="R", help="Which run of the trace. [default: 0]"),
+    ] = None
+    diff: Annotated[
+        Path | None,
+        typer.Option("--diff", metavar="FILE", help="Another trace to set beside --trace."),
+    ] = None

@@ -8,6 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmcli.commands.inspect_options import OneView, Where
 from llmcli.commands.options import Compute, Drawing, DType, Interventions
 from llmcli.commands.say import say
 from llmcli.errors import UsageError
@@ -47,10 +48,14 @@ class Request:
 
     model: str
     prompt: str | None
-    given: dict[str, Any]
-    drawing: Drawing
+    where: Where
+    one_view: OneView
     interventions: Interventions
+    baseline: bool
+    drawing: Drawing
+    seed: int | None
     compute: Compute
+    tensors: Path | None
     canvas: Canvas | None
     quiet: bool
     past: PastStep | None = None  # what is looked into, where it is a step of a trace
@@ -64,7 +69,7 @@ class Request:
             return self._model_alone()
         if not any(entry.prompt for entry in wanted.values()):
             return self._weights_alone(wanted)
-        if self.given["positive"] is not None and "steer" in wanted:
+        if self.one_view.positive is not None and "steer" in wanted:
             from llmcli.commands.inspect_steer import vector_from_examples
 
             return vector_from_examples(self)
@@ -78,7 +83,7 @@ class Request:
         if "steer" in wanted:
             from llmcli.commands.inspect_steer import sweep_of
 
-            ask["sweep"] = sweep_of(self.given, plan, ask["sampling"])
+            ask["sweep"] = sweep_of(self, plan, ask["sampling"])
         run = self.run(opened, ids, plan, prompt_ids)
         held = self._held(run)
         about = {
@@ -89,7 +94,7 @@ class Request:
             **({"trace": asdict(held)} if held else {}),
         }
         untouched = []
-        if self.given["baseline"]:
+        if self.baseline:
             plain = replace(run, patch={})
             untouched = [
                 self._view(name, opened, plain, ask)
@@ -104,8 +109,7 @@ class Request:
             for view in views
             if view.name == plain.name and not wanted[view.name].proof
         ]
-        if self.given["tensors"] is not None:
-            self._save_tensors(wanted, run, ask, about)
+        self._save_tensors(wanted, run, ask, about)
         return Made(views, about, untouched, differences, held)
 
     def _subject(self, wanted: dict[str, ViewEntry]) -> tuple[Opened, str, list[int], list[int]]:
@@ -126,8 +130,8 @@ class Request:
         """Raises UsageError where --tensors would replace what is read."""
         from llmcli.commands.files import refuse_inputs
 
-        if self.given["tensors"] is not None:
-            refuse_inputs("--tensors", self.given["tensors"], [*opened.files, *others])
+        if self.tensors is not None:
+            refuse_inputs("--tensors", self.tensors, [*opened.files, *others])
 
     def _held(self, run: Run) -> Held | None:
         """The recorded step against the same step here; None where something else is asked for."""
@@ -171,8 +175,7 @@ class Request:
         run = self.run(opened, [], None)
         about = {"model": model_json(opened, run.model)}
         views = [self._view(name, opened, run, ask) for name in wanted]
-        if self.given["tensors"] is not None:
-            self._save_tensors(wanted, run, ask, about)
+        self._save_tensors(wanted, run, ask, about)
         return Made(views, about)
 
     def _ask(self, opened: Opened, ids: list[int]) -> dict[str, Any]:
@@ -183,19 +186,20 @@ class Request:
         from llmcli.commands.inspect_target import analogy_terms, index, page_asked, say_which
         from llmcli.commands.token_names import token_named
 
-        g, config = self.given, opened.config
+        where, config = self.where, opened.config
         places = len(ids) or config.n_ctx
         things = "tokens in the prompt" if ids else "positions in the context"
-        position = index("--position", g["position"], places, things)
-        targets: dict[str, int | None] = {"token": None, "versus": None}
-        for name in targets:
-            if g[name] is not None:
+        position = index("--position", where.position, places, things)
+        targets: dict[str, int | None] = {}
+        for name, token in (("token", where.token), ("versus", where.versus)):
+            targets[name] = None
+            if token is not None:
                 option = f"--{name}"
                 targets[name] = token_named(
-                    option, g[name], opened.tokenizer, spaced=True, n_ids=config.vocab_size
+                    option, token, opened.tokenizer, spaced=True, n_ids=config.vocab_size
                 )
                 if not self.quiet:
-                    say_which(option, g[name], targets[name], opened.tokenizer)
+                    say_which(option, token, targets[name], opened.tokenizer)
         if targets["token"] is not None and targets["token"] == targets["versus"]:
             raise UsageError(
                 "--token and --versus are the same token: nothing is between them.",
@@ -204,11 +208,11 @@ class Request:
         return {
             **targets,
             "position": places - 1 if position is None else position,
-            "layer": index("--layer", g["layer"], config.n_layer, "layers"),
-            "head": index("--head", g["head"], config.n_head, "heads"),
-            "rows": g["rows"],
-            "analogy": analogy_terms(g["analogy"], opened.tokenizer, config),
-            "page": page_asked(g["page"], g["all"]),
+            "layer": index("--layer", where.layer, config.n_layer, "layers"),
+            "head": index("--head", where.head, config.n_head, "heads"),
+            "rows": where.rows,
+            "analogy": analogy_terms(where.analogy, opened.tokenizer, config),
+            "page": page_asked(self.one_view.page, self.one_view.all),
             "model": self.model,
             "corrupt": self._corrupt(opened),
             **self._drawing(opened),
@@ -218,13 +222,12 @@ class Request:
         """How the next token is drawn: as was asked, and else as it was recorded."""
         from llmcli.commands.loading import sampling_from
 
-        seed = self.given["seed"]
         if self.past is None:
-            return {"sampling": sampling_from(opened, self.drawing), "seed": seed or 0}
+            return {"sampling": sampling_from(opened, self.drawing), "seed": self.seed or 0}
         past = self.past.run
         return {
             "sampling": sampling_from(opened, self.drawing, past.sampling),
-            "seed": past.header["seed"] if seed is None else seed,
+            "seed": past.header["seed"] if self.seed is None else self.seed,
             "draw": self.past.record.begun.draw,
             "n_drawn": self.past.step.index,
             "forced": self.past.step.id if self.past.step.forced else None,
@@ -234,7 +237,7 @@ class Request:
         """The ids of --corrupt."""
         from llmcli.commands.inspect_target import prompt_ids
 
-        text = self.given["corrupt"]
+        text = self.one_view.corrupt
         if text is None:
             return None
         return tuple(prompt_ids(opened.tokenizer, text, opened.config, long=False))
@@ -254,7 +257,7 @@ class Request:
         from llmcli.commands.loading import load
         from llmcli.inspection.run import Run
 
-        n_tokens = len(ids) + (self.given["max_new_tokens"] or 0)
+        n_tokens = len(ids) + (self.one_view.max_new_tokens or 0)
         n_tokens = max(1, min(n_tokens, opened.config.n_ctx))
         compute = self.compute
         loaded = load(opened, compute, n_tokens=n_tokens, quiet=self.quiet)
@@ -284,7 +287,7 @@ class Request:
     def _fitted(self, name: str, ask: dict[str, Any]) -> dict[str, Any]:
         """What a picture has no room for is not computed, but with --baseline, which compares."""
         drawing = import_module(f"llmcli.render.views.{name}")
-        given = ask["rows"] is not None or self.given["baseline"]
+        given = ask["rows"] is not None or self.baseline
         if self.canvas is None or given or not hasattr(drawing, "room"):
             return ask
         return {**ask, "rows": drawing.room(self.canvas.width)}
@@ -296,13 +299,15 @@ class Request:
         from llmcli.inspection.run import Ask
         from llmcli.inspection.tensors import packed
 
+        if self.tensors is None:
+            return
         tensors: dict[str, Any] = {}
         for name in wanted:
             make = getattr(import_module(f"llmcli.inspection.{name}"), "tensors", None)
             if make is not None:
                 made = make(run, Ask(**ask))
                 tensors |= {f"{name}.{key}": tensor for key, tensor in made.items()}
-        write(self.given["tensors"], packed(tensors, about))
+        write(self.tensors, packed(tensors, about))
 
 
 def noted(view: View, run: Run) -> View:

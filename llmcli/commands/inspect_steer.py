@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from llmcli.commands.input import read_file
 from llmcli.commands.options import spelled
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 MAX_EXAMPLES_NBYTES = 16 << 20
 MAX_STRENGTHS = 100
-SIDES = ("positive", "negative")
 MAKES = ("negative", "method", "save_vector")  # what --positive goes with
 TRIES = ("sweep", "max_new_tokens", "steer", "steer_prompt", "ablate", "knockout", "patch",
          "reference", "baseline")  # fmt: skip
@@ -28,25 +27,24 @@ HOW_TO_TRY = "Sweep the vector once it is saved: --steer 'v.safetensors @ L4 * 1
 HOW_TO_MAKE = "For example: --positive A.txt --negative B.txt --layer 4"
 
 
-def check_steer(wanted: Collection[str], given: dict[str, Any], prompt: str | None) -> None:
+def check_steer(wanted: Collection[str], typed: Collection[str], prompt: str | None) -> None:
     """Refuse what belongs to the other of the view's two uses, before anything is read."""
-    on = [name for name, value in given.items() if value is not None]
-    if "positive" not in on:
-        if lone := next((name for name in MAKES if name in on), None):
+    if "positive" not in typed:
+        if lone := next((name for name in MAKES if name in typed), None):
             raise UsageError(f"{spelled(lone)} needs --positive.", HOW_TO_MAKE)
         return
     for name in ("negative", "layer"):
-        if name not in on:
+        if name not in typed:
             raise UsageError(f"--positive needs --{name}.", HOW_TO_MAKE)
     if prompt is not None:
         raise UsageError("--positive makes a vector, which needs no prompt.", HOW_TO_TRY)
     if len(wanted) > 1:
         raise UsageError("--positive makes a vector: --view steer stands alone.", HOW_TO_TRY)
-    if other := next((name for name in TRIES if name in on), None):
+    if other := next((name for name in TRIES if name in typed), None):
         raise UsageError(f"--positive makes a vector; {spelled(other)} is for one.", HOW_TO_TRY)
 
 
-def sweep_of(given: dict[str, Any], plan: Plan, sampling: Sampling) -> Sweep:
+def sweep_of(request: Request, plan: Plan, sampling: Sampling) -> Sweep:
     """What to try, from --steer and --sweep: greedily, unless an option says how to draw.
 
     Raises UsageError where that is not one vector.
@@ -59,14 +57,14 @@ def sweep_of(given: dict[str, Any], plan: Plan, sampling: Sampling) -> Sweep:
             'For example: --steer \'" water" - " fire" @ L5 * 1\' --sweep 0,1,2. To make a vector: '
             "--positive A.txt --negative B.txt --layer 4",
         )
-    strengths = _strengths(
-        "0,2,4,8" if given["sweep"] is None else given["sweep"], plan.vectors[0].strength
-    )
-    if all(given[name] is None for name in ("seed", "temperature", *CUTS)):
+    sweep, n_tokens = request.one_view.sweep, request.one_view.max_new_tokens
+    strengths = _strengths("0,2,4,8" if sweep is None else sweep, plan.vectors[0].strength)
+    said = [request.seed, *(getattr(request.drawing, name) for name in ("temperature", *CUTS))]
+    if all(value is None for value in said):
         sampling = replace(sampling, temperature=0.0)
     from llmcli.inspection.run import Sweep
 
-    return Sweep(plan, strengths, given["max_new_tokens"] or 40, sampling)
+    return Sweep(plan, strengths, n_tokens or 40, sampling)
 
 
 def _strengths(text: str, once: float) -> tuple[float, ...]:
@@ -97,14 +95,19 @@ def vector_from_examples(request: Request) -> Made:
     from llmcli.commands.loading import model_json, open_model
     from llmcli.inspection.plan import Plan
 
-    g = request.given
+    given = request.one_view
+    assert given.positive is not None  # check_steer saw to it
+    assert given.negative is not None
     opened = open_model(request.model)
-    layer = index("--layer", g["layer"], opened.config.n_layer, "layers") or 0
-    method = g["method"] or "mean"
-    if g["save_vector"] is not None:
-        read = [g["positive"], g["negative"], *opened.files]
-        refuse_inputs("--save-vector", g["save_vector"], read)
-    examples = {side: read_examples(f"--{side}", g[side], opened) for side in SIDES}
+    layer = index("--layer", request.where.layer, opened.config.n_layer, "layers") or 0
+    method = given.method or "mean"
+    if given.save_vector is not None:
+        read = [given.positive, given.negative, *opened.files]
+        refuse_inputs("--save-vector", given.save_vector, read)
+    examples = {
+        "positive": read_examples("--positive", given.positive, opened),
+        "negative": read_examples("--negative", given.negative, opened),
+    }
     n_positive, n_negative = map(len, examples.values())
     if method == "pca" and n_positive != n_negative:
         raise UsageError(
@@ -116,11 +119,11 @@ def vector_from_examples(request: Request) -> Made:
     from llmcli.inspection.steer import vector_view
     from llmcli.inspection.tensors import packed
 
-    view, vector = vector_view(run, examples, method, layer, g["rows"])
+    view, vector = vector_view(run, examples, method, layer, request.where.rows)
     about = {"model": model_json(opened, run.model)}
-    if g["save_vector"] is not None:
+    if given.save_vector is not None:
         made = {"layer": str(layer), "method": method, "model": opened.name}
-        write(g["save_vector"], packed({"vector": vector}, made))
+        write(given.save_vector, packed({"vector": vector}, made))
     return Made([noted(view, run)], about)
 
 

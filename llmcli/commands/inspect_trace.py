@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from llmcli.commands.inspect_options import Recorded
 from llmcli.commands.inspect_request import Made
 from llmcli.commands.say import say
 from llmcli.errors import IntegrityError, UsageError
@@ -16,48 +18,48 @@ if TYPE_CHECKING:
     from llmcli.trace import Reader
 
 
-def check_options(given: dict[str, Any], prompt: str | None, view: list[str] | None) -> None:
+def check_options(recorded: Recorded, prompt: str | None, view: list[str] | None) -> None:
     """Raises UsageError where options about a trace contradict each other."""
-    trace, step, diff = given["trace"], given["step"], given["diff"]
-    if trace is None:
-        for name in ("step", "run", "diff"):
-            if given[name] is not None:
+    if recorded.trace is None:
+        for name, value in asdict(recorded).items():
+            if value is not None:
                 raise UsageError(f"--{name} needs --trace.", "For example: --trace run.jsonl")
         return
     if prompt is not None:
         raise UsageError("A prompt and --trace do not go together.", "Choose one of them.")
-    if step is not None and diff is not None:
+    if recorded.step is not None and recorded.diff is not None:
         raise UsageError("--step and --diff do not go together.", "Choose one of them.")
-    if step is None and view:
+    if recorded.step is None and view:
         raise UsageError(
             f"--view {view[0]} is about one step of the trace.", "Say which, as in --step 7."
         )
 
 
-def wanted(given: dict[str, Any], view: list[str] | None) -> dict[str, ViewEntry]:
+def wanted(recorded: Recorded, view: list[str] | None) -> dict[str, ViewEntry]:
     """What to show of a trace: views of a step, or what the traces themselves say."""
     from llmcli.inspection.catalogue import TRACES, entries
 
-    if given["step"] is not None:
+    if recorded.step is not None:
         return entries(view or ["next"])
-    name = "trace" if given["diff"] is None else "diff"
+    name = "trace" if recorded.diff is None else "diff"
     return {name: TRACES[name]}
 
 
-def overview(given: dict[str, Any], quiet: bool) -> Made:
+def overview(recorded: Recorded, rows: int | None, quiet: bool) -> Made:
     """The trace alone, or beside another: no torch, no model."""
     from llmcli.commands.files import tell_damage
     from llmcli.inspection import diff, trace
     from llmcli.trace import Reader
 
-    reader, run = Reader(given["trace"]), given["run"]
+    assert recorded.trace is not None
+    reader = Reader(recorded.trace)
     readers: list[Reader] = [reader]
     made: View
-    if given["diff"] is None:
-        made = trace.view(reader, run, given["rows"])
+    if recorded.diff is None:
+        made = trace.view(reader, recorded.run, rows)
     else:
-        readers.append(Reader(given["diff"]))
-        made = diff.view(reader, readers[1], run or 0)
+        readers.append(Reader(recorded.diff))
+        made = diff.view(reader, readers[1], recorded.run or 0)
     for each in readers:
         tell_damage(each, quiet)
     return Made([made], {"model": _about(reader)})

@@ -75,10 +75,10 @@ def spelled(name: str) -> str:
     return "a prompt" if name == "prompt" else f"--{name.replace('_', '-')}"
 
 
-def typed_names(ctx: typer.Context) -> set[str]:
+def typed_names(ctx: typer.Context) -> list[str]:
     """The parameters that were typed: not left to a default or to the environment."""
     sources = {name: ctx.get_parameter_source(name) for name in ctx.params}
-    return {name for name, source in sources.items() if source and source.name == "COMMANDLINE"}
+    return [name for name, source in sources.items() if source and source.name == "COMMANDLINE"]
 
 
 Color = Annotated[

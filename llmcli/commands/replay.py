@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +34,7 @@ FIELDS = {  # options that --from-step takes anew, by the field of a job that th
 }  # fmt: skip
 
 
-def check_options(typed: set[str]) -> None:
+def check_options(typed: Collection[str]) -> None:
     """Raises UsageError where what was typed and --replay contradict each other."""
     if "replay" not in typed:
         for name in ("resample", "from_step", "run"):
@@ -46,7 +46,7 @@ def check_options(typed: set[str]) -> None:
     never = {"prompt", "prompts", "out", "batch_size", "truncate_prompt", "dry_run"}
     if "from_step" in typed:
         never.add("resample")
-    clash = typed & never if "from_step" in typed else typed - READ
+    clash = never.intersection(typed) if "from_step" in typed else set(typed) - READ
     if "resample" in clash:
         raise UsageError(
             "--resample and --from-step do not go together.",
@@ -171,7 +171,7 @@ def show(view: Replay, json: bool, color: ColorMode) -> None:
         )
 
 
-def continued(past: PastRun, job: Job, typed: set[str], step: int) -> Job:
+def continued(past: PastRun, job: Job, typed: Collection[str], step: int) -> Job:
     """The recorded job, its tokens before `step` forced, with what was typed in its place.
 
     The draws are those of the recorded run: with nothing typed the text is the same.
