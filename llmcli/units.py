@@ -1,6 +1,8 @@
-"""Sizes as people read them: in messages, tables and pictures alike."""
+"""Figures that many places give in the same way: in messages, tables, pictures and JSON."""
 
 from __future__ import annotations
+
+import math
 
 
 def sized(nbytes: float) -> str:
@@ -12,3 +14,8 @@ def sized(nbytes: float) -> str:
         nbytes, unit = nbytes / 1024, larger
     places = 0 if unit == "B" else max(0, 3 - len(str(int(nbytes))))
     return f"{nbytes:,.{places}f} {unit}"
+
+
+def perplexity(nats: float) -> float:
+    """e to the mean of -log p over a text's tokens; infinite beyond what a float holds."""
+    return math.exp(nats) if nats < 709 else math.inf

@@ -207,13 +207,14 @@ def test_a_strength_that_yields_noise_works_and_the_perplexity_says_so(result):
     assert told["perplexity"] > 2 * told["baseline_perplexity"]
 
 
-def test_vectors_that_drown_the_stream_are_said(generate):
+def test_vectors_that_drown_the_stream_are_said(generate, llmcli, model_folder):
     one, two = '"ball" - "girl" @ L1 * 50', '"red" - "girl" @ L1 * 50'
     said = r"has the length (\d+) and drowns a stream of (\d+): .* (\S+) of the strength is gentler"
     norm, length, share = map(float, re.search(said, generate("--steer", one).stderr).groups())
     assert share == pytest.approx(0.7 * length / norm, rel=0.5)
     assert generate("--steer", f'"ball" - "girl" @ L1 * {50 * share}').stderr == ""
     assert generate("--steer", one, "-q").stderr == ""
+    assert re.search(said, llmcli("inspect", PROMPT, "-m", model_folder, "--steer", one).stderr)
     both = generate("--steer", one, "--steer", two).stderr
     assert both.count("drowns") == 1  # they are one vector in the end
     assert float(re.search(said, both)[1]) != norm

@@ -97,15 +97,15 @@ def test_logits_that_are_no_numbers_are_said_to_be_whatever_the_filters(model, m
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("temperature", [0, 1])
-@pytest.mark.parametrize("n_tokens", [None, 45], ids=["of a token", "of the padding"])
-def test_one_logit_that_is_no_number_is_enough(model, value, temperature, n_tokens):
+@pytest.mark.parametrize("n_ids", [None, 45], ids=["of a token", "of the padding"])
+def test_one_logit_that_is_no_number_is_enough(model, value, temperature, n_ids):
     def one_wrong(logits, start):
         return logits.index_fill(-1, torch.tensor([50]), value)
 
     tap = Probe(2, patch={"logits": one_wrong})
     how = Sampling(temperature=temperature, top_p=0.9)
     with pytest.raises(IntegrityError, match="not numbers"):
-        run(model, sampling=how, top_probs=None, tap=tap, n_tokens=n_tokens)
+        run(model, sampling=how, top_probs=None, tap=tap, n_ids=n_ids)
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, WILD], ids=["greedy", "wild"])

@@ -328,6 +328,8 @@ def test_an_option_that_no_view_uses_is_noted(llmcli, model_folder):
     both = llmcli("inspect", PROMPT, "-m", model_folder, "--view", "lens", "--view", "sampling",
                   "--top-k", 5)  # fmt: skip
     assert both.stderr == ""
+    clean = llmcli("inspect", "--clean", PROMPT, "-m", model_folder, "--view", "lens")
+    assert clean.stderr == ""  # it is the prompt
     alone = llmcli("inspect", PROMPT, "-m", model_folder, "--view", "model")
     assert alone.stderr == "Not used by --view model: the prompt.\n"
 

@@ -64,6 +64,21 @@ def test_a_prompt_longer_than_the_context(llmcli, model_folder):
     assert (view["n_tokens"], view["n_windows"]) == (161, 5)
 
 
+def test_positions_beside_a_text_longer_than_the_context(llmcli, model_folder):
+    both = ["--view", "tokens", "--view", "positions", "--json"]
+    done = llmcli("inspect", "xyz " * 40, "-m", model_folder, *both)
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["views"][1]["position"] == 63
+
+
+def test_tensors_that_no_view_of_weights_has_are_not_lost_in_silence(
+    llmcli, model_folder, tmp_path
+):
+    done = llmcli("inspect", "--view", "neighbors", "--ablate", "L0.H0", "--baseline", "-m",
+                  model_folder, "--tensors", tmp_path / "x.safetensors")  # fmt: skip
+    assert_fails(done, 2, "has nothing to write there")
+
+
 def test_an_empty_prompt(llmcli, model_folder, copied):
     with_prefix = llmcli("inspect", "", "-m", model_folder)
     assert with_prefix.exit_code == 0  # its tokenizer puts a token before every text

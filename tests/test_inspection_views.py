@@ -20,6 +20,8 @@ from llmcli.gpt.weights import load_model
 from llmcli.inspection import attention, attribution, check, lens, model, next, sampling, tokens
 from llmcli.inspection.run import Ask, Run, rank_in, rank_of
 from llmcli.inspection.values import window
+from llmcli.inspection.walk.after import choosing, repeating
+from llmcli.inspection.walk.run import Walk
 
 IDS = [5, 17, 33, 5, 17, 60, 2, 8, 5, 17]
 
@@ -278,6 +280,23 @@ def test_the_draw_is_the_first_of_generate(pair, seed):
     assert [stage.stage for stage in made.stages] == [
         "model", "repetition_penalty", "temperature", "top_k", "top_p",
     ]  # fmt: skip
+
+
+def test_ids_that_only_pad_are_drawn_by_no_view_as_by_no_run(pair):
+    whole = pair[0]
+    padded = replace(whole, n_ids=60)  # as if the others only padded the vocabulary
+    last = len(IDS) - 1
+    assert int(whole.logits(range(last, last + 1))[0].argmax()) >= 60
+    ask = Ask(position=last, sampling=Sampling(temperature=50.0))
+    for seed in range(8):
+        made = sampling.view(padded, replace(ask, seed=seed))
+        assert max(made.greedy.id, made.drawn.id) < 60
+        (step,) = generate(whole.model, [IDS], ask.sampling, [generator_for(seed, 0, 0)],
+                           max_new_tokens=1, n_ids=60)  # fmt: skip
+        assert made.drawn.id == step.id
+    walk = Walk(padded)
+    chosen = [row.token.id for row in choosing(walk).rows]
+    assert max(chosen + [step.token.id for step in repeating(walk).steps]) < 60
 
 
 def next_step(gpt, how, seed):

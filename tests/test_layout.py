@@ -28,7 +28,9 @@ MAY_IMPORT = {
     "budget": {"config", "errors", "units"},
     "render": {"render", "units"},
     "streaming": {"tokenizer"},
-    "inspection": {"inspection", "gpt", "config", "checkpoint", "trace", "trace_lines", "errors"},
+    "inspection": {
+        "inspection", "gpt", "config", "checkpoint", "trace", "trace_lines", "errors", "units",
+    },
     "trace": {"trace_lines", "errors"},
     "trace_lines": set(),
     "gpt": {"gpt", "config", "checkpoint", "errors"},

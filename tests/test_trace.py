@@ -329,6 +329,33 @@ def test_a_step_that_is_changed_is_not_called_checked(traced, llmcli):
     assert "trace" not in json.loads(done.stdout)
 
 
+def test_every_view_of_a_step_looks_into_the_model_that_made_the_trace(
+    traced, shown, llmcli, model_folder
+):
+    path = traced()
+    for name in ("positions", "model", "next"):
+        told = shown("inspect", "--trace", path, "--step", 1, "--view", name)
+        assert told["model"]["name"] == str(model_folder)
+    done = llmcli("inspect", "--trace", path, "--step", 1, "--view", "positions")
+    assert done.stderr == ""  # no prompt was computed that could differ from the recorded one
+
+
+def test_a_run_recorded_with_changes_can_be_set_beside_the_untouched_one(traced, llmcli):
+    path = traced("--ablate", "L1.H0")
+    done = llmcli("inspect", "--trace", path, "--step", 2, "--view", "lens", "--baseline", "--json")
+    assert [view["view"] for view in json.loads(done.stdout)["baseline"]] == ["lens"]
+    done = llmcli("generate", "--replay", path, "--from-step", 2, "--baseline", "--json")
+    assert "kl_bits" in json.dumps(json.loads(done.stdout))
+    plain = traced(name="plain.jsonl")
+    done = llmcli("inspect", "--trace", plain, "--step", 2, "--baseline")
+    assert_fails(done, 2, "nothing is changed")
+
+
+def test_a_trace_alone_computes_nothing_and_says_what_it_leaves(traced, llmcli):
+    done = llmcli("inspect", "--trace", traced(), "--threads", 3, "--dtype", "float16")
+    assert done.stderr == "Not used by --trace: --threads, --dtype.\n"
+
+
 # --- the overview --------------------------------------------------------------------------------
 
 

@@ -93,7 +93,7 @@ def read_changes(opened: Opened, wanted: Interventions) -> Changes:
     return Changes(wishes, () if reference is None else _reference(opened, reference), words)
 
 
-def patches_of(plan: Plan, model: GPT, ids: Sequence[int], quiet: bool = True) -> dict[str, Patch]:
+def patches_of(plan: Plan, model: GPT, ids: Sequence[int], quiet: bool) -> dict[str, Patch]:
     """What makes `plan` come true in runs that begin with `ids`."""
     if not plan:
         return {}

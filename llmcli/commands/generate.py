@@ -174,7 +174,6 @@ def generate(
         color_probs=color_probs, echo=echo, dry_run=dry_run, stats=stats, separator=separator,
         batch_size=batch_size, baseline=baseline, trace=trace, **asdict(interventions),
     )  # fmt: skip
-    interventions.check_baseline(baseline)
     names = o.typed_names(ctx)
     replays.check_options(names)
     tracing, past = tracing_to(trace, trace_lens, quiet), None
@@ -189,6 +188,8 @@ def generate(
             return
         if "max_new_tokens" not in names:
             max_new_tokens = past.job().max_new_tokens
+    interventions = past.interventions(interventions) if past else interventions
+    interventions.check_baseline(baseline)
     opened = past.opened if past else open_model(model)
     sampling = sampling_from(opened, drawing, past.sampling if past else None)
     eos_ids = () if ignore_eos else opened.config.eos_ids
@@ -204,7 +205,7 @@ def generate(
         top_probs=top_probs if top_probs or json or jsonl or color_probs else None,
         use_cache=not no_cache,
     )  # fmt: skip
-    changes = read_changes(opened, past.interventions(interventions) if past else interventions)
+    changes = read_changes(opened, interventions)
     if trace or out:
         read = [prompts, replay, interventions.reference, *opened.files, *changes.files]
         refuse_inputs("--trace", trace, read)

@@ -88,7 +88,6 @@ def inspect(
     from llmcli.inspection.catalogue import entries
 
     typed = o.typed_names(ctx)
-    interventions.check_baseline(baseline)
     if one_view.clean is not None:
         if prompt is not None:
             raise UsageError(
@@ -115,14 +114,16 @@ def inspect(
     if "steer" in wanted:
         check_steer(wanted, typed, prompt)
     _note_unused(wanted, typed, prompt, quiet)
-    if not quiet:
-        output.note_narrow_terminal()
     canvas = output.canvas_for(color, where.rows) if output.is_picture(color, json) else None
-    past = None
+    if canvas is not None and not quiet:
+        output.note_narrow_terminal()
+    past, changed = None, interventions
     if recorded.trace is not None and recorded.step is not None:
         named = model if "model" in typed else None
         run = open_past(recorded.trace, recorded.run or 0, named, quiet)
-        past, compute = run.step(recorded.step), run.compute(compute, typed)
+        past, model = run.step(recorded.step), run.opened.name
+        compute, changed = run.compute(compute, typed), run.interventions(interventions)
+    changed.check_baseline(baseline)
     if recorded.trace is not None and past is None:
         made = traces.overview(recorded, where.rows, quiet)
     else:
@@ -143,7 +144,7 @@ def inspect(
             "A check failed: see the line that says FAIL.",
             "Its numbers are not to be trusted here; --device cpu --dtype float32 may pass.",
         )
-    if past is not None:
+    if past is not None and any(entry.prompt for entry in wanted.values()):
         traces.tell_held(made.held, past, quiet)
 
 
@@ -157,7 +158,10 @@ def _note_unused(
     from llmcli.inspection.catalogue import VIEWS
 
     used = {"view", "prompt"}.union(*(entry.uses for entry in wanted.values()))
-    if "baseline" in typed:
+    reads_prompt = any(entry.prompt for entry in wanted.values())
+    if reads_prompt:
+        used.add("clean")
+    if "baseline" in typed and reads_prompt:
         used |= VIEWS["change"].uses & {"tensors"}  # which --baseline adds
     if "step" in typed:
         used |= {"trace", "step", "run"}
@@ -171,7 +175,7 @@ def _note_unused(
                 f"Views{' of a --step' * (of == '--trace')} that have: {', '.join(able)}.",
             )
     words = [o.spelled(name) for name in unused]
-    if prompt is not None and not any(entry.prompt for entry in wanted.values()):
+    if prompt is not None and not reads_prompt:
         words.insert(0, "the prompt")
     if words and not quiet:
         say(f"Not used by {of}: {', '.join(words)}.")

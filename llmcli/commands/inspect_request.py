@@ -265,7 +265,7 @@ class Request:
             loaded,
             ids,
             opened.token_bytes,
-            patches_of(plan, loaded, prompt_ids or ids) if plan else {},
+            patches_of(plan, loaded, prompt_ids or ids, self.quiet) if plan else {},
             len(opened.tokenizer.prefix_ids),
             opened.tokenizer.vocab_size,
             load_fp32=lambda: load(opened, replace(compute, dtype=DType.float32, quantize=None)),

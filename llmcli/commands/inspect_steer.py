@@ -29,6 +29,8 @@ HOW_TO_MAKE = "For example: --positive A.txt --negative B.txt --layer 4"
 
 def check_steer(wanted: Collection[str], typed: Collection[str], prompt: str | None) -> None:
     """Refuse what belongs to the other of the view's two uses, before anything is read."""
+    from llmcli.inspection.catalogue import SAMPLING
+
     if "positive" not in typed:
         if lone := next((name for name in MAKES if name in typed), None):
             raise UsageError(f"{spelled(lone)} needs --positive.", HOW_TO_MAKE)
@@ -40,7 +42,7 @@ def check_steer(wanted: Collection[str], typed: Collection[str], prompt: str | N
         raise UsageError("--positive makes a vector, which needs no prompt.", HOW_TO_TRY)
     if len(wanted) > 1:
         raise UsageError("--positive makes a vector: --view steer stands alone.", HOW_TO_TRY)
-    if other := next((name for name in TRIES if name in typed), None):
+    if other := next((name for name in (*TRIES, *SAMPLING.split()) if name in typed), None):
         raise UsageError(f"--positive makes a vector; {spelled(other)} is for one.", HOW_TO_TRY)
 
 

@@ -92,7 +92,7 @@ class Job:
             max_new_tokens=self.max_new_tokens,
             stop_ids=self.stop_ids,
             forced=self.forced,
-            n_tokens=self.opened.tokenizer.vocab_size,
+            n_ids=self.opened.tokenizer.vocab_size,
             top_probs=self.top_probs,
             use_cache=self.use_cache,
             ended=ended,

@@ -117,7 +117,7 @@ def _again(
         job = replace(job, max_new_tokens=n, forced=dict(enumerate(record.ids)), stops=())
     elif not finished:
         job = replace(job, max_new_tokens=n)
-    tap = tap_for(patches_of(changes.plan(past.opened, ids), model, ids), model)
+    tap = tap_for(patches_of(changes.plan(past.opened, ids), model, ids, quiet=True), model)
     pieces = job.run(model, [ids], [job.draw], job.streams(1), tap)
     for recorded, piece in zip(record.steps, pieces, strict=False):
         step = piece.step

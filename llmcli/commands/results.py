@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from llmcli import units
 from llmcli.commands.loading import Opened, as_options, model_json
 from llmcli.config import Sampling
 
@@ -75,8 +75,7 @@ def perplexity(steps: Sequence[Step]) -> float | None:
     """exp of the mean of -log p over the tokens of `steps`."""
     if not steps:
         return None
-    nats = -sum(step.facts.chosen.logprob for step in steps) / len(steps)
-    return math.exp(nats) if nats < 700 else math.inf
+    return units.perplexity(-sum(step.facts.chosen.logprob for step in steps) / len(steps))
 
 
 def stats_line(head: dict[str, Any], n_prompt: int, times: Sequence[float], reason: str) -> str:

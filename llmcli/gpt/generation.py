@@ -62,7 +62,7 @@ def generate(
     max_new_tokens: int,
     stop_ids: Collection[int] = (),
     forced: Mapping[int, int] = MappingProxyType({}),
-    n_tokens: int | None = None,
+    n_ids: int | None = None,
     top_probs: int | None = 0,
     use_cache: bool = True,
     tap: Tap = NO_TAP,
@@ -73,7 +73,7 @@ def generate(
 
     A row ends at one of `stop_ids`, at `max_new_tokens`, when its context is full, or once the
     caller has put it into `ended`. `forced` gives the id at some indices whatever the draw says;
-    ids from `n_tokens` on, the padding of some vocabularies, are never drawn. The facts of a step
+    ids from `n_ids` on, the padding of some vocabularies, are never drawn. The facts of a step
     list the `top_probs` most probable tokens; None leaves them out: they take as long as a layer.
     `ended` is read again after each step, so that who listens can end a row while iterating. `look`
     is shown what the Steps of an index come from, a row for each, before they come.
@@ -103,7 +103,7 @@ def generate(
                 next_logits = decode_step(model, max(room), len(running))
         logits = next_logits(fed.to(device), cache).select(1, -1).float().cpu()  # (B, V)
         _check_logits(logits)
-        rows = zip(logits.numpy()[:, :n_tokens], running, strict=True)
+        rows = zip(logits.numpy()[:, :n_ids], running, strict=True)
         kept = [_left(of, history[row], sampling) for of, row in rows]
         ids = _draw(kept, sampling, [generators[row] for row in running])
         if index in forced:  # after the draw, so that later steps draw what they would have drawn

@@ -94,9 +94,9 @@ VIEWS = {
 # What inspect shows of a trace; --trace and --diff ask for them, not --view.
 TRACES = {
     "trace": _entry("a recorded run: its tokens, the improbable ones, time and totals",
-                    "trace run rows", prompt=False),
+                    "trace run rows", prompt=False, weights=False),
     "diff": _entry("where two recorded runs part, and how far apart they were before",
-                   "trace diff run rows", prompt=False),
+                   "trace diff run rows", prompt=False, weights=False),
 }  # fmt: skip
 
 

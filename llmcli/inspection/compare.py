@@ -6,13 +6,13 @@ and not of the other words that it led to.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from llmcli import units
 from llmcli.inspection.lens import CHUNK, Best, Final
 from llmcli.inspection.run import Run
 
@@ -76,7 +76,7 @@ def perplexity(run: Run, continuation: Sequence[int]) -> float | None:
         here = ids[low : low + CHUNK]
         logprobs = fed.logits(range(n - 1 + low, n - 1 + low + len(here))).log_softmax(dim=-1)
         losses.append(-logprobs.gather(-1, here[:, None]))
-    return math.exp(min(700.0, float(torch.cat(losses).double().mean())))
+    return units.perplexity(float(torch.cat(losses).double().mean()))
 
 
 def first_difference(

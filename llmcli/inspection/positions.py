@@ -71,6 +71,7 @@ def view(run: Run, ask: Ask) -> Positions:
     table = vectors(run.model.position_embedding)  # (n_ctx, C)
     alike = cosines(table, table)  # (n_ctx, n_ctx)
     n = len(table)
+    position = min(ask.position, n - 1)  # a text beside it may be longer than the context
     size = -(-n // MAP_SIZE)
     notes = ["measured: the learned vectors as they are, neither centred nor normalised."]
     if size > 1:
@@ -82,11 +83,11 @@ def view(run: Run, ask: Ask) -> Positions:
         n_ctx=n,
         n_embd=table.shape[1],
         positions_per_pixel=size,
-        position=ask.position,
-        norm=float(table[ask.position].norm()),
+        position=position,
+        norm=float(table[position].norm()),
         stretches=tuple(_stretches(table, alike, size)),
         distances=tuple(_distances(alike)),
-        nearest=tuple(_nearest(table, alike, ask)),
+        nearest=tuple(_nearest(table, alike, position, ask.rows or 8)),
         notes=tuple(notes),
     )
 
@@ -121,11 +122,11 @@ def _distances(alike: Tensor) -> list[Distance]:
     return rows
 
 
-def _nearest(table: Tensor, alike: Tensor, ask: Ask) -> list[Near]:
-    own, dots = alike[ask.position], table @ table[ask.position]
+def _nearest(table: Tensor, alike: Tensor, position: int, n: int) -> list[Near]:
+    own, dots = alike[position], table @ table[position]
     order = own.sort(descending=True, stable=True).indices.tolist()
-    others = [position for position in order if position != ask.position][: ask.rows or 8]
+    others = [other for other in order if other != position][:n]
     return [
-        Near(rank, position, float(own[position]), float(dots[position]))
-        for rank, position in enumerate(others)
+        Near(rank, other, float(own[other]), float(dots[other]))
+        for rank, other in enumerate(others)
     ]

@@ -75,7 +75,7 @@ class Run:
     token_bytes: Callable[[int], bytes]  # of any id of the model
     patch: Mapping[str, Patch] = field(default_factory=dict)
     n_prefix: int = 0  # how many of `ids` stand before the text: special tokens, without bytes
-    n_tokens: int | None = None  # ids from here on only pad the vocabulary: none is ever drawn
+    n_ids: int | None = None  # ids from here on only pad the vocabulary: none is ever drawn
     load_fp32: Callable[[], GPT] | None = None  # the same model in fp32, for `check`
 
     @property

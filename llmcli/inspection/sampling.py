@@ -110,8 +110,11 @@ def tensors(run: Run, ask: Ask) -> dict[str, Tensor]:
 
 @torch.inference_mode()
 def staged(run: Run, ask: Ask) -> dict[str, Tensor]:
-    """The logits (V,) that each stage leaves; the first, "model", is before any."""
-    logits = run.logits(range(ask.position, ask.position + 1))[0]
+    """The logits (V,) that each stage leaves; the first, "model", is before any.
+
+    Those of ids that only pad the vocabulary are left out, as `generate` leaves them out.
+    """
+    logits = run.logits(range(ask.position, ask.position + 1))[0, : run.n_ids]
     before = list(run.ids[: ask.position + 1])
     counts = seen(before, ask.sampling.penalty_window, len(logits))
     after = stages(logits.float().numpy(force=True), ask.sampling, counts)

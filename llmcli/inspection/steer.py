@@ -171,7 +171,7 @@ def _example_rows(fit: Fit, examples: Examples) -> list[ExampleRow]:
 
 
 def _nearest(run: Run, made: Tensor, n: int) -> list[Near]:
-    cosines = direction.likeness(run.model, made.to(run.device))[: run.n_tokens]
+    cosines = direction.likeness(run.model, made.to(run.device))[: run.n_ids]
     n = min(n, len(cosines))
     return [
         Near(side, run.token(id), float(cosines[id]))
@@ -271,7 +271,7 @@ def continued(run: Run, ask: Ask, sweep: Sweep) -> list[int]:
     """The ids that `generate` continues the prompt with, the run's patches in force."""
     steps = generate(
         run.model, [run.ids], sweep.sampling, [generator_for(ask.seed, 0, 0)],
-        max_new_tokens=sweep.max_new_tokens, stop_ids=run.config.eos_ids, n_tokens=run.n_tokens,
+        max_new_tokens=sweep.max_new_tokens, stop_ids=run.config.eos_ids, n_ids=run.n_ids,
         top_probs=None, tap=Probe(run.config.n_layer, patch=run.patch),
     )  # fmt: skip
     return [step.id for step in steps]

@@ -14,6 +14,7 @@ from llmcli.inspection.lens import CHUNK
 from llmcli.inspection.model import text_flops
 from llmcli.inspection.run import Ask, Run, entropy_bits, rank_of
 from llmcli.inspection.values import LONG_FLOPS, Row, Token, View, gflop
+from llmcli.units import perplexity
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,7 @@ def view(run: Run, ask: Ask) -> Tokens:
         n_tokens=len(rows),
         n_bytes=sum(len(row.token.text) for row in rows[run.n_prefix :]),
         n_scored=len(bits),
-        perplexity=None if mean is None else _exp2(mean),
+        perplexity=None if mean is None else perplexity(mean * math.log(2)),
         bits_per_token=mean,
         bits_per_byte=sum(bits) / scored_bytes if scored_bytes else None,
         n_windows=n_windows,
@@ -144,10 +145,6 @@ def _rows(run: Run, logits: Tensor, low: int) -> Iterator[TokenRow]:
             alternative=run.token(int(others.indices[i])),
             alternative_prob=math.exp(float(others.values[i])),
         )
-
-
-def _exp2(bits: float) -> float:
-    return 2**bits if bits < 1000 else math.inf
 
 
 def _notes(n_windows: int, n_ctx: int) -> tuple[str, ...]:

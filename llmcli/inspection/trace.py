@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 from llmcli.inspection.values import Token, View
 from llmcli.trace import CHANGES, Reader, no_such_run
 from llmcli.trace_lines import Begun, Choice, LensLayer, Step
+from llmcli.units import perplexity
 
 IMPROBABLE = 8  # of the least probable tokens, unless asked for more
 
@@ -149,7 +150,7 @@ class _Sums:
             n_prompt=len(self.begun.ids),
             n_tokens=self.n,
             finish_reason=self.finish_reason,
-            perplexity=_perplexity(self.bits, self.n),
+            perplexity=perplexity(self.bits * math.log(2) / self.n) if self.n else None,
             first_token_s=self.first_s - self.begun.time_s if self.n else None,
             tokens_per_s=(self.n - 2) / decode_s if self.n > 2 and decode_s > 0 else None,
         )
@@ -219,7 +220,7 @@ def view(reader: Reader, run: int | None = None, rows: int | None = None) -> Tra
 
 def _made(reader: Reader, kept: _Kept, begun: Begun) -> Trace:
     header, runs = reader.header, [text.row() for text in kept.texts.values()]
-    n = sum(row.n_tokens for row in runs)
+    n, bits = sum(row.n_tokens for row in runs), sum(text.bits for text in kept.texts.values())
     model, options = header["model"], header["options"]
     return Trace(
         file=str(reader.path),
@@ -240,7 +241,7 @@ def _made(reader: Reader, kept: _Kept, begun: Begun) -> Trace:
         n_forced=kept.n_forced,
         total_s=kept.total_s,
         tokens_per_s=n / kept.total_s if kept.total_s else None,
-        perplexity=_perplexity(sum(text.bits for text in kept.texts.values()), n),
+        perplexity=perplexity(bits * math.log(2) / n) if n else None,
         mean_entropy_bits=kept.entropy / n if n else None,
         run=begun.run,
         prompt=begun.prompt,
@@ -345,8 +346,3 @@ def changes_in_words(options: Mapping[str, Any]) -> str:
     """The interventions, as they were typed; "" where there are none."""
     words = [f"--{name} {entry}" for name in CHANGES for entry in options.get(name) or ()]
     return "  ".join(words) + ("  --steer-prompt" if options.get("steer_prompt") else "")
-
-
-def _perplexity(bits: float, n: int) -> float | None:
-    """2 to the mean surprisal of `n` tokens."""
-    return (2 ** (bits / n) if bits < 1000 * n else math.inf) if n else None

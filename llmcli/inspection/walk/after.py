@@ -139,15 +139,18 @@ class Changing:
 
 
 def choosing(walk: Walk) -> Choosing:
+    logits = drawable(walk, walk.logits)
+    best = [id for id in walk.best if id < len(logits)]
+
     def probs(**options: float) -> Tensor:
-        left = filtered(walk.logits.float().numpy(force=True), Sampling(**options))  # type: ignore[arg-type]
+        left = filtered(logits.float().numpy(force=True), Sampling(**options))  # type: ignore[arg-type]
         return torch.from_numpy(left).softmax(dim=-1)
 
-    k = min(TOP_K, walk.config.vocab_size)
+    k = min(TOP_K, len(logits))
     ways = [probs(), probs(temperature=COLD), probs(temperature=HOT), probs(top_k=k),
             probs(top_p=TOP_P)]  # fmt: skip
     return Choosing(
-        greedy=walk.run.token(walk.best[0]),
+        greedy=walk.run.token(best[0]),
         cold_temperature=COLD,
         hot_temperature=HOT,
         top_k=k,
@@ -155,21 +158,22 @@ def choosing(walk: Walk) -> Choosing:
         n_kept=int((ways[-1] > 0).sum()),
         vocab_size=walk.config.vocab_size,
         rows=tuple(
-            Chance(walk.run.token(id), *(float(way[id]) for way in ways)) for id in walk.best[:6]
+            Chance(walk.run.token(id), *(float(way[id]) for way in ways)) for id in best[:6]
         ),
     )
 
 
 def repeating(walk: Walk) -> Repeating:
     steps: list[Step] = []
-    logits, past = walk.logits, filled_cache(walk, STEPS)
-    while len(steps) < STEPS and past.length < walk.config.n_ctx:
+    logits, cache = walk.logits, filled_cache(walk, STEPS)
+    while len(steps) < STEPS and cache.length < walk.config.n_ctx:
+        logits = drawable(walk, logits)
         id = int(logits.argmax())
         prob = float(logits.softmax(dim=-1)[id])
-        steps.append(Step(len(steps), past.length, walk.run.token(id), prob))
+        steps.append(Step(len(steps), cache.length, walk.run.token(id), prob))
         if id in walk.config.eos_ids:
             break
-        logits = next_logits(walk, id, past)
+        logits = next_logits(walk, id, cache)
     return Repeating(
         n_tokens=len(walk.run.ids),
         n_ctx=walk.config.n_ctx,
@@ -179,19 +183,24 @@ def repeating(walk: Walk) -> Repeating:
     )
 
 
+def drawable(walk: Walk, logits: Tensor) -> Tensor:
+    """Those of `logits` (V,) that `generate` draws from: without ids that only pad."""
+    return logits[: walk.run.n_ids]
+
+
 def filled_cache(walk: Walk, room: int) -> KVCache:
     """The keys and values of the walk's own forward, and room for more."""
     T = len(walk.run.ids)
-    past = walk.model.new_cache(1, min(T + room, walk.config.n_ctx))
-    for layer, kept in enumerate(past.extend(T).layers()):
-        kept.append(walk.seen[f"{layer}.k"][None], walk.seen[f"{layer}.v"][None])
-    return past
+    filled = walk.model.new_cache(1, min(T + room, walk.config.n_ctx))
+    for layer, past in enumerate(filled.extend(T).layers()):
+        past.append(walk.seen[f"{layer}.k"][None], walk.seen[f"{layer}.v"][None])
+    return filled
 
 
-def next_logits(walk: Walk, id: int, past: KVCache) -> Tensor:
-    """The logits (V,) after one more token; its keys and values are added to `past`."""
+def next_logits(walk: Walk, id: int, cache: KVCache) -> Tensor:
+    """The logits (V,) after one more token; its keys and values are added to `cache`."""
     ids = torch.tensor([[id]], device=walk.run.device)
-    logits: Tensor = walk.model(ids, past, last_only=True)[0, -1]
+    logits: Tensor = walk.model(ids, cache, last_only=True)[0, -1]
     return logits.float()
 
 
