@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
 from enum import StrEnum
@@ -12,6 +13,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from llmcli.config import RANGES
 from llmcli.errors import UsageError
 
 
@@ -124,6 +126,13 @@ class Compute:
     ] = None
 
 
+def _number(name: str, metavar: str, help: str) -> Any:
+    """The option of a number that has a range in the config."""
+    low, high = (int(bound) if float(bound).is_integer() else bound for bound in RANGES[name])
+    most = None if high == math.inf else high
+    return typer.Option(spelled(name), metavar=metavar, min=low, max=most, help=help)
+
+
 @dataclass(frozen=True, slots=True)
 class Drawing:
     """How the next token is chosen, where it is said; the fields are those of config.Sampling.
@@ -140,73 +149,56 @@ class Drawing:
     ] = None  # fmt: skip
     repetition_penalty: Annotated[
         float | None,
-        typer.Option(
-            "--repetition-penalty", metavar="N", min=0.001, max=1000,
-            help="Divide the logits of tokens seen before. [default: the model's, else 1]",
+        _number(
+            "repetition_penalty", "N",
+            "Divide the logits of tokens seen before. [default: the model's, else 1]",
         ),
     ] = None  # fmt: skip
     presence_penalty: Annotated[
-        float | None,
-        typer.Option(
-            "--presence-penalty",
-            metavar="N",
-            min=-1000,
-            max=1000,
-            help="Take this off each token seen before.",
-        ),
+        float | None, _number("presence_penalty", "N", "Take this off each token seen before.")
     ] = None
     frequency_penalty: Annotated[
-        float | None,
-        typer.Option(
-            "--frequency-penalty",
-            metavar="N",
-            min=-1000,
-            max=1000,
-            help="The same, once for each occurrence.",
-        ),
+        float | None, _number("frequency_penalty", "N", "The same, once for each occurrence.")
     ] = None
     penalty_window: Annotated[
         int | None,
-        typer.Option(
-            "--penalty-window", min=0, metavar="N",
-            help="Penalties see the last N tokens, the prompt's too; 0: all. [default: 0]",
+        _number(
+            "penalty_window", "N",
+            "Penalties see the last N tokens, the prompt's too; 0: all. [default: 0]",
         ),
     ] = None  # fmt: skip
     temperature: Annotated[
         float | None,
-        typer.Option(
-            "--temperature", metavar="N", min=0, max=1000,
-            help="Below 1 safer, above 1 wilder; 0 is greedy. [default: the model's, else 0.8]",
+        _number(
+            "temperature", "N",
+            "Below 1 safer, above 1 wilder; 0 is greedy. [default: the model's, else 0.8]",
         ),
     ] = None  # fmt: skip
     top_k: Annotated[
         int | None,
-        typer.Option(
-            "--top-k", metavar="K", min=0,
-            help="Draw from the k most probable tokens; 0: all. [default: the model's, else 0]",
+        _number(
+            "top_k", "K",
+            "Draw from the k most probable tokens; 0: all. [default: the model's, else 0]",
         ),
     ] = None  # fmt: skip
     top_p: Annotated[
         float | None,
-        typer.Option(
-            "--top-p", metavar="P", min=0, max=1,
-            help="Draw from the fewest that together reach this. [default: the model's, else 0.95]",
+        _number(
+            "top_p", "P",
+            "Draw from the fewest that together reach this. [default: the model's, else 0.95]",
         ),
     ] = None  # fmt: skip
     min_p: Annotated[
         float | None,
-        typer.Option(
-            "--min-p", metavar="P", min=0, max=1,
-            help="Draw from those at least this times as probable as the first. [default: 0]",
+        _number(
+            "min_p", "P",
+            "Draw from those at least this times as probable as the first. [default: 0]",
         ),
     ] = None  # fmt: skip
     typical_p: Annotated[
         float | None,
-        typer.Option(
-            "--typical-p", metavar="P", min=0, max=1,
-            help="Draw from the least unexpected that reach this. [default: 1]",
-        ),
-    ] = None  # fmt: skip
+        _number("typical_p", "P", "Draw from the least unexpected that reach this. [default: 1]"),
+    ] = None
 
 
 @dataclass(frozen=True, slots=True)
