@@ -29,7 +29,7 @@ from hub_models import git_hash, is_lfs, sha256
 from llmcli.hub.download import Result, download
 from llmcli.hub.http import Patience
 from llmcli.hub.names import parse
-from llmcli.hub.transfer import Silent
+from llmcli.hub.transfer import Progress
 
 
 @dataclass
@@ -316,8 +316,8 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServe
         yield made
 
 
-class Told(Silent):
-    """Keeps what a download says."""
+class Told(Progress):
+    """Keeps what a download says, and takes no notice of how far it is."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -333,7 +333,7 @@ def fetch(name: str, told: Told | None = None, **options: Any) -> Result:
     parsed = parse(name, options.pop("revision", None))
     assert parsed
     options = {"patience": QUICK, **options}
-    return download(parsed, _check, progress=told or Told(), **options)
+    return download(parsed, _check, told or Told(), **options)
 
 
 def assert_whole(folder: Path, files: dict[str, bytes]) -> None:

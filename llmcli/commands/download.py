@@ -149,7 +149,7 @@ def _fetch(
         try:
             with _progress(quiet or dry_run) as progress:
                 result = fetch(
-                    name, _check, tokenizer_only=tokenizer_only, dry_run=dry_run, progress=progress
+                    name, _check, progress, tokenizer_only=tokenizer_only, dry_run=dry_run
                 )
         except KeyboardInterrupt:
             if not quiet and not dry_run:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
@@ -231,7 +230,7 @@ def generate(
             f"--force: the context is full after step {last}.",
             "Name an earlier step, or shorten the prompt.",
         )
-    if color_probs and not (sys.stdout.isatty() or color == o.ColorMode.always or quiet):
+    if color_probs and not (o.pictured(color) or quiet):
         say("--color-probs: no terminal, so plain text; --color always tints.")
     if dry_run:
         tell_budget(job, compute, ids, num_samples, json)

@@ -114,7 +114,8 @@ def inspect(
     if "steer" in wanted:
         check_steer(wanted, typed, prompt)
     _note_unused(wanted, typed, prompt, quiet)
-    canvas = output.canvas_for(color, where.rows) if output.is_picture(color, json) else None
+    draws = not json and o.pictured(color)
+    canvas = output.canvas_for(color, where.rows) if draws else None
     if canvas is not None and not quiet:
         output.note_narrow_terminal()
     past, changed = None, interventions
@@ -131,12 +132,7 @@ def inspect(
             model, prompt, where, one_view, interventions, baseline, drawing, seed, compute,
             tensors, canvas, quiet, past,
         ).views(wanted)  # fmt: skip
-    if json:
-        output.print_json(made)
-    elif canvas is not None:
-        output.show(made, canvas, color)
-    else:
-        output.print_tsv(made)
+    output.show(made, canvas, color, json)
     if save is not None:
         output.save_pictures(made, save, output.canvas_for(color, where.rows))
     if any(getattr(shown, "passed", True) is False for shown in made.all):

@@ -20,12 +20,7 @@ if TYPE_CHECKING:
     from llmcli.render.drawing import Canvas
 
 
-def is_picture(color: ColorMode, as_json: bool) -> bool:
-    """Whether stdout gets pictures: on a terminal, or where colour is insisted on."""
-    return not as_json and (sys.stdout.isatty() or color == ColorMode.always)
-
-
-def canvas_for(color: ColorMode, rows: int | None) -> Canvas:
+def canvas_for(color: ColorMode, rows: int | None = None) -> Canvas:
     """What there is to draw on."""
     from llmcli.render.console import console
     from llmcli.render.drawing import MAX_WIDTH, Canvas
@@ -59,11 +54,16 @@ def pictures(made: Made, canvas: Canvas) -> Iterator[Picture]:
             yield "" if i else title, draw(view, canvas)
 
 
-def show(made: Made, canvas: Canvas, color: ColorMode) -> None:
-    """The pictures, one below the other."""
+def show(made: Made, canvas: Canvas | None, color: ColorMode, as_json: bool) -> None:
+    """What was made on stdout: JSON, or the pictures one below the other; TSV without a canvas."""
     from llmcli.render.console import console, print_all
 
-    print_all(console(color.value), pictures(made, canvas))
+    if as_json:
+        print_json(made)
+    elif canvas is not None:
+        print_all(console(color.value), pictures(made, canvas))
+    else:
+        print_tsv(made)
 
 
 def print_tsv(made: Made) -> None:
@@ -71,7 +71,7 @@ def print_tsv(made: Made) -> None:
     from llmcli.render.console import console
     from llmcli.render.forms import tsv
 
-    plain = canvas_for(ColorMode.never, None)
+    plain = canvas_for(ColorMode.never)
     kinds = {"untouched": made.untouched, "view": made.views, "difference": made.differences}
     for kind, views in kinds.items():
         for view in views:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from llmcli.commands.loading import Opened
+from llmcli.commands.loading import Opened, as_options
 from llmcli.commands.say import say
 from llmcli.commands.token_names import token_named, whole_number
 from llmcli.config import Sampling
@@ -39,14 +39,15 @@ class Job:
     stops: tuple[str, ...] = ()
     keep_stop: bool = False
     forced: dict[int, int] = field(default_factory=dict)
-    top_probs: int | None = None  # None: no step is told more of than its id
+    top_probs: int | None = None  # None: steps carry ids alone
     use_cache: bool = True
     draw: tuple[int, int] = (0, 0)  # of one prompt's first sample: the prompt's place, the sample
 
     @property
     def options(self) -> dict[str, Any]:
-        """How it runs, but for the sampling, as JSON has it."""
+        """How it runs, as JSON has it."""
         return {
+            **as_options(self.sampling),
             "max_new_tokens": self.max_new_tokens, "stop": list(self.stops),
             "keep_stop": self.keep_stop, "stop_ids": sorted(self.stop_ids),
             "force": [list(pair) for pair in sorted(self.forced.items())],
@@ -58,7 +59,7 @@ class Job:
         return min(self.max_new_tokens, self.opened.config.n_ctx - length)
 
     def filled(self, reason: str | None, n_tokens: int) -> bool:
-        """Whether a text of so many tokens ended for want of room, and not as long as it could."""
+        """Whether the context, and not --max-new-tokens, ended a text of so many tokens."""
         return reason == "length" and n_tokens < self.max_new_tokens
 
     def streams(self, n_rows: int) -> list[TextStream]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
 from enum import StrEnum
@@ -81,6 +82,11 @@ def typed_names(ctx: typer.Context) -> list[str]:
     """The parameters that were typed: not left to a default or to the environment."""
     sources = {name: ctx.get_parameter_source(name) for name in ctx.params}
     return [name for name, source in sources.items() if source and source.name == "COMMANDLINE"]
+
+
+def pictured(color: str) -> bool:
+    """Whether stdout is to be looked at: on a terminal, or where colour is insisted on."""
+    return sys.stdout.isatty() or color == ColorMode.always
 
 
 Color = Annotated[

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from llmcli.commands.changes import Changes, patches_of, read_changes, tap_for
 from llmcli.commands.job import Job
 from llmcli.commands.loading import load
-from llmcli.commands.options import ColorMode, Compute, Interventions, spelled
+from llmcli.commands.options import ColorMode, Compute, Interventions, pictured, spelled
 from llmcli.commands.recorded import PastRun
 from llmcli.commands.traced import versions
 from llmcli.errors import IntegrityError, UsageError, shown
@@ -155,12 +155,7 @@ def show(view: Replay, json: bool, color: ColorMode) -> None:
 
     about = {"model": {"name": view.model, "revision": None, "dtype": view.dtype}}
     made = Made([view], about)
-    if json:
-        output.print_json(made)
-    elif output.is_picture(color, json):
-        output.show(made, output.canvas_for(color, None), color)
-    else:
-        output.print_tsv(made)
+    output.show(made, output.canvas_for(color) if pictured(color) else None, color, json)
     if not view.passed:
         apart = any(row.first_difference is not None for row in view.runs)
         raise IntegrityError(

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from llmcli import units
-from llmcli.commands.loading import Opened, as_options, model_json
-from llmcli.config import Sampling
+from llmcli.commands.loading import model_json
 
 if TYPE_CHECKING:
+    from llmcli.commands.job import Job
     from llmcli.gpt.generation import Step
     from llmcli.gpt.model import GPT
 
@@ -18,16 +18,16 @@ SCHEMA = 1
 
 
 def header(
-    opened: Opened, model: GPT, sampling: Sampling, seed: int, load_s: float, **more: Any
+    job: Job, model: GPT, load_s: float, prompt: Mapping[str, Any], **options: Any
 ) -> dict[str, Any]:
-    """What JSON tells of a run before its first token."""
+    """What JSON tells of a run before its first token; `options` are those beside the job's."""
     return {
         "schema": SCHEMA,
-        "model": model_json(opened, model),
-        "seed": seed,
-        "options": {**as_options(sampling), **more.pop("options")},
+        "model": model_json(job.opened, model),
+        "seed": job.seed,
+        "options": {**job.options, **options},
         "load_s": load_s,
-        **more,
+        "prompt": prompt,
     }
 
 

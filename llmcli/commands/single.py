@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from llmcli.commands.beside import WithBaseline
 from llmcli.commands.changes import Changes, patches_of, tap_for
 from llmcli.commands.job import Job, Runner
 from llmcli.commands.loading import load
-from llmcli.commands.options import Compute
+from llmcli.commands.options import Compute, pictured
 from llmcli.commands.say import say
 from llmcli.commands.traced import Tracing, traced
 from llmcli.commands.writers import (
@@ -49,13 +48,8 @@ class Show:
     jsonl: bool
     stats: bool
     color: str
-    baseline: bool = False
-    quiet: bool = False
-
-    @property
-    def as_picture(self) -> bool:
-        """Whether there is a person to draw for."""
-        return sys.stdout.isatty() or self.color == "always"
+    baseline: bool
+    quiet: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +91,8 @@ def run_one(
 
         scored = score(model, ids, job.top_probs or 0, tap)
     echo = _echo(job, ids, scored)
-    head = results.header(
-        job.opened, model, job.sampling, job.seed, load_s,
-        prompt=_prompt_json(job, ids, echo),
-        options={**job.options, "num_samples": n, **changes.words},
-    )  # fmt: skip
+    prompt = _prompt_json(job, ids, echo)
+    head = results.header(job, model, load_s, prompt, num_samples=n, **changes.words)
     tell = partial(_tell, job, show, head, ids, scored)
     if show.baseline:
         pair = WithBaseline.of(job, model, ids, patch, n)
@@ -172,7 +163,7 @@ def _show_beside(
         beside.print_json(pair, head)
     else:
         text = echo.text if show.echo else ""
-        beside.show(pair, title, show.color, show.as_picture, text)
+        beside.show(pair, title, show.color, pictured(show.color), text)
 
 
 def _writer(job: Job, show: Show, head: dict, echo: Echo) -> Writer:
@@ -181,12 +172,12 @@ def _writer(job: Job, show: Show, head: dict, echo: Echo) -> Writer:
         return JsonWriter(opened, n, head)
     if show.jsonl:
         return JsonlWriter(opened, n, head)
-    if job.top_probs and show.as_picture:
+    if job.top_probs and pictured(show.color):
         pictures = [(echo.before(i), step) for i, step in enumerate(echo.steps)]
         return InOrder(PictureWriter(opened, n, echo.text, show.color, pictures), n)
     if job.top_probs:
         return InOrder(TsvWriter(opened, echo.steps), n)
-    if show.color_probs and show.as_picture:
+    if show.color_probs and pictured(show.color):
         return InOrder(TintWriter(n, show.color, echo if show.echo else None), n)
     return InOrder(TextWriter(n, show.separator, echo.text if show.echo else ""), n)
 

@@ -11,6 +11,7 @@ from typing import IO
 
 import typer
 
+from llmcli.commands.options import pictured
 from llmcli.commands.say import say
 from llmcli.errors import LLMCLIError, NotFoundError, UsageError, shown, shown_path
 
@@ -54,7 +55,7 @@ class Request:
     @property
     def pictured(self) -> bool:
         """Whether stdout is to be looked at."""
-        return sys.stdout.isatty() or self.color == "always"
+        return pictured(self.color)
 
     def check(self) -> None:
         """Raises UsageError where options exclude each other, or lack the one they belong to."""

@@ -17,7 +17,7 @@ from llmcli.checkpoint import header_hashes
 from llmcli.commands.apart import Work, apart
 from llmcli.commands.files import check_writable, writing
 from llmcli.commands.job import Job, Runner
-from llmcli.commands.loading import Opened, as_options, model_json
+from llmcli.commands.loading import Opened, model_json
 from llmcli.commands.say import say
 from llmcli.errors import LLMCLIError, UnsupportedModelError, UsageError, shown_path
 from llmcli.render.json import strict
@@ -224,12 +224,13 @@ def header(job: Job, model: GPT, changes: Changes, lens: bool) -> dict[str, Any]
         "model": model_json(opened, model) | hashes(opened),
         "seed": job.seed,
         "options": {
-            **as_options(job.sampling), **job.options, "hidden_ids": sorted(job.hidden_ids),
+            **job.options,
+            "hidden_ids": sorted(job.hidden_ids),
             **changes.words,
         },
         "lens": lens,
         "versions": versions(),
-    }  # fmt: skip
+    }
 
 
 def hashes(opened: Opened) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from llmcli.hub.cache import Manifest
 from llmcli.hub.http import Hub, Patience, is_offline
 from llmcli.hub.listing import Listing, RemoteFile
 from llmcli.hub.names import HubName, is_commit
-from llmcli.hub.transfer import Progress, Silent, Transfer
+from llmcli.hub.transfer import Progress, Transfer
 
 Check = Callable[[Path, str], None]  # a folder, and what of it is new: "config", "text", "weights"
 
@@ -50,11 +50,11 @@ class Result:
 
 def download(
     name: HubName,
-    check: Check = lambda folder, new: None,
+    check: Check,
+    progress: Progress,
     *,
     tokenizer_only: bool = False,
     dry_run: bool = False,
-    progress: Progress | None = None,
     patience: Patience | None = None,
 ) -> Result:
     """The model `name` in the cache, every file what the hub states and every header read.
@@ -62,13 +62,12 @@ def download(
     With all present, a commit is answered without the network. Raises what goes wrong as a known
     error; what has come so far stays for the next run, out of every other command's sight.
     """
-    progress, patience = progress or Silent(), patience or Patience()
     folder = cache.repo_folder(name.repo)
     if is_commit(name.revision) or is_offline():  # a branch may have moved, and that is asked
         commit = cache.commit_of(folder, name.revision)
         if done := _done_before(name, commit, tokenizer_only):
             return done
-    hub = Hub(patience)
+    hub = Hub(patience or Patience())
     found = listing.ask(hub, name, progress.say)
     small = found.text_files(tokenizer_only)
     if not dry_run and (done := _unchanged(found, small, tokenizer_only)):

@@ -48,25 +48,6 @@ class Progress(Protocol):
         """A retry, a wait, a file fetched anew: one line."""
 
 
-class Silent:
-    """Tells nothing."""
-
-    def planned(self, model: str, commit: str, nbytes: int) -> None:
-        pass
-
-    def at(self, file: str, position: int, nbytes: int) -> None:
-        pass
-
-    def checking(self, file: str, position: int, nbytes: int) -> None:
-        pass
-
-    def done(self, file: str, nbytes: int, fetched: bool) -> None:
-        pass
-
-    def say(self, text: str) -> None:
-        pass
-
-
 class _WrongContent(Exception):
     """What came is not what the hub states; the text says how."""
 
