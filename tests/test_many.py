@@ -204,6 +204,14 @@ def test_a_trace_that_is_the_results_too_is_refused(llmcli, model_folder, tmp_pa
     assert_fails(done, 2, "--trace .*both.jsonl is a file that --out writes")
 
 
+def test_prompts_in_a_link_that_leads_round_are_a_file_that_cannot_be_read(
+    llmcli, model_folder, tmp_path
+):
+    (link := tmp_path / "loop").symlink_to(link)
+    done = llmcli("generate", "--prompts", link, "--out", tmp_path / "o", "-m", model_folder)
+    assert_fails(done, 3, "loop cannot be read")
+
+
 @pytest.mark.parametrize(
     ("out", "code", "said"),
     [("", 2, "not a regular file"), ("no/such/folder", 3, "cannot be written")],
