@@ -324,11 +324,13 @@ def test_a_full_disk_leaves_nothing_under_the_final_name(model_folder, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["t.txt"]
 
 
-def test_an_input_is_never_overwritten(llmcli, model_folder, tmp_path):
-    path = tmp_path / "t.txt"
+@pytest.mark.parametrize("name", ["t.json", "t"])
+def test_an_input_is_never_overwritten(name, llmcli, model_folder, tmp_path):
+    """Nor by the file beside the ids, whose name nobody typed."""
+    path = tmp_path / "t.json"
     path.write_text("The end.")
-    result = llmcli("tokenize", "--files", path, "--out", path, "-m", model_folder)
-    assert_fails(result, 2, "is an input too")
+    result = llmcli("tokenize", "--files", path, "--out", tmp_path / name, "-m", model_folder)
+    assert_fails(result, 2, "t.json is a file that this run reads")
     assert path.read_text() == "The end."
 
 

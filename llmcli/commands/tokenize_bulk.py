@@ -1,29 +1,21 @@
-"""Ids, their number, or a file of them: inputs of any size, never held whole."""
+"""Ids, or their number: inputs of any size, never held whole."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sys
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from itertools import chain
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmcli.commands.files import regular
 from llmcli.commands.say import say
 from llmcli.commands.tokenize_request import Input, Request, each, inputs, text_of
-from llmcli.errors import UsageError, shown_path
 
 if TYPE_CHECKING:
     from llmcli.tokenizer import Tokenizer
     from llmcli.tokenizer_file import Recipe
     from llmcli.tokenizing.bulk import Encoder, Part
-
-SCHEMA = 1
-TICK_S = 0.2  # between two looks at the progress
 
 
 def run(request: Request) -> None:
@@ -32,16 +24,10 @@ def run(request: Request) -> None:
     from llmcli.tokenizer_file import read_recipe
 
     given = inputs(request)
-    if request.out:
-        refuse_overwriting(given, request.out)
     folder = resolve(request.model, tokenizer_only=True)
     recipe = read_recipe(folder)
     bulk = Bulk(Tokenizer(recipe), recipe, request)
-    if request.out:
-        from llmcli.commands.tokenize_out import write
-
-        write(bulk, given, folder, request.out)
-    elif request.format == "count":
+    if request.format == "count":
         bulk.print_counts(given)
     else:
         each(given, bulk.print_ids)
@@ -131,67 +117,8 @@ def _peeked(input: Input) -> tuple[Iterator[bytes], bytes | None]:
     return chain((first, second), blocks), None
 
 
-class Meter:
-    """Progress on stderr, where that is a terminal: share, bytes, MB/s, time left."""
-
-    def __init__(self, total: int, quiet: bool) -> None:
-        self.total, self.done = total, 0
-        self.started = self.shown = time.monotonic()
-        self.live = sys.stderr.isatty() and not quiet
-
-    def add(self, nbytes: int) -> None:
-        self.done += nbytes
-        now = time.monotonic()
-        if self.live and now - self.shown > TICK_S:
-            self.shown = now
-            sys.stderr.write(f"\r\x1b[2K{self.line(now - self.started)}")
-            sys.stderr.flush()
-
-    def line(self, elapsed_s: float) -> str:
-        speed = self.done / max(elapsed_s, 1e-9)
-        text = f"{self.done / 1e6:.0f} MB  {speed / 1e6:.1f} MB/s"
-        if self.total <= self.done:
-            return text
-        left_s = round((self.total - self.done) / max(speed, 1e-9))
-        return f"{self.done / self.total:4.0%}  {text}  {left_s // 60}:{left_s % 60:02} left"
-
-    def end(self) -> float:
-        """Clear the line: the seconds that it all took."""
-        if self.live:
-            sys.stderr.write("\r\x1b[2K")
-            sys.stderr.flush()
-        return time.monotonic() - self.started
-
-
-def hashed(
-    blocks: Iterable[bytes], digest: hashlib._Hash, seen: Callable[[int], None]
-) -> Iterator[bytes]:
-    """The blocks, each added to `digest` and its size told to `seen`."""
-    for block in blocks:
-        digest.update(block)
-        seen(len(block))
-        yield block
-
-
 def n_cores() -> int:
     """How many cores this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def refuse_overwriting(given: list[Input], out: Path) -> None:
-    """Raises UsageError where what would be replaced is an input too, or no regular file."""
-    for path in (out, sidecar_of(out)):
-        regular(path)
-    for input in given:
-        if input.name in (None, "-"):
-            continue
-        for path in (out, sidecar_of(out)):
-            there = os.path.exists(path) and os.path.exists(str(input.name))
-            if there and path.samefile(str(input.name)):
-                raise UsageError(f"{shown_path(path)} is an input too.", "Choose another --out.")
-
-
-def sidecar_of(out: Path) -> Path:
-    return out.with_name(out.name + ".json")

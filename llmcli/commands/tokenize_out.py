@@ -3,22 +3,36 @@
 from __future__ import annotations
 
 import hashlib
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from llmcli import __version__
-from llmcli.commands.files import replacing
+from llmcli.commands.files import refuse_inputs, regular, replacing
 from llmcli.commands.say import say
-from llmcli.commands.tokenize_bulk import (
-    SCHEMA,
-    Bulk,
-    Meter,
-    hashed,
-    sidecar_of,
-)
-from llmcli.commands.tokenize_request import Input, each
+from llmcli.commands.tokenize_bulk import Bulk
+from llmcli.commands.tokenize_request import Input, Request, each, inputs
 from llmcli.errors import NotFoundError, shown_path
-from llmcli.tokenizer_file import tokenizer_sha256
+from llmcli.hub import resolve, revision_of
+from llmcli.tokenizer import Tokenizer
+from llmcli.tokenizer_file import read_recipe, tokenizer_sha256
+
+SCHEMA = 1
+TICK_S = 0.2  # between two looks at the progress
+
+
+def run(request: Request) -> None:
+    given, out = inputs(request), request.out
+    assert out is not None
+    read = [Path(str(input.name)) for input in given if input.name not in (None, "-")]
+    for path in (out, sidecar_of(out)):
+        regular(path)
+        refuse_inputs("--out", path, read)
+    folder = resolve(request.model, tokenizer_only=True)
+    recipe = read_recipe(folder)
+    write(Bulk(Tokenizer(recipe), recipe, request), given, folder, out)
 
 
 def write(bulk: Bulk, given: list[Input], folder: Path, out: Path) -> None:
@@ -105,8 +119,6 @@ class Corpus:
 
     def facts(self, folder: Path, out: Path, dtype: str) -> dict[str, Any]:
         """What the file beside the ids says."""
-        from llmcli.hub import revision_of
-
         bulk, request = self.bulk, self.bulk.request
         return {
             "schema": SCHEMA,
@@ -128,3 +140,49 @@ class Corpus:
             "inputs": self.inputs,
             "skipped": self.skipped,
         }
+
+
+class Meter:
+    """Progress on stderr, where that is a terminal: share, bytes, MB/s, time left."""
+
+    def __init__(self, total: int, quiet: bool) -> None:
+        self.total, self.done = total, 0
+        self.started = self.shown = time.monotonic()
+        self.live = sys.stderr.isatty() and not quiet
+
+    def add(self, nbytes: int) -> None:
+        self.done += nbytes
+        now = time.monotonic()
+        if self.live and now - self.shown > TICK_S:
+            self.shown = now
+            sys.stderr.write(f"\r\x1b[2K{self.line(now - self.started)}")
+            sys.stderr.flush()
+
+    def line(self, elapsed_s: float) -> str:
+        speed = self.done / max(elapsed_s, 1e-9)
+        text = f"{self.done / 1e6:.0f} MB  {speed / 1e6:.1f} MB/s"
+        if self.total <= self.done:
+            return text
+        left_s = round((self.total - self.done) / max(speed, 1e-9))
+        return f"{self.done / self.total:4.0%}  {text}  {left_s // 60}:{left_s % 60:02} left"
+
+    def end(self) -> float:
+        """Clear the line: the seconds that it all took."""
+        if self.live:
+            sys.stderr.write("\r\x1b[2K")
+            sys.stderr.flush()
+        return time.monotonic() - self.started
+
+
+def hashed(
+    blocks: Iterable[bytes], digest: hashlib._Hash, seen: Callable[[int], None]
+) -> Iterator[bytes]:
+    """The blocks, each added to `digest` and its size told to `seen`."""
+    for block in blocks:
+        digest.update(block)
+        seen(len(block))
+        yield block
+
+
+def sidecar_of(out: Path) -> Path:
+    return out.with_name(out.name + ".json")
