@@ -444,8 +444,8 @@ def test_merges_end_in_the_tokenizers_ids(llmcli, model_folder, tokenizer):
 def test_merges_equal_the_tokenizer_on_real_vocabularies():
     from conftest import SHARED
 
-    from llmcli.tokenizer_file import read_recipe
     from llmcli.tokenizing.merges import Merger
+    from llmcli.tokenizing.source import Source
 
     text = (
         Path(__file__).read_text("utf-8")[:3000] + " lowering 日本語のテキスト 한국어 😀" + " " * 9
@@ -453,8 +453,8 @@ def test_merges_equal_the_tokenizer_on_real_vocabularies():
     for family in ("gpt-neox", "olmo-dolma2"):
         if not (SHARED / "tokenizers" / family).exists():
             pytest.skip("the shared tokenizers are absent")
-        recipe = read_recipe(SHARED / "tokenizers" / family)
-        pieces = Merger(Tokenizer(recipe), recipe).pieces(text)  # compares the ids itself
+        source = Source.from_folder(SHARED / "tokenizers" / family)
+        pieces = Merger(source).pieces(text)  # compares the ids itself
         assert b"".join(piece.bytes for piece in pieces) == text.encode()
 
 

@@ -11,22 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 from llmcli.commands.say import say
 from llmcli.commands.tokenize_request import Input, Request, each, inputs, text_of
+from llmcli.hub import resolve
+from llmcli.tokenizing.source import Source
 
 if TYPE_CHECKING:
-    from llmcli.tokenizer import Tokenizer
-    from llmcli.tokenizer_file import Recipe
     from llmcli.tokenizing.bulk import Encoder, Part
 
 
 def run(request: Request) -> None:
-    from llmcli.hub import resolve
-    from llmcli.tokenizer import Tokenizer
-    from llmcli.tokenizer_file import read_recipe
-
     given = inputs(request)
-    folder = resolve(request.model, tokenizer_only=True)
-    recipe = read_recipe(folder)
-    bulk = Bulk(Tokenizer(recipe), recipe, request)
+    bulk = Bulk(Source.from_folder(resolve(request.model, tokenizer_only=True)), request)
     if request.format == "count":
         bulk.print_counts(given)
     else:
@@ -36,8 +30,8 @@ def run(request: Request) -> None:
 class Bulk:
     """The work on streams of one call."""
 
-    def __init__(self, tokenizer: Tokenizer, recipe: Recipe, request: Request) -> None:
-        self.tokenizer, self.recipe, self.request = tokenizer, recipe, request
+    def __init__(self, source: Source, request: Request) -> None:
+        self.source, self.request = source, request
         self.errors = request.errors or "strict"
         self.said = False  # that inputs are read whole
 
@@ -47,9 +41,7 @@ class Bulk:
         from llmcli.tokenizing.bulk import Encoder, Job
 
         request = self.request
-        return Encoder(
-            Job(self.tokenizer, self.recipe, request.special, request.delimiter, self.errors)
-        )
+        return Encoder(Job(self.source, request.special, request.delimiter, self.errors))
 
     def each_part(self, blocks: Iterable[bytes], work: str) -> Iterator[tuple[Part, Any]]:
         """Each part of an input, and what the encoder's `ids` or `count` makes of it."""
@@ -87,7 +79,7 @@ class Bulk:
 
     def _encode(self, data: bytes) -> list[int]:
         """The ids of a small input, without the machinery for large ones."""
-        tokenizer, special = self.tokenizer, self.request.special
+        tokenizer, special = self.source.tokenizer, self.request.special
         ids = tokenizer.encode(text_of(data, self.errors, 0), special=special)
         return [*tokenizer.prefix_ids, *ids, *tokenizer.suffix_ids] if special else ids
 

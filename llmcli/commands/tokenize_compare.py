@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from llmcli.commands.tokenize_request import Record, Request
 from llmcli.errors import UsageError
+from llmcli.hub import resolve
 from llmcli.tokenizer import Tokenizer
-from llmcli.tokenizer_file import Recipe
+from llmcli.tokenizing.source import Source
 
 if TYPE_CHECKING:
     from llmcli.tokenizing.merges import Piece
@@ -34,12 +35,10 @@ class Span:
 class Compare:
     """`--merges` and `--versus` for the texts of one call."""
 
-    def __init__(self, request: Request, recipe: Recipe, tokenizer: Tokenizer) -> None:
-        self.request, self.recipe = request, recipe
-        self.models = [(request.model, tokenizer)]
+    def __init__(self, source: Source, request: Request) -> None:
+        self.source, self.request = source, request
+        self.models = [(request.model, source.tokenizer)]
         for name in request.versus:
-            from llmcli.hub import resolve
-
             folder = resolve(name, tokenizer_only=True)
             self.models.append((name, Tokenizer.from_folder(folder)))
 
@@ -49,8 +48,7 @@ class Compare:
         from llmcli.tokenizing.merges import Merger
 
         request = self.request
-        tokenizer = self.models[0][1]
-        pieces = Merger(tokenizer, self.recipe).pieces(record.text, request.special)
+        pieces = Merger(self.source).pieces(record.text, request.special)
         if request.format == "json":
             from llmcli.render.json import strict
 

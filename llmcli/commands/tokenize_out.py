@@ -16,8 +16,8 @@ from llmcli.commands.tokenize_bulk import Bulk
 from llmcli.commands.tokenize_request import Input, Request, each, inputs
 from llmcli.errors import NotFoundError, shown_path
 from llmcli.hub import resolve, revision_of
-from llmcli.tokenizer import Tokenizer
-from llmcli.tokenizer_file import read_recipe, tokenizer_sha256
+from llmcli.tokenizer_file import tokenizer_sha256
+from llmcli.tokenizing.source import Source
 
 SCHEMA = 1
 TICK_S = 0.2  # between two looks at the progress
@@ -30,12 +30,11 @@ def run(request: Request) -> None:
     for path in (out, sidecar_of(out)):
         regular(path)
         refuse_inputs("--out", path, read)
-    folder = resolve(request.model, tokenizer_only=True)
-    recipe = read_recipe(folder)
-    write(Bulk(Tokenizer(recipe), recipe, request), given, folder, out)
+    source = Source.from_folder(resolve(request.model, tokenizer_only=True))
+    write(Bulk(source, request), given, out)
 
 
-def write(bulk: Bulk, given: list[Input], folder: Path, out: Path) -> None:
+def write(bulk: Bulk, given: list[Input], out: Path) -> None:
     """The ids of all inputs, each document ended by the end-of-text id, under the name `out`.
 
     A file that cannot be read is said and left out; bytes that are not UTF-8 end it all.
@@ -45,8 +44,7 @@ def write(bulk: Bulk, given: list[Input], folder: Path, out: Path) -> None:
     from llmcli.render.json import strict
     from llmcli.tokenizing.output import TokenFile, dtype_for
 
-    tokenizer = bulk.tokenizer
-    dtype = dtype_for(tokenizer.vocab_size)
+    dtype = dtype_for(bulk.source.tokenizer.vocab_size)
     meter = Meter(sum(input.nbytes() for input in given), bulk.request.quiet)
     with replacing(out) as file:
         written = TokenFile(file, dtype, npy=out.suffix == ".npy")
@@ -61,7 +59,7 @@ def write(bulk: Bulk, given: list[Input], folder: Path, out: Path) -> None:
         if not corpus.inputs:
             raise typer.Exit(code)
         written.finish()
-        facts = corpus.facts(folder, out, dtype)
+        facts = corpus.facts(out, dtype)
         with replacing(sidecar_of(out)) as sidecar:
             sidecar.write((strict(facts) + "\n").encode())
     if bulk.request.format == "json":
@@ -91,7 +89,7 @@ class Corpus:
         import numpy as np
 
         digest, start = hashlib.sha256(), self.written.n_tokens
-        eot = self.bulk.tokenizer.eot_id
+        eot = self.bulk.source.tokenizer.eot_id
         delimiter = self.bulk.request.delimiter
         n_bytes = n_documents = 0
         open_document = False  # whether the last one still lacks its end
@@ -117,9 +115,9 @@ class Corpus:
             "tokens": self.written.n_tokens - start,
         })  # fmt: skip
 
-    def facts(self, folder: Path, out: Path, dtype: str) -> dict[str, Any]:
+    def facts(self, out: Path, dtype: str) -> dict[str, Any]:
         """What the file beside the ids says."""
-        bulk, request = self.bulk, self.bulk.request
+        bulk, request, source = self.bulk, self.bulk.request, self.bulk.source
         return {
             "schema": SCHEMA,
             "llmcli": __version__,
@@ -130,10 +128,10 @@ class Corpus:
             "documents": self.n_documents,
             "bytes": sum(each["bytes"] for each in self.inputs),
             "model": request.model,
-            "revision": revision_of(folder),
-            "tokenizer_sha256": tokenizer_sha256(folder),
-            "vocab_size": bulk.tokenizer.vocab_size,
-            "end_of_text_id": bulk.tokenizer.eot_id,
+            "revision": revision_of(source.folder),
+            "tokenizer_sha256": tokenizer_sha256(source.folder),
+            "vocab_size": source.tokenizer.vocab_size,
+            "end_of_text_id": source.tokenizer.eot_id,
             "document_delimiter": request.delimiter.decode("utf-8", "replace") or None,
             "special": request.special,
             "errors": bulk.errors,

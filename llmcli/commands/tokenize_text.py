@@ -8,26 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 from llmcli.commands.tokenize_request import Input, Record, Request, each, inputs, records
 from llmcli.errors import UsageError
+from llmcli.hub import resolve, revision_of
+from llmcli.tokenizer_file import tokenizer_sha256
+from llmcli.tokenizing.source import Source
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from llmcli.tokenizer import Tokenizer
-    from llmcli.tokenizer_file import Recipe
     from llmcli.tokenizing.rows import Row, Tokens
 
 SCHEMA = 1
 
 
 def run(request: Request) -> None:
-    from llmcli.hub import resolve
-    from llmcli.tokenizer import Tokenizer
-    from llmcli.tokenizer_file import read_recipe
-
     given = inputs(request)
-    folder = resolve(request.model, tokenizer_only=True)
-    recipe = read_recipe(folder)
-    texts = Texts(request, folder, recipe, Tokenizer(recipe))
+    texts = Texts(Source.from_folder(resolve(request.model, tokenizer_only=True)), request)
     show, terminal = texts.shower(), sys.stdout.isatty()
 
     def work(input: Input) -> None:
@@ -42,10 +35,8 @@ def run(request: Request) -> None:
 class Texts:
     """One call's work on texts, each whole in memory."""
 
-    def __init__(
-        self, request: Request, folder: Path, recipe: Recipe, tokenizer: Tokenizer
-    ) -> None:
-        self.request, self.folder, self.recipe, self.tokenizer = request, folder, recipe, tokenizer
+    def __init__(self, source: Source, request: Request) -> None:
+        self.source, self.request = source, request
         self.several = request.lines or len(request.texts) > 1
         self.objects: list[dict[str, Any]] = []
         self.shown = 0
@@ -60,7 +51,7 @@ class Texts:
         if request.merges or request.versus:
             from llmcli.commands.tokenize_compare import Compare
 
-            compare = Compare(request, self.recipe, self.tokenizer)
+            compare = Compare(self.source, request)
             return compare.merges if request.merges else compare.versus
         ways = {"ids": self.ids, "count": self.count, "tokens": self.tokens, "table": self.table,
                 "json": self.json, "jsonl": self.jsonl, None: self.picture}  # fmt: skip
@@ -69,7 +60,7 @@ class Texts:
     def rows(self, record: Record) -> Tokens:
         from llmcli.tokenizing.rows import tokens
 
-        return tokens(self.tokenizer, record.text, self.request.special)
+        return tokens(self.source.tokenizer, record.text, self.request.special)
 
     def ids(self, record: Record) -> None:
         print(*self._ids(record))
@@ -78,10 +69,10 @@ class Texts:
         print(len(self._ids(record)))
 
     def _ids(self, record: Record) -> list[int]:
-        ids = self.tokenizer.encode(record.text, special=self.request.special)
+        ids = self.source.tokenizer.encode(record.text, special=self.request.special)
         if not self.request.special:
             return ids
-        return [*self.tokenizer.prefix_ids, *ids, *self.tokenizer.suffix_ids]
+        return [*self.source.tokenizer.prefix_ids, *ids, *self.source.tokenizer.suffix_ids]
 
     def tokens(self, record: Record) -> None:
         from llmcli.render.text import quoted
@@ -150,14 +141,11 @@ class Texts:
             self._print(self._header() | {"texts": self.objects})
 
     def _header(self) -> dict[str, Any]:
-        from llmcli.hub import revision_of
-        from llmcli.tokenizer_file import tokenizer_sha256
-
         return {
             "schema": SCHEMA,
             "model": self.request.model,
-            "revision": revision_of(self.folder),
-            "tokenizer_sha256": tokenizer_sha256(self.folder),
+            "revision": revision_of(self.source.folder),
+            "tokenizer_sha256": tokenizer_sha256(self.source.folder),
             "special": self.request.special,
         }
 
@@ -179,7 +167,11 @@ class Texts:
         request = self.request
         assert request.truncate
         text = truncated(
-            self.tokenizer, record.text, request.truncate, request.keep or "left", request.special
+            self.source.tokenizer,
+            record.text,
+            request.truncate,
+            request.keep or "left",
+            request.special,
         )
         terminal = sys.stdout.isatty()
         if terminal:

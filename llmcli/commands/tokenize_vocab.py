@@ -8,22 +8,22 @@ from typing import Any
 
 from llmcli.commands.tokenize_request import Request
 from llmcli.errors import UsageError
+from llmcli.hub import resolve
 from llmcli.tokenizer import Tokenizer
-from llmcli.tokenizer_file import ALPHABET, BYTE_OF, Recipe
+from llmcli.tokenizer_file import ALPHABET, BYTE_OF
+from llmcli.tokenizing.source import Source
 
 SCHEMA = 1
 
 
 def run(request: Request) -> None:
-    from llmcli.hub import resolve
     from llmcli.render.json import strict
-    from llmcli.tokenizer_file import read_recipe
 
-    recipe = read_recipe(resolve(request.model, tokenizer_only=True))
-    tokenizer = Tokenizer(recipe)
+    source = Source.from_folder(resolve(request.model, tokenizer_only=True))
+    tokenizer = source.tokenizer
     ids = request.ids if request.ids else found(tokenizer, request.vocab or "")
     tokenizer.decode_bytes(ids)  # refuses those that are not there
-    entries = Entries(tokenizer, recipe)
+    entries = Entries(source)
     facts = [entries.of(id) for id in ids]
     if request.format == "json":
         print(strict({"schema": SCHEMA, "model": request.model, "tokens": facts}))
@@ -56,7 +56,8 @@ def found(tokenizer: Tokenizer, pattern: str) -> list[int]:
 class Entries:
     """The facts about ids: bytes, kind, and the merge that makes them."""
 
-    def __init__(self, tokenizer: Tokenizer, recipe: Recipe) -> None:
+    def __init__(self, source: Source) -> None:
+        tokenizer, recipe = source.tokenizer, source.recipe
         self.tokenizer = tokenizer
         self.special = set(tokenizer.special_ids.values())
         self.added = {token.id for token in recipe.added}
