@@ -79,9 +79,7 @@ class Bulk:
 
     def _encode(self, data: bytes) -> list[int]:
         """The ids of a small input, without the machinery for large ones."""
-        tokenizer, special = self.source.tokenizer, self.request.special
-        ids = tokenizer.encode(text_of(data, self.errors, 0), special=special)
-        return [*tokenizer.prefix_ids, *ids, *tokenizer.suffix_ids] if special else ids
+        return self.source.ids(text_of(data, self.errors, 0), self.request.special)
 
     def print_counts(self, given: list[Input]) -> None:
         """The number of tokens per file with a total, or the bare number of one text."""

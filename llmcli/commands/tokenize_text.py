@@ -69,10 +69,7 @@ class Texts:
         print(len(self._ids(record)))
 
     def _ids(self, record: Record) -> list[int]:
-        ids = self.source.tokenizer.encode(record.text, special=self.request.special)
-        if not self.request.special:
-            return ids
-        return [*self.source.tokenizer.prefix_ids, *ids, *self.source.tokenizer.suffix_ids]
+        return self.source.ids(record.text, self.request.special)
 
     def tokens(self, record: Record) -> None:
         from llmcli.render.text import quoted

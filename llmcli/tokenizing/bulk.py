@@ -111,8 +111,7 @@ class Encoder:
     def __init__(self, job: Job) -> None:
         self.job = job
         tokenizer = job.source.tokenizer
-        around = (tokenizer.prefix_ids, tokenizer.suffix_ids) if job.special else ((), ())
-        self.before, self.after = map(list, around)
+        self.before, self.after = tokenizer.around(job.special)
         if job.delimiter and tokenizer.eot_id is None:
             raise UsageError(
                 "The tokenizer names no end-of-text token to put between documents.",

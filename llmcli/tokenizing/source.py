@@ -25,3 +25,8 @@ class Source:
         """Raises NotFoundError, IntegrityError, UnsupportedModelError."""
         recipe = read_recipe(folder)
         return cls(folder, recipe, Tokenizer(recipe))
+
+    def ids(self, text: str, special: bool) -> list[int]:
+        """The ids of `text`; with `special` those of special tokens in it, and the template's."""
+        before, after = self.tokenizer.around(special)
+        return [*before, *self.tokenizer.encode(text, special=special), *after]
