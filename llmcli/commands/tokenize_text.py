@@ -217,8 +217,6 @@ def _values(row: Row) -> dict[str, Any]:
 
 def _fields(row: Row) -> dict[str, Any]:
     """A token as JSON; `text` is null for a part of a character."""
-    try:
-        text: str | None = row.bytes.decode()
-    except UnicodeDecodeError:
-        text = None
-    return _values(row) | {"text": text, "special": row.special}
+    from llmcli.render.text import decoded
+
+    return _values(row) | {"text": decoded(row.bytes), "special": row.special}

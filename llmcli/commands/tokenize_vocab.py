@@ -67,7 +67,7 @@ class Entries:
         self.around = {*tokenizer.prefix_ids, *tokenizer.suffix_ids}
 
     def of(self, id: int) -> dict[str, Any]:
-        from llmcli.render.text import quoted
+        from llmcli.render.text import decoded, quoted
 
         data = self.tokenizer.bytes_of[id]
         spelled = "".join(ALPHABET[byte] for byte in data)
@@ -80,7 +80,7 @@ class Entries:
             kind = "byte" if len(data) == 1 else "merged" if merge else "unreachable"
         return {
             "id": id, "token": quoted(data), "bytes": data.hex(), "kind": kind,
-            "text": _text(data), "merge": merge,
+            "text": decoded(data), "merge": merge,
             "end_of_text": id == self.tokenizer.eot_id, "template": id in self.around,
         }  # fmt: skip
 
@@ -89,14 +89,6 @@ def _half(spelled: str) -> str:
     from llmcli.render.text import quoted
 
     return quoted(bytes(BYTE_OF[char] for char in spelled))
-
-
-def _text(data: bytes) -> str | None:
-    """The token's text; None for a part of a character."""
-    try:
-        return data.decode()
-    except UnicodeDecodeError:
-        return None
 
 
 def tsv(facts: list[dict[str, Any]]) -> str:

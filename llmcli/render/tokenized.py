@@ -13,7 +13,7 @@ from rich.style import Style
 from rich.text import Text
 
 from llmcli.render.drawing import columns, fit, heading, plural
-from llmcli.render.text import harmless
+from llmcli.render.text import decoded, harmless
 
 # Dark text on light grounds: the two are told apart, and read, on any terminal; of 16 colours they
 # become 14 and 15.
@@ -31,9 +31,8 @@ Steps = Sequence[tuple[bytes, bytes, int, Sequence[bytes]]]  # left, right, rank
 
 def visible(token: bytes) -> str:
     r"""A token in a picture: "·" for a space, "⏎" for a line end, "\xe6" for a lone byte."""
-    try:
-        text = token.decode()
-    except UnicodeDecodeError:
+    text = decoded(token)
+    if text is None:
         spelled = (chr(byte) if 32 <= byte < 127 else f"\\x{byte:02x}" for byte in token)
         return "".join(spelled).replace(" ", "·")
     for raw, shown in ((" ", "·"), ("\r", "\\r"), ("\n", "⏎"), ("\t", "→")):
