@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llmcli.commands.tokenize_request import Record, Request
 from llmcli.errors import UsageError
 from llmcli.hub import resolve
+from llmcli.render.json import strict
+from llmcli.render.text import quoted
 from llmcli.tokenizer import Tokenizer
+from llmcli.tokenizing.merges import Merger, Piece
+from llmcli.tokenizing.rows import tokens
 from llmcli.tokenizing.source import Source
-
-if TYPE_CHECKING:
-    from llmcli.tokenizing.merges import Piece
 
 SCHEMA = 1
 
@@ -45,13 +46,9 @@ class Compare:
     # --- merges ----------------------------------------------------------------------------------
 
     def merges(self, record: Record) -> None:
-        from llmcli.tokenizing.merges import Merger
-
         request = self.request
         pieces = Merger(self.source).pieces(record.text, request.special)
         if request.format == "json":
-            from llmcli.render.json import strict
-
             print(strict({
                 "schema": SCHEMA, "model": request.model, "special": request.special,
                 "input": record.input.name, "line": record.line, "text": record.text,
@@ -79,8 +76,6 @@ class Compare:
         names = [name for name, _ in self.models]
         counts = [sum(len(span.ids[i]) for span in found) for i in range(len(names))]
         if request.format == "json":
-            from llmcli.render.json import strict
-
             print(strict({
                 "schema": SCHEMA, "special": request.special, "input": record.input.name,
                 "line": record.line, "text": record.text,
@@ -100,8 +95,6 @@ class Compare:
             self._print_spans(names, counts, found)
 
     def _print_spans(self, names: list[str], counts: list[int], found: list[Span]) -> None:
-        from llmcli.render.text import quoted
-
         print("byte_start", "byte_end", "same", *names, sep="\t")
         for span in found:
             cells = [" ".join(map(quoted, tokens)) for tokens in span.tokens]
@@ -110,8 +103,6 @@ class Compare:
 
     def _spans(self, text: str) -> list[Span]:
         """Raises UsageError where a tokenizer makes another text of `text`: nothing aligns then."""
-        from llmcli.tokenizing.rows import tokens
-
         found = [tokens(tokenizer, text, self.request.special) for _, tokenizer in self.models]
         for (name, _), each in zip(self.models, found, strict=True):
             if each.decoded != found[0].decoded:
@@ -144,8 +135,6 @@ class Compare:
 
 
 def _piece(piece: Piece) -> dict[str, Any]:
-    from llmcli.render.text import quoted
-
     return {
         "piece": quoted(piece.bytes),
         "ids": list(piece.ids),
@@ -160,8 +149,6 @@ def _piece(piece: Piece) -> dict[str, Any]:
 
 def _merge_rows(piece: Piece) -> list[tuple[Any, ...]]:
     """The bytes as they are, then each merge: step, rank, left, right, result."""
-    from llmcli.render.text import quoted
-
     start = [piece.bytes] if piece.whole else [bytes([byte]) for byte in piece.bytes]
     rows: list[tuple[Any, ...]] = [(0, "", "", "", " ".join(map(quoted, start)))]
     for number, step in enumerate(piece.steps, 1):
@@ -171,8 +158,6 @@ def _merge_rows(piece: Piece) -> list[tuple[Any, ...]]:
 
 
 def _span(span: Span) -> dict[str, Any]:
-    from llmcli.render.text import quoted
-
     return {
         "byte_start": span.byte_start, "byte_end": span.byte_end, "same": span.same,
         "tokens": [[quoted(token) for token in tokens] for tokens in span.tokens],

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import typer
+
 from llmcli import __version__
 from llmcli.commands.files import refuse_inputs, regular, replacing
 from llmcli.commands.say import say
@@ -16,7 +18,9 @@ from llmcli.commands.tokenize_bulk import Bulk
 from llmcli.commands.tokenize_request import Input, Request, each, inputs
 from llmcli.errors import NotFoundError, shown_path
 from llmcli.hub import resolve, revision_of
+from llmcli.render.json import strict
 from llmcli.tokenizer_file import tokenizer_sha256
+from llmcli.tokenizing.output import TokenFile, dtype_for
 from llmcli.tokenizing.source import Source
 
 SCHEMA = 1
@@ -39,11 +43,6 @@ def write(bulk: Bulk, given: list[Input], out: Path) -> None:
 
     A file that cannot be read is said and left out; bytes that are not UTF-8 end it all.
     """
-    import typer
-
-    from llmcli.render.json import strict
-    from llmcli.tokenizing.output import TokenFile, dtype_for
-
     dtype = dtype_for(bulk.source.tokenizer.vocab_size)
     meter = Meter(sum(input.nbytes() for input in given), bulk.request.quiet)
     with replacing(out) as file:
@@ -78,7 +77,7 @@ def write(bulk: Bulk, given: list[Input], out: Path) -> None:
 class Corpus:
     """What has been written so far, and of which inputs."""
 
-    def __init__(self, bulk: Bulk, written: Any, meter: Meter) -> None:
+    def __init__(self, bulk: Bulk, written: TokenFile, meter: Meter) -> None:
         self.bulk, self.written, self.meter = bulk, written, meter
         self.inputs: list[dict[str, Any]] = []
         self.skipped: list[str] = []

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llmcli.commands.tokenize_request import Input, Record, Request, each, inputs, records
 from llmcli.errors import UsageError
 from llmcli.hub import resolve, revision_of
+from llmcli.render.json import strict
+from llmcli.render.text import decoded, harmless, quoted
 from llmcli.tokenizer_file import tokenizer_sha256
+from llmcli.tokenizing.rows import Row, Tokens, chunks, tokens, truncated
 from llmcli.tokenizing.source import Source
-
-if TYPE_CHECKING:
-    from llmcli.tokenizing.rows import Row, Tokens
 
 SCHEMA = 1
 
@@ -58,8 +58,6 @@ class Texts:
         return ways[request.format if request.format or request.pictured else "ids"]
 
     def rows(self, record: Record) -> Tokens:
-        from llmcli.tokenizing.rows import tokens
-
         return tokens(self.source.tokenizer, record.text, self.request.special)
 
     def ids(self, record: Record) -> None:
@@ -72,8 +70,6 @@ class Texts:
         return self.source.ids(record.text, self.request.special)
 
     def tokens(self, record: Record) -> None:
-        from llmcli.render.text import quoted
-
         print(*(quoted(row.bytes) for row in self.rows(record).rows))
 
     def table(self, record: Record) -> None:
@@ -110,8 +106,6 @@ class Texts:
     def _between(self, record: Record) -> None:
         """A name above each of several texts."""
         if self.several or self.request.files:
-            from llmcli.render.text import harmless
-
             print(f"{chr(10) * bool(self.shown)}{harmless(record.label or f'text {self.shown}')}")
             sys.stdout.flush()
         self.shown += 1
@@ -135,7 +129,7 @@ class Texts:
     def end(self) -> None:
         """The one object of --json, of the texts that could be read."""
         if self.request.format == "json" and not (self.request.merges or self.request.versus):
-            self._print(self._header() | {"texts": self.objects})
+            print(strict(self._header() | {"texts": self.objects}))
 
     def _header(self) -> dict[str, Any]:
         return {
@@ -146,21 +140,14 @@ class Texts:
             "special": self.request.special,
         }
 
-    def _print(self, value: dict[str, Any]) -> None:
-        from llmcli.render.json import strict
-
-        print(strict(value))
-
     def jsonl(self, record: Record) -> None:
         ids = self._ids(record)
-        self._print({
+        print(strict({
             "schema": SCHEMA, "model": self.request.model, "special": self.request.special,
             "input": record.input.name, "line": record.line, "n_tokens": len(ids), "ids": ids,
-        })  # fmt: skip
+        }))  # fmt: skip
 
     def truncate(self, record: Record) -> None:
-        from llmcli.tokenizing.rows import truncated
-
         request = self.request
         assert request.truncate
         text = truncated(
@@ -172,16 +159,12 @@ class Texts:
         )
         terminal = sys.stdout.isatty()
         if terminal:
-            from llmcli.render.text import harmless
-
             text = harmless(text)
         if (self.several or terminal) and not text.endswith("\n"):
             text += "\n"
         sys.stdout.buffer.write(text.encode())
 
     def chunk(self, record: Record) -> None:
-        from llmcli.tokenizing.rows import chunks
-
         request = self.request
         assert request.chunk
         found = self.rows(record)
@@ -194,7 +177,7 @@ class Texts:
         data = found.decoded.encode()
         for index, chunk in enumerate(cut):
             first, last = chunk.rows[0], chunk.rows[-1]
-            self._print({
+            print(strict({
                 "schema": SCHEMA, "model": request.model, "special": request.special,
                 "input": record.input.name, "line": record.line, "chunk": index,
                 "token_start": chunk.start, "token_end": chunk.end,
@@ -202,12 +185,10 @@ class Texts:
                 "char_start": first.char_start, "char_end": last.char_end,
                 "n_tokens": len(chunk.rows), "ids": [row.id for row in chunk.rows],
                 "text": data[first.byte_start : last.byte_end].decode("utf-8", "replace"),
-            })  # fmt: skip
+            }))  # fmt: skip
 
 
 def _values(row: Row) -> dict[str, Any]:
-    from llmcli.render.text import quoted
-
     return {
         "index": row.index, "id": row.id, "token": quoted(row.bytes), "bytes": row.bytes.hex(),
         "byte_start": row.byte_start, "byte_end": row.byte_end, "char_start": row.char_start,
@@ -217,6 +198,4 @@ def _values(row: Row) -> dict[str, Any]:
 
 def _fields(row: Row) -> dict[str, Any]:
     """A token as JSON; `text` is null for a part of a character."""
-    from llmcli.render.text import decoded
-
     return _values(row) | {"text": decoded(row.bytes), "special": row.special}

@@ -9,6 +9,8 @@ from typing import Any
 from llmcli.commands.tokenize_request import Request
 from llmcli.errors import UsageError
 from llmcli.hub import resolve
+from llmcli.render.json import strict
+from llmcli.render.text import decoded, quoted
 from llmcli.tokenizer import Tokenizer
 from llmcli.tokenizer_file import ALPHABET, BYTE_OF
 from llmcli.tokenizing.source import Source
@@ -17,8 +19,6 @@ SCHEMA = 1
 
 
 def run(request: Request) -> None:
-    from llmcli.render.json import strict
-
     source = Source.from_folder(resolve(request.model, tokenizer_only=True))
     tokenizer = source.tokenizer
     ids = request.ids if request.ids else found(tokenizer, request.vocab or "")
@@ -67,8 +67,6 @@ class Entries:
         self.around = {*tokenizer.prefix_ids, *tokenizer.suffix_ids}
 
     def of(self, id: int) -> dict[str, Any]:
-        from llmcli.render.text import decoded, quoted
-
         data = self.tokenizer.bytes_of[id]
         spelled = "".join(ALPHABET[byte] for byte in data)
         kind = "special" if id in self.special else "added" if id in self.added else None
@@ -86,8 +84,6 @@ class Entries:
 
 
 def _half(spelled: str) -> str:
-    from llmcli.render.text import quoted
-
     return quoted(bytes(BYTE_OF[char] for char in spelled))
 
 
