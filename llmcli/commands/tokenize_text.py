@@ -91,12 +91,13 @@ class Texts:
     def picture(self, record: Record) -> None:
         from llmcli.render.console import console
         from llmcli.render.drawing import plural
-        from llmcli.render.tokenized import end_of, picture
+        from llmcli.render.probs import tail
+        from llmcli.render.tokenized import picture
 
         out = console(self.request.color)
         found = self.rows(record)
         self._between(record)
-        facts = [end_of(self.request.model, 20), plural(len(found.text.encode()), "byte"),
+        facts = [tail(self.request.model, 20), plural(len(found.text.encode()), "byte"),
                  plural(len(found.text), "character")]  # fmt: skip
         if not found.exact:
             facts.append("normalized")

@@ -13,6 +13,7 @@ from rich.style import Style
 from rich.text import Text
 
 from llmcli.render.drawing import columns, fit, heading, plural
+from llmcli.render.probs import tail
 from llmcli.render.text import decoded, harmless
 
 # Dark text on light grounds: the two are told apart, and read, on any terminal; of 16 colours they
@@ -91,7 +92,7 @@ def merges(
     n_ids = sum(len(ids) for _, _, ids, _ in pieces)
     out = heading(
         f"{plural(len(pieces), 'piece')}, {plural(n_ids, 'token')}",
-        end_of(model, 20),
+        tail(model, 20),
         "lowest rank first",
         width=width,
     )
@@ -134,7 +135,7 @@ def versus(
     width: int,
 ) -> Text:
     """A line per tokenizer, cut where all cut; under what they cut differently stands a mark."""
-    names = [end_of(harmless(each), 20) for each in names]
+    names = [tail(each, 20) for each in names]
     gutter = max(map(cell_len, names))
     different = sum(not same for same, _ in spans)
     out = heading(
@@ -155,15 +156,6 @@ def versus(
         line.append((same, [fit(cell, size) for cell in cells], size))
         used += size + 1
     return out.append_text(_versus_lines(names, gutter, line))
-
-
-def end_of(label: str, cells: int) -> str:
-    """The end of a name, where a path is told from others."""
-    if cell_len(label) <= cells:
-        return label
-    while cell_len(label) > cells - 1:
-        label = label[1:]
-    return "…" + label
 
 
 def _versus_lines(
