@@ -130,16 +130,12 @@ class Texts:
     def end(self) -> None:
         """The one object of --json, of the texts that could be read."""
         if self.request.format == "json" and not (self.request.merges or self.request.versus):
-            print(strict(self._header() | {"texts": self.objects}))
-
-    def _header(self) -> dict[str, Any]:
-        return {
-            "schema": SCHEMA,
-            "model": self.request.model,
-            "revision": revision_of(self.source.folder),
-            "tokenizer_sha256": tokenizer_sha256(self.source.folder),
-            "special": self.request.special,
-        }
+            print(strict({
+                "schema": SCHEMA, "model": self.request.model,
+                "revision": revision_of(self.source.folder),
+                "tokenizer_sha256": tokenizer_sha256(self.source.folder),
+                "special": self.request.special, "texts": self.objects,
+            }))  # fmt: skip
 
     def jsonl(self, record: Record) -> None:
         ids = self._ids(record)
