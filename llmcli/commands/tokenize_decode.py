@@ -96,8 +96,8 @@ def id_lists(blocks: Iterable[bytes]) -> Iterator[list[int]]:
     for block in blocks:
         *words, rest = BETWEEN.split(rest + block)
         yield _ids(words)
-        if len(rest) > 80:
-            yield _ids([rest])
+        if len(rest) > 80:  # no id, and perhaps without an end
+            _ids([rest])  # raises
     yield _ids([rest])
 
 
