@@ -72,6 +72,10 @@ class Tokenizer:
     def __len__(self) -> int:
         return len(self.bytes_of)
 
+    def around(self, special: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The template's ids before a text and after it; none unless `special`."""
+        return (self.prefix_ids, self.suffix_ids) if special else ((), ())
+
     def encode(self, text: str, *, special: bool = False) -> list[int]:
         """The ids of `text`; special tokens in it are plain text unless `special`."""
         if self._plain_only and not special and not self._normal_forms:

@@ -204,9 +204,17 @@ def test_a_trace_that_is_the_results_too_is_refused(llmcli, model_folder, tmp_pa
     assert_fails(done, 2, "--trace .*both.jsonl is a file that --out writes")
 
 
+def test_prompts_in_a_link_that_leads_round_are_a_file_that_cannot_be_read(
+    llmcli, model_folder, tmp_path
+):
+    (link := tmp_path / "loop").symlink_to(link)
+    done = llmcli("generate", "--prompts", link, "--out", tmp_path / "o", "-m", model_folder)
+    assert_fails(done, 3, "loop cannot be read")
+
+
 @pytest.mark.parametrize(
     ("out", "code", "said"),
-    [("", 2, "not a regular file"), ("no/such/folder", 3, "cannot be written")],
+    [("", 2, "is no regular file"), ("no/such/folder", 3, "cannot be written")],
 )
 def test_a_bad_out_is_refused_before_the_model_is_loaded(
     out, code, said, llmcli, model_folder, tmp_path, monkeypatch
@@ -343,4 +351,4 @@ def test_a_pipe_as_out_is_refused_at_once_without_a_seed_too(llmcli, model_folde
     path.write_text("Once\n")
     os.mkfifo(out)
     result = llmcli("generate", "--prompts", path, "--out", out, "-m", model_folder)
-    assert_fails(result, 2, "not a regular file")
+    assert_fails(result, 2, "is no regular file")

@@ -324,11 +324,13 @@ def test_a_full_disk_leaves_nothing_under_the_final_name(model_folder, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["t.txt"]
 
 
-def test_an_input_is_never_overwritten(llmcli, model_folder, tmp_path):
-    path = tmp_path / "t.txt"
+@pytest.mark.parametrize("name", ["t.json", "t"])
+def test_an_input_is_never_overwritten(name, llmcli, model_folder, tmp_path):
+    """Nor by the file beside the ids, whose name nobody typed."""
+    path = tmp_path / "t.json"
     path.write_text("The end.")
-    result = llmcli("tokenize", "--files", path, "--out", path, "-m", model_folder)
-    assert_fails(result, 2, "is an input too")
+    result = llmcli("tokenize", "--files", path, "--out", tmp_path / name, "-m", model_folder)
+    assert_fails(result, 2, "t.json is a file that this run reads")
     assert path.read_text() == "The end."
 
 
@@ -442,8 +444,8 @@ def test_merges_end_in_the_tokenizers_ids(llmcli, model_folder, tokenizer):
 def test_merges_equal_the_tokenizer_on_real_vocabularies():
     from conftest import SHARED
 
-    from llmcli.tokenizer_file import read_recipe
     from llmcli.tokenizing.merges import Merger
+    from llmcli.tokenizing.source import Source
 
     text = (
         Path(__file__).read_text("utf-8")[:3000] + " lowering 日本語のテキスト 한국어 😀" + " " * 9
@@ -451,8 +453,8 @@ def test_merges_equal_the_tokenizer_on_real_vocabularies():
     for family in ("gpt-neox", "olmo-dolma2"):
         if not (SHARED / "tokenizers" / family).exists():
             pytest.skip("the shared tokenizers are absent")
-        recipe = read_recipe(SHARED / "tokenizers" / family)
-        pieces = Merger(Tokenizer(recipe), recipe).pieces(text)  # compares the ids itself
+        source = Source.from_folder(SHARED / "tokenizers" / family)
+        pieces = Merger(source).pieces(text)  # compares the ids itself
         assert b"".join(piece.bytes for piece in pieces) == text.encode()
 
 

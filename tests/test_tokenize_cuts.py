@@ -18,6 +18,7 @@ from llmcli.tokenizer import Tokenizer
 from llmcli.tokenizer_file import ALPHABET, KNOWN_ALTERNATIVES, Recipe, read_recipe
 from llmcli.tokenizing.bulk import Encoder, Job, Part, in_order, parts
 from llmcli.tokenizing.cuts import cut_places, without_lookahead
+from llmcli.tokenizing.source import Source
 
 CL100K_SPLIT = QWEN_SPLIT.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
 FLAGS = dict.fromkeys(("single_word", "lstrip", "rstrip", "special", "normalized"), False)
@@ -95,7 +96,7 @@ def recipe(request, tmp_path_factory) -> Recipe:
 
 
 def job_for(recipe: Recipe, **changes: Any) -> Job:
-    return Job(Tokenizer(recipe), recipe, **changes)
+    return Job(Source(recipe.where.parent, recipe, Tokenizer(recipe)), **changes)
 
 
 def blocks(data: bytes, size: int) -> list[bytes]:
@@ -149,7 +150,7 @@ def test_streams_of_any_block_size_give_the_ids_of_one_call(recipe) -> None:
         found = list(parts(blocks(text.encode(), size), job))
         assert b"".join(part.data for part in found) == text.encode()
         ids = [id for part in found for id in encoder.ids(part).tolist()]
-        assert ids == job.tokenizer.encode(text)
+        assert ids == job.source.tokenizer.encode(text)
         assert sum(map(encoder.count, found)) == len(ids)
 
 
@@ -172,7 +173,7 @@ def test_documents_are_encoded_apart_whatever_the_blocks(tmp_path, delimiter, sp
         expected: list[int] = []
         for number, document in enumerate(text.split(delimiter)):
             expected += [500] * (number > 0) + before
-            expected += job.tokenizer.encode(document, special=special)
+            expected += job.source.tokenizer.encode(document, special=special)
         found = list(parts(blocks(text.encode(), size), job))
         ids = [id for part in found for id in encoder.ids(part).tolist()]
         assert ids == (expected if text else [])
@@ -189,7 +190,9 @@ def test_marks_stand_for_the_lookahead_in_every_company(recipe) -> None:
             for end in others:
                 for text in (f"x{a}{b}{end}", f".{b}{a}{b}{end}", f"{a}{b}{end}"):
                     part = Part(text.encode(), 0, True, True)
-                    assert encoder.ids(part).tolist() == job.tokenizer.encode(text), ascii(text)
+                    assert encoder.ids(part).tolist() == job.source.tokenizer.encode(text), ascii(
+                        text
+                    )
 
 
 def test_a_wide_space_is_seen_whole_wherever_a_block_ends(tmp_path) -> None:
@@ -197,7 +200,7 @@ def test_a_wide_space_is_seen_whole_wherever_a_block_ends(tmp_path) -> None:
     for before in range(30):
         text = "x" * before + "\u3000  \u3000 b\xa0\xa0 \u3000\n" + "y" * 12
         for size in range(1, 24):
-            assert streamed(job, text.encode(), size) == job.tokenizer.encode(text)
+            assert streamed(job, text.encode(), size) == job.source.tokenizer.encode(text)
 
 
 def test_no_normal_form_breaks_what_the_cuts_rest_on() -> None:
@@ -227,7 +230,7 @@ def test_every_known_alternative_is_in_a_pattern_that_is_proven_here() -> None:
 def test_the_number_of_workers_changes_nothing(workers, tmp_path) -> None:
     job = job_for(read_recipe(save(tmp_path, build(GPT2))))
     text = "ab 12  \n\n .. ab's\n" * 500
-    assert streamed(job, text.encode(), 100, workers) == job.tokenizer.encode(text)
+    assert streamed(job, text.encode(), 100, workers) == job.source.tokenizer.encode(text)
 
 
 def test_a_run_without_a_place_to_cut_is_named_with_its_offset(tmp_path) -> None:
@@ -244,7 +247,7 @@ def test_bytes_that_are_not_utf8_are_named_with_their_offset_in_the_input(tmp_pa
     with pytest.raises(UsageError, match=r"0xff at offset 300\."):
         streamed(job, data, 64)
     replaced = job_for(read_recipe(tmp_path), errors="replace")
-    expected = replaced.tokenizer.encode(data.decode("utf-8", "replace"))
+    expected = replaced.source.tokenizer.encode(data.decode("utf-8", "replace"))
     assert streamed(replaced, data, 64) == expected
 
 
@@ -256,7 +259,7 @@ def test_replaced_bytes_are_the_same_in_any_blocks(tmp_path) -> None:
 
     @check(150, st.lists(st.sampled_from(atoms), max_size=16).map(b"".join), st.integers(1, 9))
     def _(data: bytes, size: int) -> None:
-        expected = job.tokenizer.encode(data.decode("utf-8", "replace"))
+        expected = job.source.tokenizer.encode(data.decode("utf-8", "replace"))
         assert streamed(job, data, size) == expected
 
 
@@ -286,4 +289,4 @@ def test_real_tokenizers_stream_text_as_in_one_call(family) -> None:
     job = job_for(read_recipe(folder))
     text = Path(__file__).read_text("utf-8") + "".join(ATOMS) * 20 + "日本語。\n" * 90
     ids = streamed(job, text.encode(), 512, workers=2)
-    assert ids == job.tokenizer.encode(text)
+    assert ids == job.source.tokenizer.encode(text)

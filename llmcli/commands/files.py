@@ -45,7 +45,7 @@ def refuse_inputs(
         if path is None or input is None:
             continue
         there = os.path.exists(path) and os.path.exists(input)
-        if path.samefile(input) if there else path.resolve() == input.resolve():
+        if path.samefile(input) if there else os.path.realpath(path) == os.path.realpath(input):
             raise UsageError(
                 f"{option} {shown_path(path)} is a file that {use}.", "Name another one."
             )

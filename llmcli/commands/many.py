@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmcli.commands.changes import Changes, patches_of, tap_for
-from llmcli.commands.files import replacing, writing
+from llmcli.commands.files import regular, replacing, writing
 from llmcli.commands.input import read_file
 from llmcli.commands.job import Job, Runner, prompt_ids
 from llmcli.commands.loading import as_options, load
@@ -111,7 +111,7 @@ class Results:
         self, items: Sequence[Item], keys: dict[str | int, str], path: Path | None, num_samples: int
     ) -> None:
         self.items, self.keys, self.num_samples = items, keys, num_samples
-        self.path = path.resolve() if path is not None else None
+        self.path = regular(path) if path is not None else None
         self.done: dict[str | int, list[dict[str, Any]]] = {}  # every sample of each
         self.shown = 0
         if self.path is not None:
@@ -143,11 +143,6 @@ class Results:
 
     def _resume(self, path: Path) -> None:
         """Read what an earlier run finished, and put it in order, without what a kill cut off."""
-        if os.path.exists(path) and not os.path.isfile(path):  # to read a device may never end
-            raise UsageError(
-                f"--out {shown_path(path)} is not a regular file.",
-                "Name another: --out texts.jsonl",
-            )
         with writing(path), path.open("a+b") as file:
             file.seek(0)
             lines = file.readlines()

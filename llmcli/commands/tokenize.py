@@ -181,8 +181,10 @@ def run(request: Request) -> None:
     request.check()
     request.note_unused()
     request.note_files()
-    if request.out or request.streams:
-        from llmcli.commands import tokenize_bulk as way
+    if request.out:
+        from llmcli.commands import tokenize_out as way
+    elif request.streams:
+        from llmcli.commands import tokenize_bulk as way  # type: ignore[no-redef]
     elif request.decode:
         from llmcli.commands import tokenize_decode as way  # type: ignore[no-redef]
     elif request.vocab is not None or request.ids:

@@ -1,47 +1,27 @@
-"""Ids, their number, or a file of them: inputs of any size, never held whole."""
+"""Ids, or their number: inputs of any size, never held whole."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sys
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from itertools import chain
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmcli.commands.files import regular
 from llmcli.commands.say import say
 from llmcli.commands.tokenize_request import Input, Request, each, inputs, text_of
-from llmcli.errors import UsageError, shown_path
+from llmcli.hub import resolve
+from llmcli.tokenizing.source import Source
 
 if TYPE_CHECKING:
-    from llmcli.tokenizer import Tokenizer
-    from llmcli.tokenizer_file import Recipe
     from llmcli.tokenizing.bulk import Encoder, Part
-
-SCHEMA = 1
-TICK_S = 0.2  # between two looks at the progress
 
 
 def run(request: Request) -> None:
-    from llmcli.hub import resolve
-    from llmcli.tokenizer import Tokenizer
-    from llmcli.tokenizer_file import read_recipe
-
     given = inputs(request)
-    if request.out:
-        refuse_overwriting(given, request.out)
-    folder = resolve(request.model, tokenizer_only=True)
-    recipe = read_recipe(folder)
-    bulk = Bulk(Tokenizer(recipe), recipe, request)
-    if request.out:
-        from llmcli.commands.tokenize_out import write
-
-        write(bulk, given, folder, request.out)
-    elif request.format == "count":
+    bulk = Bulk(Source.from_folder(resolve(request.model, tokenizer_only=True)), request)
+    if request.format == "count":
         bulk.print_counts(given)
     else:
         each(given, bulk.print_ids)
@@ -50,8 +30,8 @@ def run(request: Request) -> None:
 class Bulk:
     """The work on streams of one call."""
 
-    def __init__(self, tokenizer: Tokenizer, recipe: Recipe, request: Request) -> None:
-        self.tokenizer, self.recipe, self.request = tokenizer, recipe, request
+    def __init__(self, source: Source, request: Request) -> None:
+        self.source, self.request = source, request
         self.errors = request.errors or "strict"
         self.said = False  # that inputs are read whole
 
@@ -61,9 +41,7 @@ class Bulk:
         from llmcli.tokenizing.bulk import Encoder, Job
 
         request = self.request
-        return Encoder(
-            Job(self.tokenizer, self.recipe, request.special, request.delimiter, self.errors)
-        )
+        return Encoder(Job(self.source, request.special, request.delimiter, self.errors))
 
     def each_part(self, blocks: Iterable[bytes], work: str) -> Iterator[tuple[Part, Any]]:
         """Each part of an input, and what the encoder's `ids` or `count` makes of it."""
@@ -101,9 +79,7 @@ class Bulk:
 
     def _encode(self, data: bytes) -> list[int]:
         """The ids of a small input, without the machinery for large ones."""
-        tokenizer, special = self.tokenizer, self.request.special
-        ids = tokenizer.encode(text_of(data, self.errors, 0), special=special)
-        return [*tokenizer.prefix_ids, *ids, *tokenizer.suffix_ids] if special else ids
+        return self.source.ids(text_of(data, self.errors, 0), self.request.special)
 
     def print_counts(self, given: list[Input]) -> None:
         """The number of tokens per file with a total, or the bare number of one text."""
@@ -131,67 +107,8 @@ def _peeked(input: Input) -> tuple[Iterator[bytes], bytes | None]:
     return chain((first, second), blocks), None
 
 
-class Meter:
-    """Progress on stderr, where that is a terminal: share, bytes, MB/s, time left."""
-
-    def __init__(self, total: int, quiet: bool) -> None:
-        self.total, self.done = total, 0
-        self.started = self.shown = time.monotonic()
-        self.live = sys.stderr.isatty() and not quiet
-
-    def add(self, nbytes: int) -> None:
-        self.done += nbytes
-        now = time.monotonic()
-        if self.live and now - self.shown > TICK_S:
-            self.shown = now
-            sys.stderr.write(f"\r\x1b[2K{self.line(now - self.started)}")
-            sys.stderr.flush()
-
-    def line(self, elapsed_s: float) -> str:
-        speed = self.done / max(elapsed_s, 1e-9)
-        text = f"{self.done / 1e6:.0f} MB  {speed / 1e6:.1f} MB/s"
-        if self.total <= self.done:
-            return text
-        left_s = round((self.total - self.done) / max(speed, 1e-9))
-        return f"{self.done / self.total:4.0%}  {text}  {left_s // 60}:{left_s % 60:02} left"
-
-    def end(self) -> float:
-        """Clear the line: the seconds that it all took."""
-        if self.live:
-            sys.stderr.write("\r\x1b[2K")
-            sys.stderr.flush()
-        return time.monotonic() - self.started
-
-
-def hashed(
-    blocks: Iterable[bytes], digest: hashlib._Hash, seen: Callable[[int], None]
-) -> Iterator[bytes]:
-    """The blocks, each added to `digest` and its size told to `seen`."""
-    for block in blocks:
-        digest.update(block)
-        seen(len(block))
-        yield block
-
-
 def n_cores() -> int:
     """How many cores this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def refuse_overwriting(given: list[Input], out: Path) -> None:
-    """Raises UsageError where what would be replaced is an input too, or no regular file."""
-    for path in (out, sidecar_of(out)):
-        regular(path)
-    for input in given:
-        if input.name in (None, "-"):
-            continue
-        for path in (out, sidecar_of(out)):
-            there = os.path.exists(path) and os.path.exists(str(input.name))
-            if there and path.samefile(str(input.name)):
-                raise UsageError(f"{shown_path(path)} is an input too.", "Choose another --out.")
-
-
-def sidecar_of(out: Path) -> Path:
-    return out.with_name(out.name + ".json")

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llmcli.commands.tokenize_request import Record, Request
 from llmcli.errors import UsageError
+from llmcli.hub import resolve
+from llmcli.render.json import strict
+from llmcli.render.text import quoted
 from llmcli.tokenizer import Tokenizer
-from llmcli.tokenizer_file import Recipe
-
-if TYPE_CHECKING:
-    from llmcli.tokenizing.merges import Piece
+from llmcli.tokenizing.merges import Merger, Piece
+from llmcli.tokenizing.rows import tokens
+from llmcli.tokenizing.source import Source
 
 SCHEMA = 1
 
@@ -34,26 +36,19 @@ class Span:
 class Compare:
     """`--merges` and `--versus` for the texts of one call."""
 
-    def __init__(self, request: Request, recipe: Recipe, tokenizer: Tokenizer) -> None:
-        self.request, self.recipe = request, recipe
-        self.models = [(request.model, tokenizer)]
+    def __init__(self, source: Source, request: Request) -> None:
+        self.source, self.request = source, request
+        self.models = [(request.model, source.tokenizer)]
         for name in request.versus:
-            from llmcli.hub import resolve
-
             folder = resolve(name, tokenizer_only=True)
             self.models.append((name, Tokenizer.from_folder(folder)))
 
     # --- merges ----------------------------------------------------------------------------------
 
     def merges(self, record: Record) -> None:
-        from llmcli.tokenizing.merges import Merger
-
         request = self.request
-        tokenizer = self.models[0][1]
-        pieces = Merger(tokenizer, self.recipe).pieces(record.text, request.special)
+        pieces = Merger(self.source).pieces(record.text, request.special)
         if request.format == "json":
-            from llmcli.render.json import strict
-
             print(strict({
                 "schema": SCHEMA, "model": request.model, "special": request.special,
                 "input": record.input.name, "line": record.line, "text": record.text,
@@ -81,8 +76,6 @@ class Compare:
         names = [name for name, _ in self.models]
         counts = [sum(len(span.ids[i]) for span in found) for i in range(len(names))]
         if request.format == "json":
-            from llmcli.render.json import strict
-
             print(strict({
                 "schema": SCHEMA, "special": request.special, "input": record.input.name,
                 "line": record.line, "text": record.text,
@@ -102,8 +95,6 @@ class Compare:
             self._print_spans(names, counts, found)
 
     def _print_spans(self, names: list[str], counts: list[int], found: list[Span]) -> None:
-        from llmcli.render.text import quoted
-
         print("byte_start", "byte_end", "same", *names, sep="\t")
         for span in found:
             cells = [" ".join(map(quoted, tokens)) for tokens in span.tokens]
@@ -112,8 +103,6 @@ class Compare:
 
     def _spans(self, text: str) -> list[Span]:
         """Raises UsageError where a tokenizer makes another text of `text`: nothing aligns then."""
-        from llmcli.tokenizing.rows import tokens
-
         found = [tokens(tokenizer, text, self.request.special) for _, tokenizer in self.models]
         for (name, _), each in zip(self.models, found, strict=True):
             if each.decoded != found[0].decoded:
@@ -146,8 +135,6 @@ class Compare:
 
 
 def _piece(piece: Piece) -> dict[str, Any]:
-    from llmcli.render.text import quoted
-
     return {
         "piece": quoted(piece.bytes),
         "ids": list(piece.ids),
@@ -162,8 +149,6 @@ def _piece(piece: Piece) -> dict[str, Any]:
 
 def _merge_rows(piece: Piece) -> list[tuple[Any, ...]]:
     """The bytes as they are, then each merge: step, rank, left, right, result."""
-    from llmcli.render.text import quoted
-
     start = [piece.bytes] if piece.whole else [bytes([byte]) for byte in piece.bytes]
     rows: list[tuple[Any, ...]] = [(0, "", "", "", " ".join(map(quoted, start)))]
     for number, step in enumerate(piece.steps, 1):
@@ -173,8 +158,6 @@ def _merge_rows(piece: Piece) -> list[tuple[Any, ...]]:
 
 
 def _span(span: Span) -> dict[str, Any]:
-    from llmcli.render.text import quoted
-
     return {
         "byte_start": span.byte_start, "byte_end": span.byte_end, "same": span.same,
         "tokens": [[quoted(token) for token in tokens] for tokens in span.tokens],

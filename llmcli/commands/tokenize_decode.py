@@ -9,14 +9,14 @@ from collections.abc import Iterable, Iterator
 
 from llmcli.commands.tokenize_request import Input, Request, each, inputs, lines_of
 from llmcli.errors import UsageError, shown
+from llmcli.hub import resolve
+from llmcli.render.text import harmless
 from llmcli.tokenizer import Tokenizer
 
 BETWEEN = re.compile(rb"[\s,\[\]]+")  # so that a list of JSON or Python is read too
 
 
 def run(request: Request) -> None:
-    from llmcli.hub import resolve
-
     given = inputs(request)
     tokenizer = Tokenizer.from_folder(resolve(request.model, tokenizer_only=True))
     if request.files:
@@ -72,8 +72,6 @@ class Output:
             ) from None
         self.done += len(data)
         if self.terminal:
-            from llmcli.render.text import harmless
-
             text = harmless(text)
         self._print(text)
 
@@ -98,8 +96,8 @@ def id_lists(blocks: Iterable[bytes]) -> Iterator[list[int]]:
     for block in blocks:
         *words, rest = BETWEEN.split(rest + block)
         yield _ids(words)
-        if len(rest) > 80:
-            yield _ids([rest])
+        if len(rest) > 80:  # no id, and perhaps without an end
+            _ids([rest])  # raises
     yield _ids([rest])
 
 

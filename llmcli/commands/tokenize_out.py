@@ -3,36 +3,47 @@
 from __future__ import annotations
 
 import hashlib
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import typer
+
 from llmcli import __version__
-from llmcli.commands.files import replacing
+from llmcli.commands.files import refuse_inputs, regular, replacing
 from llmcli.commands.say import say
-from llmcli.commands.tokenize_bulk import (
-    SCHEMA,
-    Bulk,
-    Meter,
-    hashed,
-    sidecar_of,
-)
-from llmcli.commands.tokenize_request import Input, each
+from llmcli.commands.tokenize_bulk import Bulk
+from llmcli.commands.tokenize_request import Input, Request, each, inputs
 from llmcli.errors import NotFoundError, shown_path
+from llmcli.hub import resolve, revision_of
+from llmcli.render.json import strict
 from llmcli.tokenizer_file import tokenizer_sha256
+from llmcli.tokenizing.output import TokenFile, dtype_for
+from llmcli.tokenizing.source import Source
+
+SCHEMA = 1
+TICK_S = 0.2  # between two looks at the progress
 
 
-def write(bulk: Bulk, given: list[Input], folder: Path, out: Path) -> None:
+def run(request: Request) -> None:
+    given, out = inputs(request), request.out
+    assert out is not None
+    read = [Path(str(input.name)) for input in given if input.name not in (None, "-")]
+    for path in (out, sidecar_of(out)):
+        regular(path)
+        refuse_inputs("--out", path, read)
+    source = Source.from_folder(resolve(request.model, tokenizer_only=True))
+    write(Bulk(source, request), given, out)
+
+
+def write(bulk: Bulk, given: list[Input], out: Path) -> None:
     """The ids of all inputs, each document ended by the end-of-text id, under the name `out`.
 
     A file that cannot be read is said and left out; bytes that are not UTF-8 end it all.
     """
-    import typer
-
-    from llmcli.render.json import strict
-    from llmcli.tokenizing.output import TokenFile, dtype_for
-
-    tokenizer = bulk.tokenizer
-    dtype = dtype_for(tokenizer.vocab_size)
+    dtype = dtype_for(bulk.source.tokenizer.vocab_size)
     meter = Meter(sum(input.nbytes() for input in given), bulk.request.quiet)
     with replacing(out) as file:
         written = TokenFile(file, dtype, npy=out.suffix == ".npy")
@@ -47,7 +58,7 @@ def write(bulk: Bulk, given: list[Input], folder: Path, out: Path) -> None:
         if not corpus.inputs:
             raise typer.Exit(code)
         written.finish()
-        facts = corpus.facts(folder, out, dtype)
+        facts = corpus.facts(out, dtype)
         with replacing(sidecar_of(out)) as sidecar:
             sidecar.write((strict(facts) + "\n").encode())
     if bulk.request.format == "json":
@@ -66,7 +77,7 @@ def write(bulk: Bulk, given: list[Input], folder: Path, out: Path) -> None:
 class Corpus:
     """What has been written so far, and of which inputs."""
 
-    def __init__(self, bulk: Bulk, written: Any, meter: Meter) -> None:
+    def __init__(self, bulk: Bulk, written: TokenFile, meter: Meter) -> None:
         self.bulk, self.written, self.meter = bulk, written, meter
         self.inputs: list[dict[str, Any]] = []
         self.skipped: list[str] = []
@@ -77,7 +88,7 @@ class Corpus:
         import numpy as np
 
         digest, start = hashlib.sha256(), self.written.n_tokens
-        eot = self.bulk.tokenizer.eot_id
+        eot = self.bulk.source.tokenizer.eot_id
         delimiter = self.bulk.request.delimiter
         n_bytes = n_documents = 0
         open_document = False  # whether the last one still lacks its end
@@ -103,11 +114,9 @@ class Corpus:
             "tokens": self.written.n_tokens - start,
         })  # fmt: skip
 
-    def facts(self, folder: Path, out: Path, dtype: str) -> dict[str, Any]:
+    def facts(self, out: Path, dtype: str) -> dict[str, Any]:
         """What the file beside the ids says."""
-        from llmcli.hub import revision_of
-
-        bulk, request = self.bulk, self.bulk.request
+        bulk, request, source = self.bulk, self.bulk.request, self.bulk.source
         return {
             "schema": SCHEMA,
             "llmcli": __version__,
@@ -118,13 +127,59 @@ class Corpus:
             "documents": self.n_documents,
             "bytes": sum(each["bytes"] for each in self.inputs),
             "model": request.model,
-            "revision": revision_of(folder),
-            "tokenizer_sha256": tokenizer_sha256(folder),
-            "vocab_size": bulk.tokenizer.vocab_size,
-            "end_of_text_id": bulk.tokenizer.eot_id,
+            "revision": revision_of(source.folder),
+            "tokenizer_sha256": tokenizer_sha256(source.folder),
+            "vocab_size": source.tokenizer.vocab_size,
+            "end_of_text_id": source.tokenizer.eot_id,
             "document_delimiter": request.delimiter.decode("utf-8", "replace") or None,
             "special": request.special,
             "errors": bulk.errors,
             "inputs": self.inputs,
             "skipped": self.skipped,
         }
+
+
+class Meter:
+    """Progress on stderr, where that is a terminal: share, bytes, MB/s, time left."""
+
+    def __init__(self, total: int, quiet: bool) -> None:
+        self.total, self.done = total, 0
+        self.started = self.shown = time.monotonic()
+        self.live = sys.stderr.isatty() and not quiet
+
+    def add(self, nbytes: int) -> None:
+        self.done += nbytes
+        now = time.monotonic()
+        if self.live and now - self.shown > TICK_S:
+            self.shown = now
+            sys.stderr.write(f"\r\x1b[2K{self.line(now - self.started)}")
+            sys.stderr.flush()
+
+    def line(self, elapsed_s: float) -> str:
+        speed = self.done / max(elapsed_s, 1e-9)
+        text = f"{self.done / 1e6:.0f} MB  {speed / 1e6:.1f} MB/s"
+        if self.total <= self.done:
+            return text
+        left_s = round((self.total - self.done) / max(speed, 1e-9))
+        return f"{self.done / self.total:4.0%}  {text}  {left_s // 60}:{left_s % 60:02} left"
+
+    def end(self) -> float:
+        """Clear the line: the seconds that it all took."""
+        if self.live:
+            sys.stderr.write("\r\x1b[2K")
+            sys.stderr.flush()
+        return time.monotonic() - self.started
+
+
+def hashed(
+    blocks: Iterable[bytes], digest: hashlib._Hash, seen: Callable[[int], None]
+) -> Iterator[bytes]:
+    """The blocks, each added to `digest` and its size told to `seen`."""
+    for block in blocks:
+        digest.update(block)
+        seen(len(block))
+        yield block
+
+
+def sidecar_of(out: Path) -> Path:
+    return out.with_name(out.name + ".json")

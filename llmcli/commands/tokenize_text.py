@@ -4,30 +4,23 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llmcli.commands.tokenize_request import Input, Record, Request, each, inputs, records
 from llmcli.errors import UsageError
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from llmcli.tokenizer import Tokenizer
-    from llmcli.tokenizer_file import Recipe
-    from llmcli.tokenizing.rows import Row, Tokens
+from llmcli.hub import resolve, revision_of
+from llmcli.render.json import strict
+from llmcli.render.text import decoded, harmless, quoted
+from llmcli.tokenizer_file import tokenizer_sha256
+from llmcli.tokenizing.rows import Row, Tokens, chunks, tokens, truncated
+from llmcli.tokenizing.source import Source
 
 SCHEMA = 1
 
 
 def run(request: Request) -> None:
-    from llmcli.hub import resolve
-    from llmcli.tokenizer import Tokenizer
-    from llmcli.tokenizer_file import read_recipe
-
     given = inputs(request)
-    folder = resolve(request.model, tokenizer_only=True)
-    recipe = read_recipe(folder)
-    texts = Texts(request, folder, recipe, Tokenizer(recipe))
+    texts = Texts(Source.from_folder(resolve(request.model, tokenizer_only=True)), request)
     show, terminal = texts.shower(), sys.stdout.isatty()
 
     def work(input: Input) -> None:
@@ -42,10 +35,8 @@ def run(request: Request) -> None:
 class Texts:
     """One call's work on texts, each whole in memory."""
 
-    def __init__(
-        self, request: Request, folder: Path, recipe: Recipe, tokenizer: Tokenizer
-    ) -> None:
-        self.request, self.folder, self.recipe, self.tokenizer = request, folder, recipe, tokenizer
+    def __init__(self, source: Source, request: Request) -> None:
+        self.source, self.request = source, request
         self.several = request.lines or len(request.texts) > 1
         self.objects: list[dict[str, Any]] = []
         self.shown = 0
@@ -60,16 +51,14 @@ class Texts:
         if request.merges or request.versus:
             from llmcli.commands.tokenize_compare import Compare
 
-            compare = Compare(request, self.recipe, self.tokenizer)
+            compare = Compare(self.source, request)
             return compare.merges if request.merges else compare.versus
         ways = {"ids": self.ids, "count": self.count, "tokens": self.tokens, "table": self.table,
                 "json": self.json, "jsonl": self.jsonl, None: self.picture}  # fmt: skip
         return ways[request.format if request.format or request.pictured else "ids"]
 
     def rows(self, record: Record) -> Tokens:
-        from llmcli.tokenizing.rows import tokens
-
-        return tokens(self.tokenizer, record.text, self.request.special)
+        return tokens(self.source.tokenizer, record.text, self.request.special)
 
     def ids(self, record: Record) -> None:
         print(*self._ids(record))
@@ -78,14 +67,9 @@ class Texts:
         print(len(self._ids(record)))
 
     def _ids(self, record: Record) -> list[int]:
-        ids = self.tokenizer.encode(record.text, special=self.request.special)
-        if not self.request.special:
-            return ids
-        return [*self.tokenizer.prefix_ids, *ids, *self.tokenizer.suffix_ids]
+        return self.source.ids(record.text, self.request.special)
 
     def tokens(self, record: Record) -> None:
-        from llmcli.render.text import quoted
-
         print(*(quoted(row.bytes) for row in self.rows(record).rows))
 
     def table(self, record: Record) -> None:
@@ -107,12 +91,13 @@ class Texts:
     def picture(self, record: Record) -> None:
         from llmcli.render.console import console
         from llmcli.render.drawing import plural
-        from llmcli.render.tokenized import end_of, picture
+        from llmcli.render.probs import tail
+        from llmcli.render.tokenized import picture
 
         out = console(self.request.color)
         found = self.rows(record)
         self._between(record)
-        facts = [end_of(self.request.model, 20), plural(len(found.text.encode()), "byte"),
+        facts = [tail(self.request.model, 20), plural(len(found.text.encode()), "byte"),
                  plural(len(found.text), "character")]  # fmt: skip
         if not found.exact:
             facts.append("normalized")
@@ -122,8 +107,6 @@ class Texts:
     def _between(self, record: Record) -> None:
         """A name above each of several texts."""
         if self.several or self.request.files:
-            from llmcli.render.text import harmless
-
             print(f"{chr(10) * bool(self.shown)}{harmless(record.label or f'text {self.shown}')}")
             sys.stdout.flush()
         self.shown += 1
@@ -147,52 +130,38 @@ class Texts:
     def end(self) -> None:
         """The one object of --json, of the texts that could be read."""
         if self.request.format == "json" and not (self.request.merges or self.request.versus):
-            self._print(self._header() | {"texts": self.objects})
-
-    def _header(self) -> dict[str, Any]:
-        from llmcli.hub import revision_of
-        from llmcli.tokenizer_file import tokenizer_sha256
-
-        return {
-            "schema": SCHEMA,
-            "model": self.request.model,
-            "revision": revision_of(self.folder),
-            "tokenizer_sha256": tokenizer_sha256(self.folder),
-            "special": self.request.special,
-        }
-
-    def _print(self, value: dict[str, Any]) -> None:
-        from llmcli.render.json import strict
-
-        print(strict(value))
+            print(strict({
+                "schema": SCHEMA, "model": self.request.model,
+                "revision": revision_of(self.source.folder),
+                "tokenizer_sha256": tokenizer_sha256(self.source.folder),
+                "special": self.request.special, "texts": self.objects,
+            }))  # fmt: skip
 
     def jsonl(self, record: Record) -> None:
         ids = self._ids(record)
-        self._print({
+        print(strict({
             "schema": SCHEMA, "model": self.request.model, "special": self.request.special,
             "input": record.input.name, "line": record.line, "n_tokens": len(ids), "ids": ids,
-        })  # fmt: skip
+        }))  # fmt: skip
 
     def truncate(self, record: Record) -> None:
-        from llmcli.tokenizing.rows import truncated
-
         request = self.request
         assert request.truncate
         text = truncated(
-            self.tokenizer, record.text, request.truncate, request.keep or "left", request.special
+            self.source.tokenizer,
+            record.text,
+            request.truncate,
+            request.keep or "left",
+            request.special,
         )
         terminal = sys.stdout.isatty()
         if terminal:
-            from llmcli.render.text import harmless
-
             text = harmless(text)
         if (self.several or terminal) and not text.endswith("\n"):
             text += "\n"
         sys.stdout.buffer.write(text.encode())
 
     def chunk(self, record: Record) -> None:
-        from llmcli.tokenizing.rows import chunks
-
         request = self.request
         assert request.chunk
         found = self.rows(record)
@@ -205,7 +174,7 @@ class Texts:
         data = found.decoded.encode()
         for index, chunk in enumerate(cut):
             first, last = chunk.rows[0], chunk.rows[-1]
-            self._print({
+            print(strict({
                 "schema": SCHEMA, "model": request.model, "special": request.special,
                 "input": record.input.name, "line": record.line, "chunk": index,
                 "token_start": chunk.start, "token_end": chunk.end,
@@ -213,12 +182,10 @@ class Texts:
                 "char_start": first.char_start, "char_end": last.char_end,
                 "n_tokens": len(chunk.rows), "ids": [row.id for row in chunk.rows],
                 "text": data[first.byte_start : last.byte_end].decode("utf-8", "replace"),
-            })  # fmt: skip
+            }))  # fmt: skip
 
 
 def _values(row: Row) -> dict[str, Any]:
-    from llmcli.render.text import quoted
-
     return {
         "index": row.index, "id": row.id, "token": quoted(row.bytes), "bytes": row.bytes.hex(),
         "byte_start": row.byte_start, "byte_end": row.byte_end, "char_start": row.char_start,
@@ -228,8 +195,4 @@ def _values(row: Row) -> dict[str, Any]:
 
 def _fields(row: Row) -> dict[str, Any]:
     """A token as JSON; `text` is null for a part of a character."""
-    try:
-        text: str | None = row.bytes.decode()
-    except UnicodeDecodeError:
-        text = None
-    return _values(row) | {"text": text, "special": row.special}
+    return _values(row) | {"text": decoded(row.bytes), "special": row.special}

@@ -8,22 +8,22 @@ from typing import Any
 
 from llmcli.commands.tokenize_request import Request
 from llmcli.errors import UsageError
+from llmcli.hub import resolve
+from llmcli.render.json import strict
+from llmcli.render.text import decoded, quoted
 from llmcli.tokenizer import Tokenizer
-from llmcli.tokenizer_file import ALPHABET, BYTE_OF, Recipe
+from llmcli.tokenizer_file import ALPHABET, BYTE_OF
+from llmcli.tokenizing.source import Source
 
 SCHEMA = 1
 
 
 def run(request: Request) -> None:
-    from llmcli.hub import resolve
-    from llmcli.render.json import strict
-    from llmcli.tokenizer_file import read_recipe
-
-    recipe = read_recipe(resolve(request.model, tokenizer_only=True))
-    tokenizer = Tokenizer(recipe)
+    source = Source.from_folder(resolve(request.model, tokenizer_only=True))
+    tokenizer = source.tokenizer
     ids = request.ids if request.ids else found(tokenizer, request.vocab or "")
     tokenizer.decode_bytes(ids)  # refuses those that are not there
-    entries = Entries(tokenizer, recipe)
+    entries = Entries(source)
     facts = [entries.of(id) for id in ids]
     if request.format == "json":
         print(strict({"schema": SCHEMA, "model": request.model, "tokens": facts}))
@@ -56,7 +56,8 @@ def found(tokenizer: Tokenizer, pattern: str) -> list[int]:
 class Entries:
     """The facts about ids: bytes, kind, and the merge that makes them."""
 
-    def __init__(self, tokenizer: Tokenizer, recipe: Recipe) -> None:
+    def __init__(self, source: Source) -> None:
+        tokenizer, recipe = source.tokenizer, source.recipe
         self.tokenizer = tokenizer
         self.special = set(tokenizer.special_ids.values())
         self.added = {token.id for token in recipe.added}
@@ -66,8 +67,6 @@ class Entries:
         self.around = {*tokenizer.prefix_ids, *tokenizer.suffix_ids}
 
     def of(self, id: int) -> dict[str, Any]:
-        from llmcli.render.text import quoted
-
         data = self.tokenizer.bytes_of[id]
         spelled = "".join(ALPHABET[byte] for byte in data)
         kind = "special" if id in self.special else "added" if id in self.added else None
@@ -79,23 +78,13 @@ class Entries:
             kind = "byte" if len(data) == 1 else "merged" if merge else "unreachable"
         return {
             "id": id, "token": quoted(data), "bytes": data.hex(), "kind": kind,
-            "text": _text(data), "merge": merge,
+            "text": decoded(data), "merge": merge,
             "end_of_text": id == self.tokenizer.eot_id, "template": id in self.around,
         }  # fmt: skip
 
 
 def _half(spelled: str) -> str:
-    from llmcli.render.text import quoted
-
     return quoted(bytes(BYTE_OF[char] for char in spelled))
-
-
-def _text(data: bytes) -> str | None:
-    """The token's text; None for a part of a character."""
-    try:
-        return data.decode()
-    except UnicodeDecodeError:
-        return None
 
 
 def tsv(facts: list[dict[str, Any]]) -> str:

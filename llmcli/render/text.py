@@ -20,11 +20,18 @@ def on_one_line(text: str) -> str:
     return harmless(text.replace("\n", "⏎").replace("\t", "→"))
 
 
+def decoded(token: bytes) -> str | None:
+    """A token's text; None for a part of a character."""
+    try:
+        return token.decode()
+    except UnicodeDecodeError:
+        return None
+
+
 def quoted(token: bytes) -> str:
     r"""A token on one line, in quotes: `" there"`, `"\n"`, `"\xe2\x80"` for part of a character."""
-    try:
-        text = token.decode()
-    except UnicodeDecodeError:
+    text = decoded(token)
+    if text is None:
         return f'"{"".join(map(_byte, token))}"'
     text = text.replace("\\", "\\\\").replace('"', '\\"')
     for raw, escaped in (("\n", "\\n"), ("\t", "\\t"), ("\r", "\\r")):

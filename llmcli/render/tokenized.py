@@ -13,7 +13,8 @@ from rich.style import Style
 from rich.text import Text
 
 from llmcli.render.drawing import columns, fit, heading, plural
-from llmcli.render.text import harmless
+from llmcli.render.probs import tail
+from llmcli.render.text import decoded, harmless
 
 # Dark text on light grounds: the two are told apart, and read, on any terminal; of 16 colours they
 # become 14 and 15.
@@ -31,9 +32,8 @@ Steps = Sequence[tuple[bytes, bytes, int, Sequence[bytes]]]  # left, right, rank
 
 def visible(token: bytes) -> str:
     r"""A token in a picture: "·" for a space, "⏎" for a line end, "\xe6" for a lone byte."""
-    try:
-        text = token.decode()
-    except UnicodeDecodeError:
+    text = decoded(token)
+    if text is None:
         spelled = (chr(byte) if 32 <= byte < 127 else f"\\x{byte:02x}" for byte in token)
         return "".join(spelled).replace(" ", "·")
     for raw, shown in ((" ", "·"), ("\r", "\\r"), ("\n", "⏎"), ("\t", "→")):
@@ -92,7 +92,7 @@ def merges(
     n_ids = sum(len(ids) for _, _, ids, _ in pieces)
     out = heading(
         f"{plural(len(pieces), 'piece')}, {plural(n_ids, 'token')}",
-        end_of(model, 20),
+        tail(model, 20),
         "lowest rank first",
         width=width,
     )
@@ -135,7 +135,7 @@ def versus(
     width: int,
 ) -> Text:
     """A line per tokenizer, cut where all cut; under what they cut differently stands a mark."""
-    names = [end_of(harmless(each), 20) for each in names]
+    names = [tail(each, 20) for each in names]
     gutter = max(map(cell_len, names))
     different = sum(not same for same, _ in spans)
     out = heading(
@@ -156,15 +156,6 @@ def versus(
         line.append((same, [fit(cell, size) for cell in cells], size))
         used += size + 1
     return out.append_text(_versus_lines(names, gutter, line))
-
-
-def end_of(label: str, cells: int) -> str:
-    """The end of a name, where a path is told from others."""
-    if cell_len(label) <= cells:
-        return label
-    while cell_len(label) > cells - 1:
-        label = label[1:]
-    return "…" + label
 
 
 def _versus_lines(

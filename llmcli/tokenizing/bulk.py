@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from llmcli.errors import UsageError
-from llmcli.tokenizer import Tokenizer
-from llmcli.tokenizer_file import Recipe
 from llmcli.tokenizing.cuts import Lookahead, cut_places, without_lookahead
+from llmcli.tokenizing.source import Source
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,15 +46,14 @@ class Part:
 class Job:
     """What is to be done with the bytes of every input."""
 
-    tokenizer: Tokenizer
-    recipe: Recipe
+    source: Source
     special: bool = False  # special tokens are parsed, and the template goes around each document
     delimiter: bytes = b""  # what stands between two documents; becomes the end-of-text id
     errors: str = "strict"  # what is done with bytes that are not UTF-8, as in `bytes.decode`
 
     def cut(self) -> re.Pattern[str] | str:
         """Where an input may be cut, or why nowhere."""
-        return cut_places(self.recipe, self.special)
+        return cut_places(self.source.recipe, self.special)
 
 
 def parts(blocks: Iterable[bytes], job: Job, longest: int = LONGEST) -> Iterator[Part]:
@@ -112,9 +110,8 @@ class Encoder:
 
     def __init__(self, job: Job) -> None:
         self.job = job
-        tokenizer = job.tokenizer
-        around = (tokenizer.prefix_ids, tokenizer.suffix_ids) if job.special else ((), ())
-        self.before, self.after = map(list, around)
+        tokenizer = job.source.tokenizer
+        self.before, self.after = tokenizer.around(job.special)
         if job.delimiter and tokenizer.eot_id is None:
             raise UsageError(
                 "The tokenizer names no end-of-text token to put between documents.",
@@ -132,7 +129,7 @@ class Encoder:
 
     def _lookahead(self) -> Lookahead | None:
         """How the pattern does without its lookahead, where the text is the pieces' text."""
-        recipe = self.job.recipe
+        recipe = self.job.source.recipe
         plain = all(token.special for token in recipe.added) and not self.job.special
         if not plain or recipe.normal_forms or recipe.prefix_space:
             return None
@@ -176,14 +173,14 @@ class Encoder:
         return ids, n_marks
 
     def _slow_ids(self, part: Part) -> list[int]:
-        job = self.job
+        job, tokenizer = self.job, self.job.source.tokenizer
         documents = part.data.split(job.delimiter) if job.delimiter else [part.data]
         ids = list(self.before) if part.first else []
         for number, document in enumerate(documents):
             if number:
-                assert job.tokenizer.eot_id is not None
-                ids += [*self.after, job.tokenizer.eot_id, *self.before]
-            ids += job.tokenizer.encode(self._decoded(document, part), special=job.special)
+                assert tokenizer.eot_id is not None
+                ids += [*self.after, tokenizer.eot_id, *self.before]
+            ids += tokenizer.encode(self._decoded(document, part), special=job.special)
         return [*ids, *self.after] if part.last else ids
 
     def _decoded(self, data: bytes, part: Part) -> str:

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from llmcli.errors import IntegrityError
-from llmcli.tokenizer import Tokenizer
-from llmcli.tokenizer_file import ALPHABET, BYTE_OF, Recipe
+from llmcli.tokenizer_file import ALPHABET, BYTE_OF
 from llmcli.tokenizing.cuts import cut_places
+from llmcli.tokenizing.source import Source
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +38,9 @@ class Piece:
 class Merger:
     """Merges by the book, for one tokenizer."""
 
-    def __init__(self, tokenizer: Tokenizer, recipe: Recipe) -> None:
-        self.tokenizer, self.recipe = tokenizer, recipe
-        pairs = zip(recipe.lefts, recipe.rights, strict=True)
+    def __init__(self, source: Source) -> None:
+        self.tokenizer, self.recipe = source.tokenizer, source.recipe
+        pairs = zip(self.recipe.lefts, self.recipe.rights, strict=True)
         self.ranks = {pair: rank for rank, pair in reversed(list(enumerate(pairs)))}
 
     def pieces(self, text: str, special: bool = False) -> list[Piece]:

@@ -47,7 +47,7 @@ class Tokens:
 def tokens(tokenizer: Tokenizer, text: str, special: bool = False) -> Tokens:
     """The rows of `text`; a template's tokens have no extent in it. Raises UsageError."""
     ids = tokenizer.encode(text, special=special)
-    before, after = ((), ()) if not special else (tokenizer.prefix_ids, tokenizer.suffix_ids)
+    before, after = tokenizer.around(special)
     special_ids = set(tokenizer.special_ids.values()) if special else set()
     rows: list[Row] = []
     n_bytes = n_chars = 0
@@ -77,7 +77,7 @@ def truncated(tokenizer: Tokenizer, text: str, limit: int, keep: str, special: b
 
     A part of a character at the cut is left out; so is what would be more tokens on its own.
     """
-    template = len(tokenizer.prefix_ids) + len(tokenizer.suffix_ids) if special else 0
+    template = sum(map(len, tokenizer.around(special)))
     found = tokens(tokenizer, text, special)
     rows = [row for row in found.rows if row.byte_end > row.byte_start]
     if len(found.rows) <= limit:
