@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 from collections import Counter
 
 import pytest
@@ -66,7 +68,23 @@ def test_a_prompt_too_long_for_one_line_is_repeated_on_two(llmcli):
     prompt = "Maria lost her keys. Her brother"
     shown = llmcli("inspect", prompt, "--page", 12).stdout
     assert f"deeper: llmcli inspect '{prompt}' \\\n            --view head" in shown
-    assert 'llmcli inspect "..."' in llmcli("inspect", prompt * 3, "--page", 12).stdout
+    assert (
+        f"llmcli inspect '{prompt * 3}' \\\n" in llmcli("inspect", prompt * 3, "--page", 12).stdout
+    )
+    long = llmcli("inspect", prompt * 20, "--page", 12).stdout
+    assert "deeper: llmcli inspect - --view head " in long
+    assert " < prompt.txt\n" in long
+
+
+def test_a_command_that_is_shown_names_the_prompt_as_bash_reads_it(llmcli):
+    prompt = 'It\'s "so":\n🎉👩\u200d👧 \\n'
+    shown = llmcli("inspect", prompt, "--page", 2).stdout
+    line = re.search("deeper: (llmcli inspect .*) --view tokens", shown)[1]
+    told = subprocess.run(
+        ["bash", "-c", f"llmcli() {{ printf %s \"$2\"; }}; {line}"],
+        capture_output=True, check=True, env={**os.environ, "LC_ALL": "C.UTF-8"},
+    )  # fmt: skip
+    assert told.stdout.decode() == prompt
 
 
 def test_pages_fit_a_screen(llmcli):

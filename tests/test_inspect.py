@@ -262,13 +262,11 @@ def test_without_a_prompt_it_shows_the_model_and_leaves_stdin_alone(llmcli, mode
     assert result.stdout.startswith("model  ")
 
 
-def test_a_text_in_a_pipe_that_is_not_read_is_said(model_folder):
-    command = [sys.executable, "-m", "llmcli", "inspect", "-m", model_folder]
-    done = subprocess.run(command, input="Once", capture_output=True, text=True, check=True)
-    assert "stdin is left alone" in done.stderr
-    done = subprocess.run(
-        [*command, "-q"], input="Once", capture_output=True, text=True, check=True
-    )
+@pytest.mark.parametrize(("piped", "view"), [("Once", "next"), ("", "model")])
+def test_a_text_in_a_pipe_is_the_prompt(piped, view, model_folder):
+    command = [sys.executable, "-m", "llmcli", "inspect", "-m", model_folder, "--json"]
+    done = subprocess.run(command, input=piped, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["views"][0]["view"] == view
     assert done.stderr == ""
 
 
@@ -355,7 +353,7 @@ def test_indices_count_from_the_end(llmcli, model_folder):
     assert ends.stdout == llmcli(*common, "--layer", 2, "--head", 0).stdout
 
 
-def test_a_token_is_found_as_given_or_after_a_space(capsys):
+def test_a_bare_word_is_the_token_after_a_space(capsys):
     known = Tokenizer.from_folder(FABLE)
     was = known.id_of(" was")
     assert known.id_of("was") is None  # or the test needs another word
@@ -365,11 +363,10 @@ def test_a_token_is_found_as_given_or_after_a_space(capsys):
         say_which("--token", text, id, known)
         assert capsys.readouterr().err == said
     a, spaced = known.id_of("a"), known.id_of(" a")
+    assert token_named("--token", '"a"', known, spaced=True) == a
     say_which("--token", "a", token_named("--token", "a", known, spaced=True), known)
-    assert (
-        capsys.readouterr().err
-        == f'--token: "a", id {a}, as given; " a", with the space, is id {spaced}.\n'
-    )
+    said = f'--token: " a", id {spaced}; without the space it is id:{a}.\n'
+    assert capsys.readouterr().err == said
 
 
 def test_dtype_is_said(llmcli, model_folder):

@@ -59,7 +59,7 @@ def test_what_is_printed_multiplies_out_to_the_last_digit(columns, more, llmcli,
     shown = llmcli("inspect", PROMPT, "--view", "head", "--layer", 6, "--head", 2, *more,
                    "--color", "always").stdout  # fmt: skip
     plain = re.sub(r"\x1b\[[\d;]*m", "", shown)
-    parts = re.split(r"\n\n\d ", plain.split("\n\n  measured")[0])[1:]
+    parts = re.split(r"\n\n\d\. ", plain.split("\n\n  measured")[0])[1:]
     (_, q), keys = vectors_in(parts[0])[0], vectors_in(parts[1])
     divisor, greatest = re.search(r"/ (\S+); e\^\(score - (\S+)\)", parts[2]).groups()
     rows = [re.findall(r"-?\d+\.\d{4,}|masked", line) for line in parts[2].splitlines()[2:]]

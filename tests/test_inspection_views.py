@@ -166,7 +166,7 @@ def test_a_head_that_reads_all_alike_has_no_role(ids):
     assert attention._head_rows(0, even, keys)[0].role == ""
     first = torch.zeros(1, T, T)
     first[:, :, 0] = 1
-    assert attention._head_rows(0, first, keys)[0].role == ("first" if T > 2 else "previous")
+    assert attention._head_rows(0, first, keys)[0].role == ("first" if T > 3 else "")
 
 
 def test_a_prompt_without_repetition_has_no_duplicate_score(pair):

@@ -241,7 +241,7 @@ def test_the_pictures_fit(columns, steer, files, tmp_path, monkeypatch):
     (tmp_path / "A.txt").write_text("She had \x1b[31m a 大きな ball. " + "\nLily\n")
     for options, said in (
         ([*files, "--layer", 1], "nearest tokens"),
-        ([PROMPT, "--steer", '"ball" @ L1 * 1', "--max-new-tokens", 9], "random, 8"),
+        ([PROMPT, "--steer", '"ball" @ L1 * 1', "--max-new-tokens", 9], "random, 2"),
     ):
         done = steer(*options, "--color", "always", "--save", tmp_path / "x.svg")
         assert done.exit_code == 0, done.stderr

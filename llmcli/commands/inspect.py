@@ -81,7 +81,7 @@ def inspect(
     from llmcli.commands import inspect_output as output
     from llmcli.commands import inspect_trace as traces
     from llmcli.commands.files import check_writable, refuse_inputs
-    from llmcli.commands.input import is_piped
+    from llmcli.commands.input import is_piped, read_text
     from llmcli.commands.inspect_request import Request
     from llmcli.commands.inspect_steer import check_steer
     from llmcli.commands.recorded import open_past
@@ -96,8 +96,8 @@ def inspect(
         prompt = one_view.clean
     if not view and (one_view.page is not None or one_view.all):
         view = ["explain"]
-    if prompt is None and recorded.trace is None and not view and not quiet and is_piped():
-        say("Without --view stdin is left alone: - reads a prompt from it.")
+    if prompt is None and recorded.trace is None and not view and is_piped():
+        prompt = read_text("-", "") or None
     traces.check_options(recorded, prompt, view)
     if recorded.trace is not None:
         wanted = traces.wanted(recorded, view)
@@ -129,8 +129,8 @@ def inspect(
         made = traces.overview(recorded, where.rows, quiet)
     else:
         made = Request(
-            model, prompt, where, one_view, interventions, baseline, drawing, seed, compute,
-            tensors, canvas, quiet, past,
+            model, "model" in typed, prompt, where, one_view, interventions, baseline, drawing,
+            seed, compute, tensors, canvas, quiet, past,
         ).views(wanted)  # fmt: skip
     output.show(made, canvas, color, json)
     if save is not None:

@@ -59,7 +59,7 @@ class Where:
         str | None,
         typer.Option(
             "--token", metavar="T",
-            help="A text that is one token, as given or after a space, or id:N.",
+            help="One token: a word is taken after a space, '\"quoted\"' as it is; or id:N.",
         ),
     ] = None  # fmt: skip
     versus: Annotated[
@@ -118,7 +118,9 @@ class OneView:
     sweep: Annotated[
         str | None,
         typer.Option(
-            "--sweep", metavar="N,N", help="Strengths, times the one of --steer. [default: 0,2,4,8]"
+            "--sweep",
+            metavar="N,N",
+            help="Strengths, times the one of --steer. [default: 0.25,0.5,1,2]",
         ),
     ] = None
     max_new_tokens: Annotated[

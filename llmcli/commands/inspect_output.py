@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,8 +51,9 @@ def pictures(made: Made, canvas: Canvas) -> Iterator[Picture]:
     changed = fit(f"changed: {'  '.join(changes)}", canvas.width - 6).rstrip() if changes else ""
     parts = {"untouched": made.untouched, changed: made.views, "difference": made.differences}
     for title, views in parts.items():
+        subject = replace(made.subject, changes=()) if title == "untouched" else made.subject
         for i, view in enumerate(views):
-            yield "" if i else title, draw(view, canvas)
+            yield "" if i else title, draw(view, replace(canvas, subject=subject))
 
 
 def show(made: Made, canvas: Canvas | None, color: ColorMode, as_json: bool) -> None:
@@ -71,7 +73,7 @@ def print_tsv(made: Made) -> None:
     from llmcli.render.console import console
     from llmcli.render.forms import tsv
 
-    plain = canvas_for(ColorMode.never)
+    plain = replace(canvas_for(ColorMode.never), subject=made.subject)
     kinds = {"untouched": made.untouched, "view": made.views, "difference": made.differences}
     for kind, views in kinds.items():
         for view in views:
@@ -96,8 +98,6 @@ def print_json(made: Made) -> None:
 
 def save_pictures(made: Made, path: Path, canvas: Canvas) -> None:
     """The same in colour, as SVG or HTML by the name of the file."""
-    from dataclasses import replace
-
     from llmcli.render.export import html, svg
 
     export = svg if path.suffix == ".svg" else html

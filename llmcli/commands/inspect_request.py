@@ -12,6 +12,7 @@ from llmcli.commands.inspect_options import OneView, Where
 from llmcli.commands.options import Compute, Drawing, DType, Interventions
 from llmcli.commands.say import say
 from llmcli.errors import UsageError
+from llmcli.render.subject import NO_SUBJECT, Subject
 
 if TYPE_CHECKING:
     from llmcli.commands.changes import Changes
@@ -35,6 +36,7 @@ class Made:
     untouched: list[View] = field(default_factory=list)
     differences: list[View] = field(default_factory=list)
     held: Held | None = None  # of a recorded step: how it compares with what was recorded
+    subject: Subject = NO_SUBJECT
 
     @property
     def all(self) -> list[View]:
@@ -47,6 +49,7 @@ class Request:
     """The command line, read; `canvas` is None where nothing will be drawn on stdout."""
 
     model: str
+    named: bool  # whether it was typed
     prompt: str | None
     where: Where
     one_view: OneView
@@ -110,7 +113,7 @@ class Request:
             if view.name == plain.name and not wanted[view.name].proof
         ]
         self._save_tensors(wanted, run, ask, about)
-        return Made(views, about, untouched, differences, held)
+        return Made(views, about, untouched, differences, held, self._again(text))
 
     def _subject(self, wanted: dict[str, ViewEntry]) -> tuple[Opened, str, list[int], list[int]]:
         """The model, the text, its ids, and those of them that are the prompt."""
@@ -125,6 +128,12 @@ class Request:
         long = all(entry.long or not entry.prompt for entry in wanted.values())
         ids = prompt_ids(opened.tokenizer, text, opened.config, long)
         return opened, text, ids, ids
+
+    def _again(self, text: str) -> Subject:
+        """What is looked at, for commands that look further."""
+        model = ("-m", self.model) if self.named else ()
+        step = self.past.options if self.past else ()
+        return Subject(text, step, model, self.interventions.words)
 
     def _check_outputs(self, opened: Opened, others: Sequence[Path] = ()) -> None:
         """Raises UsageError where --tensors would replace what is read."""
@@ -163,7 +172,8 @@ class Request:
 
         folder = hub.resolve(self.model)
         made = model.view(folder, self.model, hub.revision_of(folder))
-        return Made([made], {"model": {"name": self.model, "revision": made.revision or None}})
+        about = {"model": {"name": self.model, "revision": made.revision or None}}
+        return Made([made], about, subject=self._again(""))
 
     def _weights_alone(self, wanted: dict[str, ViewEntry]) -> Made:
         """Views of the weights: no prompt is read, and so nothing of one can be changed."""
@@ -176,7 +186,7 @@ class Request:
         about = {"model": model_json(opened, run.model)}
         views = [self._view(name, opened, run, ask) for name in wanted]
         self._save_tensors(wanted, run, ask, about)
-        return Made(views, about)
+        return Made(views, about, subject=self._again(""))
 
     def _ask(self, opened: Opened, ids: list[int]) -> dict[str, Any]:
         """The fields of an `Ask`, held against the model and the prompt before torch is there.
@@ -213,7 +223,6 @@ class Request:
             "rows": where.rows,
             "analogy": analogy_terms(where.analogy, opened.tokenizer, config),
             "page": page_asked(self.one_view.page, self.one_view.all),
-            "model": self.model,
             "corrupt": self._corrupt(opened),
             **self._drawing(opened),
         }

@@ -23,7 +23,7 @@ MAX_STRENGTHS = 100
 MAKES = ("negative", "method", "save_vector")  # what --positive goes with
 TRIES = ("sweep", "max_new_tokens", "steer", "steer_prompt", "ablate", "knockout", "patch",
          "reference", "baseline")  # fmt: skip
-HOW_TO_TRY = "Sweep the vector once it is saved: --steer 'v.safetensors @ L4 * 1' --sweep 0,2,4"
+HOW_TO_TRY = "Sweep the vector once it is saved: --steer 'v.safetensors @ L4 * 1' --sweep 0.5,1,2"
 HOW_TO_MAKE = "For example: --positive A.txt --negative B.txt --layer 4"
 
 
@@ -56,11 +56,11 @@ def sweep_of(request: Request, plan: Plan, sampling: Sampling) -> Sweep:
     if len(plan.vectors) != 1:
         raise UsageError(
             f"--view steer tries one vector: it needs one --steer, and has {len(plan.vectors)}.",
-            'For example: --steer \'" water" - " fire" @ L5 * 1\' --sweep 0,1,2. To make a vector: '
+            'For example: --steer \'" water" - " fire" @ L5 * 1\' --sweep 0.5,1,2. To make one: '
             "--positive A.txt --negative B.txt --layer 4",
         )
     sweep, n_tokens = request.one_view.sweep, request.one_view.max_new_tokens
-    strengths = _strengths("0,2,4,8" if sweep is None else sweep, plan.vectors[0].strength)
+    strengths = _strengths("0.25,0.5,1,2" if sweep is None else sweep, plan.vectors[0].strength)
     said = [request.seed, *(getattr(request.drawing, name) for name in ("temperature", *CUTS))]
     if all(value is None for value in said):
         sampling = replace(sampling, temperature=0.0)
@@ -81,7 +81,7 @@ def _strengths(text: str, once: float) -> tuple[float, ...]:
         if not abs(value * once) <= MAX_STRENGTH:
             raise UsageError(
                 f"--sweep: {shown(part)!r} is not a strength.",
-                f"Numbers with commas between them, as in 0,2,4,8; at most {MAX_STRENGTH:.0f}.",
+                f"Numbers with commas between them, as in 0.5,1,2; at most {MAX_STRENGTH:.0f}.",
             )
         found.append(value)
     if len(found) > MAX_STRENGTHS:

@@ -42,18 +42,13 @@ def page_asked(page: int | None, every: bool | None) -> int | None:
 
 
 def say_which(option: str, text: str, id: int | None, tokenizer: Tokenizer) -> None:
-    """Where the token was found only after a space, or there is one of each kind, say which."""
+    """Where a bare word was taken after a space, say so, and how it is named without."""
     from llmcli.render.text import quoted
 
-    if text.startswith("id:"):
-        return
-    spaced = tokenizer.id_of(f" {text}")
-    with_space = quoted(f" {text}".encode())
-    if spaced == id:
-        say(f"{option}: {with_space}, id {id}.")
-    elif spaced is not None:
-        given = quoted(text.encode())
-        say(f"{option}: {given}, id {id}, as given; {with_space}, with the space, is id {spaced}.")
+    if id == tokenizer.id_of(f" {text}"):
+        bare = tokenizer.id_of(text)
+        without = "" if bare is None else f"; without the space it is id:{bare}"
+        say(f"{option}: {quoted(f' {text}'.encode())}, id {id}{without}.")
 
 
 def analogy_terms(

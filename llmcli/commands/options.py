@@ -16,6 +16,7 @@ import typer
 
 from llmcli.config import RANGES
 from llmcli.errors import UsageError
+from llmcli.trace import CHANGES
 
 
 def _model_names(incomplete: str) -> list[str]:
@@ -249,6 +250,16 @@ class Interventions:
 
     def __bool__(self) -> bool:
         return bool(self.ablate or self.knockout or self.steer or self.patch)
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """As they are typed."""
+        words = ["--steer-prompt"] * self.steer_prompt
+        for name in CHANGES:
+            for entry in getattr(self, name) or ():
+                words += [f"--{name}", entry]
+        words += ["--reference", str(self.reference)] if self.reference else []
+        return tuple(words)
 
     def check_baseline(self, baseline: bool) -> None:
         """Raises UsageError where there is nothing that --baseline could be set beside."""

@@ -130,6 +130,13 @@ class PastStep:
     step: Step
 
     @property
+    def options(self) -> tuple[str, ...]:
+        """What names it on the command line."""
+        run = self.record.begun.run
+        which = ("--run", f"{run}") if run else ()
+        return "--trace", str(self.run.path), *which, "--step", f"{self.step.index}"
+
+    @property
     def prompt_ids(self) -> list[int]:
         return list(self.record.begun.ids)
 

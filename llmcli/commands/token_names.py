@@ -17,9 +17,9 @@ def token_named(
 ) -> int:
     """The id of the token that `text` names: `id:464`, or the text of one token.
 
-    With `digits` a bare number is an id too; with `spaced` the text may also be that of a token
-    that begins with a space. Ids are those below `n_ids`, by default the tokenizer's. Raises
-    UsageError that shows the tokens where the text is several.
+    With `digits` a bare number is an id too. With `spaced` a bare word is the token after a space,
+    if there is one, as within a text; in double quotes it is as given. Ids are those below `n_ids`,
+    by default the tokenizer's. Raises UsageError that shows the tokens where the text is several.
     """
     from llmcli.render.text import quoted
 
@@ -38,9 +38,12 @@ def token_named(
                 f"Ids go from 0 to {n_ids - 1}.",
             )
         return id
-    for candidate in (text, f" {text}") if spaced else (text,):
-        if candidate.strip(" ") and (found := tokenizer.id_of(candidate)) is not None:
-            return found
+    if spaced and len(text) > 2 and text[0] == text[-1] == '"':
+        text = text[1:-1]
+    elif spaced and text[0].isalnum() and (found := tokenizer.id_of(f" {text}")) is not None:
+        return found
+    if (found := tokenizer.id_of(text)) is not None:
+        return found
     ids = tokenizer.encode(text)
     if len(ids) == 1:
         return ids[0]

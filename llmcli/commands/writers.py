@@ -116,7 +116,7 @@ class TintWriter:
 
         self.n_rows, self.echo = n_rows, echo
         self.console = console(color)
-        self.console.print(legend())
+        self.console.print(legend(self.console.color_system is not None))
         self.prob = 1.0
 
     def begin(self, row: int) -> None:

@@ -18,6 +18,7 @@ from llmcli.inspection.values import Row, Token, View
 
 MAP_SIZE = 16  # pixels of a small map, each way
 ROLE_FROM = 0.4  # the least way from an even head's share to all that earns the name of a role
+ROLES_FROM = 4  # tokens: of two, the previous one is the first one, too
 CAVEAT = (
     "measured: the weights of this prompt. Attention is where a head reads, not proof of cause. "
     "Bits are the entropy of a row, for a head the mean of its rows: 0 where all is read from one "
@@ -171,12 +172,13 @@ def role_scores(pattern: Tensor, keys: dict[str, Tensor]) -> dict[str, list[floa
 @torch.inference_mode()
 def _head_rows(layer: int, pattern: Tensor, keys: dict[str, Tensor]) -> list[HeadRow]:
     scores, even = role_scores(pattern, keys), role_scores(even_pattern(pattern), keys)
+    enough = pattern.shape[-1] >= ROLES_FROM
     entropies = _entropy_bits(pattern).mean(dim=-1).tolist()
     maps = small_maps(pattern).tolist()
     rows = []
     for head in range(len(pattern)):
         own = {role: None if s is None else s[head] for role, s in scores.items()}
-        role, score = _fitting(own, even)
+        role, score = _fitting(own, even) if enough else ("", None)
         triangle = tuple(tuple(row[: i + 1]) for i, row in enumerate(maps[head]))
         rows.append(HeadRow(layer, head, entropies[head], role, score, **own, map=triangle))
     return rows
@@ -258,10 +260,12 @@ def silenced(run: Run) -> list[str]:
 
 def _role_notes(keys: dict[str, Tensor]) -> list[str]:
     notes = [
-        "approximate: a role is named where the share of the attention that fits it is "
-        f"{100 * ROLE_FROM:.0f} % of the way from a head's that reads all alike to 100 %; another "
+        "approximate: a role is named where the attention that fits it exceeds that of a head that "
+        f"reads all places alike by {100 * ROLE_FROM:.0f} % of what is left to 100 %. Another "
         "prompt may say otherwise."
     ]
+    if len(keys["first"]) < ROLES_FROM:
+        notes = [f"With fewer than {ROLES_FROM} tokens no role is told from another."]
     if not bool(keys["duplicate"].any()):
         notes.append(
             "This prompt repeats no token (one with a space before it is another), so duplicate "

@@ -78,7 +78,10 @@ def view(run: Run, ask: Ask) -> Change:
     untouched = replace(run, patch={})
     T, p = len(run.ids), ask.position
     kl = kl_per_position(run, untouched, range(T))
-    notes = ["measured: both runs read the same prompt. KL is KL(untouched || changed) in bits."]
+    notes = [
+        "measured: both runs read the same prompt. KL is KL(untouched || changed) in bits; moved "
+        "is how far the stream has moved, share that over the untouched stream's norm."
+    ]
     if not run.patch:
         notes.append("Nothing is changed: see --ablate, --knockout, --steer and --patch.")
     return Change(

@@ -73,7 +73,7 @@ def view(run: Run, ask: Ask) -> Check:
     if storage == "float32":
         notes.append("The dtype in use is float32, the one that others are compared with.")
     else:
-        notes.append("From float32 it is the mean KL of all positions, in nats.")
+        notes.append(f"{storage} = float32 is a mean KL over all positions, in nats.")
     return Check(
         n_tokens=len(run.ids),
         dtype=storage,

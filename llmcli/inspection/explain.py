@@ -71,8 +71,6 @@ class Explain(View):
 
     name: ClassVar[str] = "explain"
 
-    model: str  # as -m takes it
-    text: bytes  # of the prompt, to make commands of
     n_pages: int
     pages: tuple[Page, ...]
     notes: tuple[str, ...]
@@ -84,8 +82,6 @@ def view(run: Run, ask: Ask) -> Explain:
     walk = Walk(replace(run, patch={}))
     wanted = range(1, len(TOPICS) + 1) if ask.page is None else (ask.page,)
     return Explain(
-        model=ask.model,
-        text=b"".join(token.text for token in run.tokens[run.n_prefix :]),
         n_pages=len(TOPICS),
         pages=tuple(Page(page, TOPICS[page - 1], PAGES[TOPICS[page - 1]](walk)) for page in wanted),
         notes=(),

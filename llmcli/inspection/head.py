@@ -130,7 +130,8 @@ def view(run: Run, ask: Ask) -> Head:
     block: Block = run.model.blocks[layer]  # type: ignore[assignment]
     w_out = block.attn.out.weight.view(config.n_embd, config.n_head, -1)[:, head].float()  # (C, D)
     written = w_out @ z[p]  # (C,)
-    component = int(written.abs().argmax())
+    by_hand = w_out @ torch.tensor(floats(sums.z)).to(w_out)  # which a change may replace
+    component = int(by_hand.abs().argmax())
     column = decimals(w_out[component], SUM)
     own_scores, own_weights, own_z = scores[p].tolist(), pattern[p].tolist(), z[p].tolist()
     keys = [

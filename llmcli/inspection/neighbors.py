@@ -130,7 +130,7 @@ def view(run: Run, ask: Ask) -> Neighbors:
             Return(i, run.token(id), float(probs[id]), float(logits[id]), id in asked)
             for i, id in enumerate(_largest(logits, rows))
         ),
-        notes=_notes(run, n_tried, len(terms)),
+        notes=_notes(run, n_tried, n_returned, len(terms)),
     )
 
 
@@ -170,13 +170,15 @@ def _fate(run: Run, id: int, cosine: Tensor, dot: Tensor, logits: Tensor) -> Fat
     return Fate(run.token(id), c_rank, float(cosine[id]), d_rank, float(dot[id]), l_rank, prob)
 
 
-def _notes(run: Run, n_tried: int, n_terms: int) -> tuple[str, ...]:
+def _notes(run: Run, n_tried: int, n_returned: int, n_terms: int) -> tuple[str, ...]:
     V, C = run.config.vocab_size, run.config.n_embd
+    came_back = f"{100 * n_returned / n_tried:.3g} %"
     notes = [
         "measured: the embedding's own vectors, neither centred nor normalised. Cosine compares "
         "directions; a dot product grows with the length of the vectors, too.",
-        f"Embed, then unembed: {V} tokens share {C} dimensions, so what goes in does not come back "
-        "alone; the final norm and the output head were trained on the last layer's stream.",
+        "Embed, then unembed: the vector goes through the final norm and the output head, which "
+        f"were trained on the last layer's stream. {V} tokens share {C} dimensions: {came_back} of "
+        "them come back as the likeliest, and a sum may be nearest to a token that is not in it.",
     ]
     if n_tried < V:
         notes.append(f"approximate: of all {V} tokens, {n_tried} at even distances were sent.")

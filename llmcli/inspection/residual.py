@@ -60,9 +60,9 @@ class Residual(View):
 NOTES = (
     "measured. Cosines are with the final vector, the stream after the last layer, before the "
     "final norm: what the next token is read from.",
-    "A layer norm reads the stream and leaves it as it is; mean 0 and variance 1 come before its "
-    "gain and bias, so not after it. Variance is over the numbers of one vector, divided by their "
-    "count.",
+    "A layer norm reads the stream and leaves it as it is. What it hands on includes its gain and "
+    "bias, so that its mean is not 0 and its variance not 1. Variance is over the numbers of one "
+    "vector, divided by their count.",
 )
 
 

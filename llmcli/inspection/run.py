@@ -58,7 +58,6 @@ class Ask:
     forced: int | None = None  # the id that was put in the place of the drawn one
     corrupt: tuple[int, ...] | None = None  # the ids of the prompt to compare with
     page: int | None = None  # of `explain`, from 1; None is all of them
-    model: str = ""  # what -m names, for commands that are shown
     changes: tuple[str, ...] = ()  # in words; the patches of the run are what makes them true
     sweep: Sweep | None = None
 

@@ -228,7 +228,7 @@ def view(run: Run, ask: Ask) -> SteerSweep:
     if sweep is None:
         raise UsageError(
             "--view steer needs a vector to try, or examples to make one from.",
-            'For example: --steer \'" water" - " fire" @ L5 * 1\' --sweep 0,1,2, or '
+            'For example: --steer \'" water" - " fire" @ L5 * 1\' --sweep 0.5,1,2, or '
             "--positive A.txt --negative B.txt --layer 4",
         )
     (wanted,) = sweep.plan.vectors

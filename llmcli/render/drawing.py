@@ -12,6 +12,7 @@ from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
 from llmcli.render.probs import bar
+from llmcli.render.subject import NO_SUBJECT, Subject
 from llmcli.render.text import harmless, quoted
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ class Canvas:
     width: int
     color: bool
     rows: int | None = None  # --rows, where it was given
+    subject: Subject = NO_SUBJECT
 
 
 def fit(text: str, cells: int, right: bool = False) -> str:
@@ -68,13 +70,22 @@ def heading(title: str, *facts: str, width: int) -> Text:
 
 def section(number: int, title: str, about: str) -> Text:
     """The first line of a part of a view."""
-    return Text().append(f"{number} {title}", style="bold").append(f"  {about}\n", style="dim")
+    return Text().append(f"{number}. {title}", style="bold").append(f"  {about}\n", style="dim")
 
 
 def columns(*cells: tuple[str, int]) -> Text:
     """A line of column names; a negative width aligns to the right."""
     line = " ".join(fit(text, abs(width), right=width < 0) for text, width in cells)
     return Text().append(line.rstrip() + "\n", style="dim")
+
+
+def deeper(canvas: Canvas, words: str, others: str = "", label: str = "deeper") -> Text:
+    """The last line of a view: what to type to see more; `others` are views to name instead."""
+    command = canvas.subject.command(words, canvas.width - len(label) - 4)
+    out = Text(f"  {label}: ", style="dim").append(f"{command}\n", style="not dim")
+    return (
+        out.append(f"{' ' * (len(label) + 4)}or --view {others}\n", style="dim") if others else out
+    )
 
 
 def footnotes(notes: Sequence[str], width: int) -> Text:

@@ -31,8 +31,10 @@ def tinted(text: str, prob: float | None) -> Text:
     return Text(text, style=style)
 
 
-def legend() -> Text:
-    """What the tints mean, on one line."""
+def legend(color: bool) -> Text:
+    """What the tints and the marks mean, on one line; without `color` there are marks alone."""
+    if not color:
+        return Text(f"{MARKS[0]}so{MARKS[1]}: a probability below {LEVELS[-2][1]}", style="dim")
     line = Text().append("probability  ", style="dim")  # a base style would dim the tints too
     for least, name, style in LEVELS:
         line.append(f"≥ {name}  " if least else f"{MARKS[0]}{name}{MARKS[1]}", style=style)

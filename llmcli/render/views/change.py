@@ -41,11 +41,12 @@ def draw(view: Change, canvas: Canvas) -> Text:
 
 def _layers(view: Change, width: int) -> Text:
     cells = max(10, min(40, width - 40))
+    most = max([1e-3, *(row.share for row in view.layers)])  # less is rounding, and prints as 0
     out = columns(("  after", 9), ("norm", -9), ("moved", -9), ("", cells), ("share", -7))
     for row in view.layers:
         out.append(f"  {fit(row.after, 7)}", style="cyan")
         out.append(f" {row.norm:9.2f} {row.moved:9.2f} ")
-        out.append(bar(min(1.0, row.share), cells), style="magenta")
+        out.append(bar(row.share / most, cells), style="magenta")
         out.append(f" {percent(row.share)}\n")
     return out
 
@@ -69,13 +70,14 @@ def _places(view: Change, canvas: Canvas) -> Text:
     shown = window(len(view.places), view.position, canvas.rows or LINES)
     rows = view.places[shown.start : shown.stop]
     cells = max(4, min(30, canvas.width - 3 * TOKEN - 35))
-    most = max([1e-3, *(row.kl_bits for row in rows)])  # less is rounding, and prints as 0
+    most = max(row.kl_bits for row in rows) or 1.0
     out = columns(("pos", -5), ("token", TOKEN), ("KL bits", -8), ("", cells),
                   ("untouched says", TOKEN + 8), ("changed says", TOKEN + 8))  # fmt: skip
     for row in rows:
+        seen = row.kl_bits if row.kl_bits >= 5e-4 else 0.0  # less is rounding, and prints as 0
         out.append(f"{row.position:>5} ", style="cyan")
         out.append(f"{fit(name(row.token.text), TOKEN)} {number(row.kl_bits, 3):>8} ")
-        out.append(bar(row.kl_bits / most, cells), style="yellow")
+        out.append(bar(seen / most, cells), style="yellow")
         same = row.top.id == row.changed_top.id
         out.append(f" {fit(name(row.top.text), TOKEN)}{percent(row.top_prob)} ")
         out.append(

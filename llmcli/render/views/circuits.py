@@ -18,7 +18,7 @@ NUMBER = 9
 def draw(view: Circuits, canvas: Canvas) -> Text:
     whose = [f"of {called(view.token)}"] if view.token is not None else []
     out = heading("circuits", f"L{view.layer}.H{view.head}", *whose,
-                  f"{view.vocab_size} × {view.vocab_size} pairs of tokens",
+                  f"{1 if view.token else view.vocab_size} × {view.vocab_size} pairs of tokens",
                   width=canvas.width)  # fmt: skip
     out.append("\n").append_text(_pairs(view, canvas)).append("\n")
     out.append_text(_compositions(view, canvas))
@@ -48,7 +48,10 @@ def _pairs(view: Circuits, canvas: Canvas) -> Text:
 
 
 def _compositions(view: Circuits, canvas: Canvas) -> Text:
-    about = f"{plural(view.n_composed, 'earlier head')}; chance is {view.chance:.4f}"
+    shown = len(view.compositions)
+    about = f"{plural(view.n_composed, 'earlier head')}, in 3 ways; chance is {view.chance:.4f}"
+    if hidden := 3 * view.n_composed - shown:
+        about += f"; {hidden} more with --rows"
     out = Text().append("  Composition", style="bold").append(f"  {about}\n", style="dim")
     if not view.compositions:
         return out

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from llmcli.render.drawing import Canvas, fit, heading, wrapped
-from llmcli.render.text import harmless
+from llmcli.render.drawing import Canvas, deeper, fit, heading, wrapped
 from llmcli.render.walk import early, late
 
 if TYPE_CHECKING:
@@ -17,12 +16,14 @@ if TYPE_CHECKING:
 
 def draw(view: Explain, canvas: Canvas) -> Text:
     out = Text()
+    canvas = replace(canvas, subject=replace(canvas.subject, changes=()))  # which it leaves out
     for i, page in enumerate(view.pages):
-        out.append("\n" if i else "").append_text(_page(view, page, canvas.width))
+        out.append("\n" if i else "").append_text(_page(view, page, canvas))
     return out
 
 
-def _page(view: Explain, page: Page, width: int) -> Text:
+def _page(view: Explain, page: Page, canvas: Canvas) -> Text:
+    width = canvas.width
     module = early if hasattr(early, page.topic) else late
     words = getattr(module, page.topic)(page.facts)
     out = heading("explain", f"{page.page} of {view.n_pages}", words.title, width=width)
@@ -32,29 +33,8 @@ def _page(view: Explain, page: Page, width: int) -> Text:
         else:
             out.append("".join(f"    {fit(x, width - 4).rstrip()}\n" for x in part), style="cyan")
     for command in words.deeper:
-        out.append("  deeper: ", style="dim").append(f"{_command(view, command, width - 10)}\n")
+        out.append_text(deeper(canvas, command))
     if page.page < view.n_pages:
-        out.append(f"  next: --page {page.page + 1}, or --all\n", style="dim")
+        more = deeper(canvas, f"inspect {{}} --page {page.page + 1}", label="next")
+        out.append_text(more)
     return out
-
-
-def _command(view: Explain, command: str, room: int) -> str:
-    model = "" if view.model in ("", "fable") else f" -m {shlex.quote(view.model)}"
-    head, braces, rest = command.partition(" {}")
-    if not braces:
-        fits = len(command) + len(model) + 7 <= room
-        return harmless(f"llmcli {command}{model if fits else folded(model)}")
-    text = view.text.decode("utf-8", "replace")
-    full = f"llmcli {head} {shlex.quote(text)}{model}{rest}"
-    if text.isprintable() and len(full) <= room:
-        return full
-    begin = f"llmcli {head} {shlex.quote(text)}"
-    if not text.isprintable() or len(begin) + 2 > room:
-        begin = f'llmcli {head} "..."'
-    lines = [part for part in (begin, model.strip(), rest.strip()) if part]
-    return " \\\n            ".join(map(harmless, lines))
-
-
-def folded(options: str) -> str:
-    """Options on a line of their own, as a shell takes them."""
-    return f" \\\n           {options}"

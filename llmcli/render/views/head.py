@@ -128,7 +128,8 @@ def _projection(view: Head, canvas: Canvas) -> Text:
     out = section(5, "into the stream", about)
     out.append(f"      W_O into number {c}\n").append_text(_numbers(view.w_out, 4, canvas.width))
     out.append("      z · W_O = ").append(f"{view.written:.4f}", style="bold")
-    out.append(f"   the model’s own {view.model_written:.4f}\n", style="dim")
+    replaced = ", as it is changed" if abs(view.model_written - view.written) > 0.01 else ""
+    out.append(f"   the model’s own {view.model_written:.4f}{replaced}\n", style="dim")
     out.append(
         f"      all {view.n_embd} numbers have the norm {view.norm:.3f}; "
         f"the stream they are added to {view.stream_norm:.3f}\n"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from llmcli.render.drawing import Canvas, columns, count, fit, footnotes, heading
+from llmcli.render.drawing import Canvas, columns, count, deeper, fit, footnotes, heading
 from llmcli.render.probs import bar, percent, tail
 from llmcli.units import sized
 
@@ -28,7 +28,7 @@ def draw(view: Model, canvas: Canvas) -> Text:
         out.append(f"{fit(value, canvas.width - 14).rstrip()}\n")
     out.append("\n").append_text(_tree(view, canvas.width))
     out.append_text(footnotes(view.notes, canvas.width))
-    return out.append("  deeper: ", style="dim").append('llmcli inspect "Once upon a time"\n')
+    return out.append_text(deeper(canvas, 'inspect "Once upon a time"'))
 
 
 def _facts(view: Model) -> list[tuple[str, str]]:

@@ -10,6 +10,7 @@ from rich.text import Text
 from llmcli.render.drawing import (
     Canvas,
     columns,
+    deeper,
     fit,
     footnotes,
     heading,
@@ -40,7 +41,8 @@ def draw(view: Next, canvas: Canvas) -> Text:
                  _candidates(view, cells)):  # fmt: skip
         out.append("\n").append_text(part)
     out.append_text(footnotes(view.notes, canvas.width))
-    return out.append_text(_deeper())
+    others = "explain, attention, attribution, why, sampling, residual"
+    return out.append_text(deeper(canvas, "inspect {} --view lens", others))
 
 
 def _prompt(view: Next, canvas: Canvas) -> Text:
@@ -114,10 +116,4 @@ def _candidates(view: Next, cells: int) -> Text:
         out.append(f" {fit(name(row.token.text), TOKEN)} ", style=style)
         out.append(bar(row.prob, cells), style="green")
         out.append(f" {percent(row.prob)} {fit(number(row.logit), 9, right=True)}\n", style=style)
-    return out
-
-
-def _deeper() -> Text:
-    out = Text().append("  deeper: ", style="dim")
-    out.append("--view explain, lens, attention, attribution, why, sampling, residual\n")
     return out

@@ -82,7 +82,13 @@ def _facts(view: Trace) -> list[tuple[str, str]]:
 def _text(view: Trace, canvas: Canvas) -> Text:
     """The prompt dimmed, then each token in the colour of its probability, line by line."""
     head = f"run {view.run} of {view.n_runs}" if view.n_runs > 1 else "the text"
-    out = Text().append(head, style="bold").append("  ").append_text(legend()).append("\n")
+    out = (
+        Text()
+        .append(head, style="bold")
+        .append("  ")
+        .append_text(legend(canvas.color))
+        .append("\n")
+    )
     width, most = canvas.width - 2, canvas.rows or LINES
     line, used, n_lines = Text(" "), 0, 1
     decoder = getincrementaldecoder("utf-8")("replace")  # a character may take several tokens

@@ -11,6 +11,7 @@ from llmcli.render.drawing import (
     Canvas,
     called,
     columns,
+    deeper,
     fit,
     footnotes,
     heading,
@@ -35,8 +36,10 @@ def draw(view: Why, canvas: Canvas) -> Text:
     for part in (_standing(view, canvas), _parts(view), _removals(view, canvas)):
         out.append("\n").append_text(part)
     out.append_text(footnotes(view.notes, canvas.width))
-    out.append("  deeper: ", style="dim")
-    return out.append("--view lens, attribution, ablation, head\n")
+    token = f"--token id:{view.token.id}"
+    place = f" --position {view.position}" if view.position < view.n_tokens - 1 else ""
+    words = f"inspect {{}}{place} {token} --view attribution"
+    return out.append_text(deeper(canvas, words, "lens, ablation"))
 
 
 def _standing(view: Why, canvas: Canvas) -> Text:

@@ -24,8 +24,7 @@ def prediction(f: Prediction) -> Words:
         "in small steps until it gives more probability to what really came next in the training "
         "texts. So a probability here says how the model expects such a text to go on, not whether "
         "what it says is true.",
-        f"The pages that follow show how these {f.vocab_size} probabilities come about. In the "
-        'commands below a page, "..." stands for a prompt too long to repeat.',
+        f"The pages that follow show how these {f.vocab_size} probabilities come about.",
     ], ("inspect {} --view next",))  # fmt: skip
 
 
