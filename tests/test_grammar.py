@@ -76,6 +76,7 @@ def test_what_can_be_steered_with():
     assert grammar.steer('"a - b @ L0 * 1"@L1*-2.5e0', CONFIG).plus == "a - b @ L0 * 1"
     made = grammar.steer("my folder/v.safetensors @ L0 * .5", CONFIG)
     assert (made.path, made.strength) == ("my folder/v.safetensors", 0.5)
+    assert grammar.steer('"a" @ L1', CONFIG).strength == 1
 
 
 def test_what_can_be_patched():
@@ -115,7 +116,7 @@ def test_what_can_be_patched():
         ("steer", '"" @ L0 * 1', 0, "the text is empty"),
         ("steer", '"a" @ L* * 1', 6, "a vector belongs to one layer"),
         ("steer", '"a" @ L9 * 1', 7, "there is no layer 9"),
-        ("steer", '"a" @ L1', 8, "something is missing.*\\* and how strong"),
+        ("steer", '"a" @ L1 2', 9, "not expected here.*\\* and how strong"),
         ("steer", '"a" @ L1 * much', 11, "a number"),
         ("steer", '"a" @ L1 * 1e99', 11, "too strong"),
         ("patch", 'L1.resid_mid@5 from ""', 20, "the text is empty"),

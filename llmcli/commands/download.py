@@ -81,7 +81,7 @@ def download(
         names or [],
     )
     if list_local:
-        _list(as_json)
+        _list(as_json, quiet)
     elif not names:
         _offer(as_json)
     elif remove:
@@ -275,7 +275,7 @@ def _offer(as_json: bool) -> None:
         )
 
 
-def _list(as_json: bool) -> None:
+def _list(as_json: bool, quiet: bool) -> None:
     """The models in the cache, whoever put them there."""
     from llmcli.hub.cache import local_models
     from llmcli.render.json import strict
@@ -295,6 +295,8 @@ def _list(as_json: bool) -> None:
         ]
         print(strict({"schema": SCHEMA, "models": models}))
         return
+    if not found and not quiet:
+        say("No model is in the cache yet: fable comes with llmcli, llmcli download gpt2 gets one.")
     terminal = sys.stdout.isatty()
     head = ("model", "commit", "refs", "size" if terminal else "bytes", "state")
     rows = [

@@ -22,6 +22,7 @@ from llmcli.render.json import strict
 from llmcli.tokenizer_file import tokenizer_sha256
 from llmcli.tokenizing.output import TokenFile, dtype_for
 from llmcli.tokenizing.source import Source
+from llmcli.units import sized
 
 SCHEMA = 1
 TICK_S = 0.2  # between two looks at the progress
@@ -64,11 +65,11 @@ def write(bulk: Bulk, given: list[Input], out: Path) -> None:
     if bulk.request.format == "json":
         print(strict(facts))
     if not bulk.request.quiet:
-        speed = facts["bytes"] / 1e6 / max(elapsed_s, 1e-9)
+        speed = facts["bytes"] / max(elapsed_s, 1e-9)
         say(
             f"{shown_path(out)}: {facts['tokens']:,} tokens ({dtype}) "
             f"of {facts['documents']:,} document{'s' * (facts['documents'] != 1)}, "
-            f"{facts['bytes'] / 1e6:.1f} MB in {elapsed_s:.1f} s, {speed:.1f} MB/s",
+            f"{sized(facts['bytes'])} in {elapsed_s:.1f} s, {sized(speed)}/s",
         )
     if code:
         raise typer.Exit(code)
@@ -157,7 +158,7 @@ class Meter:
 
     def line(self, elapsed_s: float) -> str:
         speed = self.done / max(elapsed_s, 1e-9)
-        text = f"{self.done / 1e6:.0f} MB  {speed / 1e6:.1f} MB/s"
+        text = f"{sized(self.done)}  {sized(speed)}/s"
         if self.total <= self.done:
             return text
         left_s = round((self.total - self.done) / max(speed, 1e-9))

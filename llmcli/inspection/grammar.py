@@ -173,10 +173,12 @@ def steer(text: str, config: ModelConfig) -> Steer:
     layers = scan.layers("a layer, as in L4")
     if len(layers) != 1 or "*" in text[at : scan.at]:
         raise scan.entry.wrong(at, "a vector belongs to one layer.", "name one, as in L4")
-    scan.need(r"\*", "* and how strong, as in * 1")
-    at = scan.at
-    number = scan.need(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", "a number, as in * 6 or * -2.5")
-    strength = float(number[0])
+    strength = 1.0
+    if scan.sees(r"\S"):
+        scan.need(r"\*", "* and how strong, as in * 2; without it 1")
+        at = scan.at
+        number = r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?"
+        strength = float(scan.need(number, "a number, as in * 6 or * -2.5")[0])
     if not abs(strength) <= MAX_STRENGTH:
         raise scan.entry.wrong(at, "this is too strong.", f"at most {MAX_STRENGTH:.0f}")
     scan.end()

@@ -42,7 +42,7 @@ def draw(view: Tokens, canvas: Canvas) -> Text:
     if canvas.color:
         out.append("\n").append_text(_shaded(view, shown, canvas.width, most))
     out.append("\n").append_text(
-        columns(("pos", -4), ("id", -6), ("token", 13), ("bytes", 10), ("bits", -5),
+        columns(("pos", -4), ("id", -6), ("token", 13), ("hex", 10), ("bits", -5),
                 ("", bars), ("rank", -5), ("entropy", -7), ("likeliest other", 17))
     )  # fmt: skip
     for row in view.rows[shown.start : shown.stop]:

@@ -88,7 +88,7 @@ def _removals(view: Why, canvas: Canvas) -> Text:
     shown = len(view.removals)
     out = Text().append("  Without one token", style="bold")
     if not shown:
-        return out.append("  none is left out\n", style="dim")
+        return out.append("  none: the first and the last one always stay\n", style="dim")
     which = f"the {shown} most attended of {view.n_candidates}"
     out.append(f"  {which if shown < view.n_candidates else 'each'}, read again in "
                f"{view.n_batches} batch{'es' * (view.n_batches > 1)}\n", style="dim")  # fmt: skip
