@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from llmcli.errors import IntegrityError
-from llmcli.gpt.model import GPT, Block
+from llmcli.gpt.model import GPT
 from llmcli.inspection.residual import additions
 from llmcli.inspection.run import Ask, Run, rank_in
 from llmcli.inspection.values import Row, Token, View
@@ -144,14 +144,13 @@ def written(run: Run, position: int) -> tuple[dict[str, Tensor], Tensor]:
     seen = run.record("embed", "pos_embed", "*.z", "*.mlp_post", last, *around)
     here = {name: value[..., position, :].double() for name, value in seen.items()}
     parts = {name: here[name] for name in ("embed", "pos_embed")}
-    blocks: list[Block] = list(run.model.blocks)  # type: ignore[arg-type]
-    for layer, block in enumerate(blocks):
+    for layer in range(run.config.n_layer):
+        block = run.model.block(layer)
         if f"{layer}.attn_out" in touched:
             parts[f"L{layer}.attn"] = here[f"{layer}.attn_out"]
         else:
             z = here[f"{layer}.z"]  # (H, D)
-            w_out = block.attn.out.weight.double().view(-1, *z.shape)  # (C, H, D)
-            for head, vector in enumerate(torch.einsum("chd,hd->hc", w_out, z)):
+            for head, vector in enumerate(torch.einsum("chd,hd->hc", block.attn.w_out.double(), z)):
                 parts[f"L{layer}.H{head}"] = vector
             parts[f"L{layer}.attn.bias"] = block.attn.out.bias.double()
         if f"{layer}.mlp_out" in touched:

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from llmcli.errors import UsageError
-from llmcli.gpt.model import Block
 from llmcli.inspection.attribution import through_norm
 from llmcli.inspection.run import Ask, Run
 from llmcli.inspection.values import Row, Token, View
@@ -127,8 +126,7 @@ def view(run: Run, ask: Ask) -> Head:
     q, k, v, scores, pattern, z = (seen[name][head].float() for name in names)
     divisor = rounded(Decimal(1 / config.attn_scale(layer)), WEIGHT)
     sums = worked(q[p], k, v, torch.isfinite(scores[p]).tolist(), divisor)
-    block: Block = run.model.blocks[layer]  # type: ignore[assignment]
-    w_out = block.attn.out.weight.view(config.n_embd, config.n_head, -1)[:, head].float()  # (C, D)
+    w_out = run.model.block(layer).attn.w_out[:, head].float()  # (C, D)
     written = w_out @ z[p]  # (C,)
     component = int(written.abs().argmax())
     column = decimals(w_out[component], SUM)

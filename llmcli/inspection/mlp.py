@@ -99,7 +99,7 @@ def view(run: Run, ask: Ask) -> MLPView:
     if token is None:
         token = int(run.unembed(final[None], ask.position)[0].argmax())
     pre, post = (seen[point][ask.position] for point in _points(run, ask))  # (M,)
-    mlp: MLP = run.model.blocks[layer].mlp  # type: ignore[assignment]
+    mlp = run.model.block(layer).mlp
     vectors = written(mlp, post)  # (M, C)
     parts = {str(neuron): vector for neuron, vector in enumerate(vectors)}
     parts["bias"] = mlp.down.bias.double()

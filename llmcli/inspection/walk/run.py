@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import cast
 
 from torch import Tensor
 
 from llmcli.config import ModelConfig
-from llmcli.gpt.model import GPT, Block, causal_mask
+from llmcli.gpt.model import GPT, causal_mask
 from llmcli.gpt.tap import Probe
 from llmcli.inspection.next import attention_row
 from llmcli.inspection.run import Run
@@ -47,9 +46,6 @@ class Walk:
     def token(self) -> Token:
         """The token at the last position."""
         return self.run.tokens[self.last]
-
-    def block(self, layer: int) -> Block:
-        return cast(Block, self.model.blocks[layer])
 
     @cached_property
     def seen(self) -> dict[str, Tensor]:
@@ -100,7 +96,7 @@ class Walk:
         probe = Probe(self.config.n_layer, record=[f"{layer}.{name}" for name in INSIDE])
         x = self.seen[f"{layer}.resid_pre"][None]
         mask = causal_mask(T, T, x.device)
-        self.block(layer)(x, mask, None, probe.at(0, layer))
+        self.model.block(layer)(x, mask, None, probe.at(0, layer))
         return {name.split(".")[1]: value[0] for name, value in probe.values.items()}
 
 

@@ -137,7 +137,8 @@ def lookup(walk: Walk) -> Lookup:
 def projection(walk: Walk) -> Projection:
     layer, head = walk.head
     x = walk.inside["norm_1"][-1].float()  # (C,)
-    basis = torch.linalg.qr(query_weight(walk).float().T).Q  # (C, D): what the query depends on
+    w_q = walk.model.block(layer).attn.w_qkv[0, head]  # (D, C)
+    basis = torch.linalg.qr(w_q.float().T).Q  # (C, D): what the query depends on
     tried = torch.tensor(sorted(set(walk.run.ids))[:TRIED], device=x.device)
     back = walk.model.token_vectors[tried] @ walk.model.head.weight.T  # (n, V)
     return Projection(
@@ -154,11 +155,3 @@ def projection(walk: Walk) -> Projection:
         n_tried=len(tried),
         n_back=int((back.argmax(dim=-1) == tried).sum()),
     )
-
-
-def query_weight(walk: Walk) -> Tensor:
-    """The matrix that makes the head's queries, as a linear layer keeps it: (D, C)."""
-    layer, head = walk.head
-    D = walk.config.head_dim
-    weight = walk.block(layer).attn.qkv.weight  # (3 H D, C)
-    return weight[head * D : (head + 1) * D]

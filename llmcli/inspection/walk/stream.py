@@ -165,7 +165,7 @@ def embedding(walk: Walk) -> Embedding:
 
 def norm(walk: Walk) -> Norm:
     x = walk.seen["0.resid_pre"][-1].float()  # (C,)
-    layer_norm, eps = walk.block(0).norm_1, walk.config.norm_eps
+    layer_norm, eps = walk.model.block(0).norm_1, walk.config.norm_eps
     normalised = (x - x.mean()) / (x.var(unbiased=False) + eps).sqrt()
     after = normalised * layer_norm.weight.float() + layer_norm.bias.float()
     theirs = layer_norm(walk.seen["0.resid_pre"][-1]).float()
