@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from llmcli.inspection.attention import silenced
-from llmcli.inspection.lens import Best, Final, lens_logits
+from llmcli.inspection.lens import Best, Final, lens_logits, stream_points
 from llmcli.inspection.run import Ask, Run, entropy_bits
 from llmcli.inspection.values import Row, Token, View, window
 
@@ -117,14 +117,12 @@ def view(run: Run, ask: Ask) -> Next:
 @torch.inference_mode()
 def _guesses(run: Run, seen: dict[str, Tensor], logits: Tensor, position: int) -> list[Guess]:
     final = Final.of(logits)
-    n_layer = run.config.n_layer
-    points = {"embed": "0.resid_pre"}
-    for layer in spread(n_layer, LAYERS):
-        points[str(layer)] = f"{layer}.resid_post"
+    points = stream_points(spread(run.config.n_layer, LAYERS))
+    *_, last = points
     rows = []
     for after, point in points.items():
-        last = point == f"{n_layer - 1}.resid_post"
-        here = logits if last else lens_logits(run, seen[point][position : position + 1])  # (1, V)
+        x = seen[point][position : position + 1]  # (1, C)
+        here = logits if after == last else lens_logits(run.model, x)
         best = Best.of(here, final)
         token = run.token(int(best.ids[0]))
         rows.append(Guess(after, token, float(best.probs[0]), float(best.kl_bits[0])))

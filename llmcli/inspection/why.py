@@ -145,7 +145,7 @@ def view(run: Run, ask: Ask) -> Why:
     rival = ask.versus
     if rival is None:
         rival = next_other(order, token)
-    early = lens.lens_logits(run, torch.cat([streams[after] for after in before]))
+    early = lens.lens_logits(run.model, torch.cat([streams[after] for after in before]))
     stages = _stages([*before, last], torch.cat([early, logits[None]]), token)
     account = attribution.view(run, replace(ask, token=token, versus=rival, rows=None))
     sides = [Side(part.part, part.value) for part in account.parts if MOVING.match(part.part)]
