@@ -138,10 +138,9 @@ def written(run: Run, position: int) -> tuple[dict[str, Tensor], Tensor]:
     An attn_out or mlp_out that was replaced is one part, as its heads or neurons no longer made
     it; what was put into the stream itself is a part by the name of its point, L4.resid_post.
     """
-    last = f"{run.config.n_layer - 1}.resid_post"
     touched = [point for point in run.patch if point.endswith(STREAM)]
     around = ["*.resid_*", "*.attn_out", "*.mlp_out"] if touched else []
-    seen = run.record("embed", "pos_embed", "*.z", "*.mlp_post", last, *around)
+    seen = run.record("embed", "pos_embed", "*.z", "*.mlp_post", run.end, *around)
     here = {name: value[..., position, :].double() for name, value in seen.items()}
     parts = {name: here[name] for name in ("embed", "pos_embed")}
     for layer in range(run.config.n_layer):
@@ -160,7 +159,7 @@ def written(run: Run, position: int) -> tuple[dict[str, Tensor], Tensor]:
             parts[f"L{layer}.mlp.bias"] = block.mlp.down.bias.double()
     if touched:
         parts |= {name: put for name, put, _ in additions(run, here) if name[1:] in touched}
-    return parts, seen[last][position]
+    return parts, seen[run.end][position]
 
 
 def through_norm(model: GPT, vectors: Tensor, final: Tensor) -> Tensor:

@@ -90,9 +90,8 @@ def explicit(run: Run) -> tuple[Tensor, float]:
 
     And how far the sum of any row of its patterns, later tokens left out, is from 1.
     """
-    last = f"{run.config.n_layer - 1}.resid_post"
-    seen = run.record("*.pattern", last)
-    x = seen.pop(last)
+    seen = run.record("*.pattern", run.end)
+    x = seen.pop(run.end)
     sums = [float((p.float().tril().sum(dim=-1) - 1).abs().max()) for p in seen.values()]
     return run.unembed(x, 0), max(sums)
 

@@ -121,8 +121,8 @@ def view(run: Run, ask: Ask) -> Head:
     layer, head = which(ask, "head")
     p, config = ask.position, run.config
     names = [f"{layer}.{point}" for point in ("q", "k", "v", "scores", "pattern", "z")]
-    stream, last = f"{layer}.resid_pre", f"{config.n_layer - 1}.resid_post"
-    seen = run.record(*names, stream, last)
+    stream = f"{layer}.resid_pre"
+    seen = run.record(*names, stream, run.end)
     q, k, v, scores, pattern, z = (seen[name][head].float() for name in names)
     divisor = rounded(Decimal(1 / config.attn_scale(layer)), WEIGHT)
     sums = worked(q[p], k, v, torch.isfinite(scores[p]).tolist(), divisor)
@@ -165,7 +165,7 @@ def view(run: Run, ask: Ask) -> Head:
         weight_error=_apart(floats(sums.weights), own_weights, range(len(own_weights))),
         z_error=_apart(floats(sums.z), own_z, range(len(own_z))),
         keys=tuple(keys),
-        pushes=tuple(_pushes(run, written, seen[last][p])),
+        pushes=tuple(_pushes(run, written, seen[run.end][p])),
         notes=(*NOTES, CHANGED) if run.patch else NOTES,
     )
 

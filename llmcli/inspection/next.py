@@ -87,8 +87,7 @@ def view(run: Run, ask: Ask) -> Next:
     """What comes after `position`, and how the model got there."""
     T, p = len(run.ids), ask.position
     seen = run.record(*_attention_points(run), "0.resid_pre", "*.resid_post")
-    final = seen[f"{run.config.n_layer - 1}.resid_post"]
-    logits = run.unembed(final[p : p + 1], p)  # (1, V)
+    logits = run.unembed(seen[run.end][p : p + 1], p)  # (1, V)
     top = logits[0].sort(descending=True, stable=True)
     probs = logits[0].softmax(dim=-1)
     rows = ask.rows or 5

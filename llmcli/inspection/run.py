@@ -108,6 +108,11 @@ class Run:
         """The prompt's tokens, one per position."""
         return tuple(self.token(id) for id in self.ids)
 
+    @property
+    def end(self) -> str:
+        """The point at which the residual stream leaves the last block."""
+        return f"{self.config.n_layer - 1}.resid_post"
+
     @cached_property
     def final(self) -> Tensor:
         """The residual stream after the last block, attention fused: (T, C)."""

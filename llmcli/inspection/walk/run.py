@@ -55,7 +55,7 @@ class Walk:
     @property
     def final(self) -> Tensor:
         """The stream after the last block: (T, C)."""
-        return self.seen[f"{self.config.n_layer - 1}.resid_post"]
+        return self.seen[self.run.end]
 
     @cached_property
     def logits(self) -> Tensor:
