@@ -86,7 +86,7 @@ class Next(View):
 def view(run: Run, ask: Ask) -> Next:
     """What comes after `position`, and how the model got there."""
     T, p = len(run.ids), ask.position
-    seen = run.record(*_attention_points(run), "0.resid_pre", "*.resid_post")
+    seen = run.record(*attention_points(run), "0.resid_pre", "*.resid_post")
     logits = run.unembed(seen[run.end][p : p + 1], p)  # (1, V)
     top = logits[0].sort(descending=True, stable=True)
     probs = logits[0].softmax(dim=-1)
@@ -100,7 +100,7 @@ def view(run: Run, ask: Ask) -> Next:
         entropy_bits=float(entropy_bits(logits.log_softmax(dim=-1))),
         prompt=tuple(PromptToken(i, run.tokens[i]) for i in window(T, p, PLACES)),
         lens=tuple(_guesses(run, seen, logits, p)),
-        sources=tuple(_sources(run, seen, p)[:rows]),
+        sources=tuple(sources(run, seen, p)[:rows]),
         candidates=tuple(
             Candidate(rank, run.token(id), float(probs[id]), float(logits[0, id]))
             for rank, id in enumerate(top.indices[:rows].tolist())
@@ -133,7 +133,7 @@ def spread(n: int, most: int) -> list[int]:
     return sorted({n - 1 - round(i * n / min(n, most)) for i in range(min(n, most))})
 
 
-def _attention_points(run: Run) -> tuple[str, ...]:
+def attention_points(run: Run) -> tuple[str, ...]:
     """What a row of attention is made from: q and k, so that no pattern (H, T, T) is kept.
 
     A run that replaces scores or patterns can only be seen in the patterns themselves.
@@ -153,13 +153,8 @@ def attention_row(run: Run, seen: dict[str, Tensor], layer: int, position: int) 
     return scores.softmax(dim=-1)
 
 
-def read_from(run: Run, position: int) -> list[Source]:
-    """The places that `position` reads from, the most attended (over all heads) first."""
-    return _sources(run, run.record(*_attention_points(run)), position)
-
-
 @torch.inference_mode()
-def _sources(run: Run, seen: dict[str, Tensor], position: int) -> list[Source]:
+def sources(run: Run, seen: dict[str, Tensor], position: int) -> list[Source]:
     """The places that `position` reads from, the most attended (over all heads) first."""
     H = run.config.n_head
     rows = [attention_row(run, seen, layer, position) for layer in range(run.config.n_layer)]
