@@ -14,6 +14,7 @@ import torch
 from test_changes import CHANGES, PROMPT
 from test_cli import assert_fails
 
+from llmcli.gpt.model import GPT
 from llmcli.inspection import head, why
 from llmcli.inspection.attribution import Part
 from llmcli.inspection.catalogue import VIEWS
@@ -92,6 +93,14 @@ def test_change_tells_how_far_the_stream_moved(views):
     assert [row["kl_bits"] for row in view["places"]][view["position"]] == view["kl_bits"]
     for row in view["candidates"]:
         assert row["difference"] == pytest.approx(row["changed_logit"] - row["logit"], abs=1e-4)
+
+
+def test_change_reads_the_prompt_once_with_and_once_without(views, monkeypatch):
+    read = []
+    stream = GPT.stream
+    monkeypatch.setattr(GPT, "stream", lambda *a: read.append(len(a[1][0])) or stream(*a))
+    view = views("--view", "change", "--ablate", "L1.mlp")["views"][0]
+    assert read == [view["n_tokens"]] * 2
 
 
 def test_a_change_without_effect_differs_in_nothing(views):

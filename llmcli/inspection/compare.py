@@ -43,23 +43,18 @@ def compare(
     )
 
 
+@torch.inference_mode()
 def kl_per_step(run: Run, changed: Sequence[int]) -> list[float]:
     """KL(untouched || changed) in bits at each of the `changed` ids that continue the prompt."""
     if not changed:
         return []
-    fed = [*run.ids, *changed][:-1]  # the last token foretells nothing that is shown
-    return kl_per_position(
-        run.on(fed), replace(run, patch={}).on(fed), range(len(run.ids) - 1, len(fed))
-    )
-
-
-@torch.inference_mode()
-def kl_per_position(changed: Run, untouched: Run, positions: range) -> list[float]:
-    """KL(untouched || changed) in bits of what two runs of the same ids say at `positions`."""
+    here = run.on([*run.ids, *changed][:-1])  # the last token foretells nothing that is shown
+    untouched = replace(here, patch={})
+    positions = range(len(run.ids) - 1, len(here.ids))
     kl: list[float] = []
     for low in range(0, len(positions), CHUNK):
         some = positions[low : low + CHUNK]
-        kl += Best.of(changed.logits(some), Final.of(untouched.logits(some))).kl_bits.tolist()
+        kl += Best.of(here.logits(some), Final.of(untouched.logits(some))).kl_bits.tolist()
     return kl
 
 
