@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from llmcli.inspection.run import Ask, Run, cosines
+from llmcli.inspection.run import Ask, Run, cosine
 from llmcli.inspection.values import Row, Token, View
 
 
@@ -72,8 +72,8 @@ def view(run: Run, ask: Ask) -> Residual:
     seen = {name: value[ask.position].float() for name, value in tensors(run, ask).items()}  # (C,)
     final = seen[run.end]
     rows = [
-        Addition(part, float(added.norm()), _cosine(added, final), float(stream.norm()),
-                 _cosine(stream, final))
+        Addition(part, float(added.norm()), cosine(added, final), float(stream.norm()),
+                 cosine(stream, final))
         for part, added, stream in additions(run, seen)
     ]  # fmt: skip
     return Residual(
@@ -132,7 +132,3 @@ def _norms(run: Run, seen: dict[str, Tensor]) -> Iterator[Norm]:
 def _moments(vector: Tensor) -> tuple[float, float]:
     """Mean and variance of the numbers of a vector (C,), as a layer norm takes them."""
     return float(vector.mean()), float(vector.var(unbiased=False))
-
-
-def _cosine(a: Tensor, b: Tensor) -> float:
-    return float(cosines(a[None], b[None]))

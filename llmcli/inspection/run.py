@@ -195,9 +195,9 @@ def require_numbers(values: Tensor) -> None:
         )
 
 
-def entropy_bits(logprobs: Tensor) -> Tensor:
-    """Shannon entropy of natural-log probabilities (..., V), in bits: (...)."""
-    return torch.special.entr(logprobs.exp()).sum(dim=-1) / torch.log(torch.tensor(2.0))
+def entropy_bits(probs: Tensor) -> Tensor:
+    """Shannon entropy of probabilities (..., V), in bits: (...)."""
+    return torch.special.entr(probs).sum(dim=-1) / torch.log(torch.tensor(2.0))
 
 
 def vectors(table: nn.Embedding) -> Tensor:
@@ -210,6 +210,11 @@ def vectors(table: nn.Embedding) -> Tensor:
 def cosines(a: Tensor, b: Tensor) -> Tensor:
     """The cosine of each vector of `a` (N, C) with each of `b` (M, C): (N, M); of zero it is 0."""
     return F.normalize(a.float(), dim=-1) @ F.normalize(b.float(), dim=-1).T
+
+
+def cosine(a: Tensor, b: Tensor) -> float:
+    """The cosine of two vectors (C,)."""
+    return float(cosines(a[None], b[None]))
 
 
 def rank_of(logits: Tensor, ids: Tensor) -> Tensor:

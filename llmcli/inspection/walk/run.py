@@ -110,13 +110,6 @@ def length(x: Tensor) -> float:
     return float(x.float().norm())
 
 
-def cosine(a: Tensor, b: Tensor) -> float:
-    """a.b / (|a| |b|); 0 where one of them is zero."""
-    a, b = a.float(), b.float()
-    scale = float(a.norm() * b.norm())
-    return float(a @ b) / scale if scale else 0.0
-
-
 def ends(count: int, most: int) -> list[int]:
     """At most `most` of 0 .. count-1: the first ones and the last ones."""
     if count <= most:

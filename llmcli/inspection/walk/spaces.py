@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from llmcli.inspection.run import cosine, cosines
 from llmcli.inspection.values import Token
-from llmcli.inspection.walk.run import FIRST, Walk, cosine, length, numbers
+from llmcli.inspection.walk.run import FIRST, Walk, length, numbers
 
 PAIRS = (((3.0, 4.0), (6.0, 8.0)), ((3.0, 4.0), (-4.0, 3.0)), ((3.0, 4.0), (-3.0, -4.0)))
 TABLE = ((1.0, 2.0), (3.0, 4.0), (5.0, 6.0))  # a matrix to look up in
@@ -90,10 +91,9 @@ class Projection:
 def vectors(walk: Walk) -> Vectors:
     table = walk.model.token_vectors  # (V, C)
     own = table[walk.token.id].float()
-    lengths = table.norm(dim=-1).float()
-    cosines = (table @ table[walk.token.id]).float() / (lengths * own.norm()).clamp(min=1e-30)
-    cosines[walk.token.id] = -math.inf
-    chosen = {int(cosines.argmax()): "nearest"}
+    alike = cosines(table, own[None])[:, 0]  # (V,)
+    alike[walk.token.id] = -math.inf
+    chosen = {int(alike.argmax()): "nearest"}
     for id in walk.best[:2]:
         chosen.setdefault(id, "likely")
     chosen.setdefault(walk.run.ids[min(walk.run.n_prefix, walk.last)], "first")

@@ -14,9 +14,10 @@ from torch import Tensor
 from llmcli.gpt.model import ACTIVATIONS
 from llmcli.inspection.lens import lens_logits, stream_points
 from llmcli.inspection.next import spread
+from llmcli.inspection.run import cosine
 from llmcli.inspection.values import Token
 from llmcli.inspection.walk.heads import Vector
-from llmcli.inspection.walk.run import FIRST, Walk, cosine, length, numbers
+from llmcli.inspection.walk.run import FIRST, Walk, length, numbers
 
 CURVE = (-3.0, -1.0, 0.0, 1.0, 3.0)  # where the activation is shown
 NEURONS = 5
