@@ -38,8 +38,7 @@ def compare(
     return Comparison(
         first_difference(changed, plain, whole),
         tuple(kl_per_step(run, changed)),
-        perplexity(untouched, changed),
-        perplexity(untouched, plain),
+        *(perplexity(untouched, ids) if ids else None for ids in (changed, plain)),
     )
 
 
@@ -59,10 +58,8 @@ def kl_per_step(run: Run, changed: Sequence[int]) -> list[float]:
 
 
 @torch.inference_mode()
-def perplexity(run: Run, continuation: Sequence[int]) -> float | None:
-    """exp of the mean of -log p of each id of `continuation` after the run's prompt."""
-    if not continuation:
-        return None
+def perplexity(run: Run, continuation: Sequence[int]) -> float:
+    """exp of the mean of -log p of each id of `continuation`, one at least, after the prompt."""
     n = len(run.ids)
     fed = run.on([*run.ids, *continuation][:-1])
     ids = torch.tensor(list(continuation), device=run.device)
