@@ -66,6 +66,12 @@ def test_every_view_shows_the_changed_run_and_closes_its_sums(views):
         assert by_name["change"]["kl_bits"] > 0
 
 
+@pytest.mark.parametrize(("change", "told"), [("L1: 2 -> 0", "attention"), ("2 -> 0", "nothing")])
+def test_check_claims_nothing_of_a_fast_path_that_a_change_leaves_out(views, change, told):
+    row = views("--view", "check", "--knockout", change)["views"][0]["comparisons"][0]
+    assert row["means"].startswith(told)
+
+
 def test_the_next_token_is_what_generate_would_say(views, llmcli, model_folder):
     for change in EVERYWHERE[1:5]:
         inspected = views(*change)["views"][0]["candidates"][0]

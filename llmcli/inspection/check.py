@@ -58,7 +58,8 @@ def view(run: Run, ask: Ask) -> Check:
     shown, sums = explicit(run)
     rows = [
         _compare("fused = explicit", full, shown, relative * largest,
-                 "attention as views show it gives the logits of the fast path"),
+                 "attention as views show it gives the logits of the fast path" if fused(run) else
+                 "nothing: the fast path does not run where the scores of all layers are changed"),
         _compare("cached = full", full[-STEPS:], cached(run), relative * largest,
                  "a prefill and decode steps with the KV cache give the logits of one forward"),
         _attribution(run, ask),
@@ -82,6 +83,11 @@ def view(run: Run, ask: Ask) -> Check:
         comparisons=tuple(rows),
         notes=tuple(notes),
     )
+
+
+def fused(run: Run) -> bool:
+    """Whether the attention of any layer is: scores are made wherever a change is of them."""
+    return any(f"{layer}.scores" not in run.patch for layer in range(run.config.n_layer))
 
 
 @torch.inference_mode()
