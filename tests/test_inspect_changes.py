@@ -14,6 +14,7 @@ import torch
 from test_changes import CHANGES, PROMPT
 from test_cli import assert_fails
 
+from llmcli.gpt.model import GPT
 from llmcli.inspection import head, why
 from llmcli.inspection.attribution import Part
 from llmcli.inspection.catalogue import VIEWS
@@ -65,6 +66,12 @@ def test_every_view_shows_the_changed_run_and_closes_its_sums(views):
         assert by_name["change"]["kl_bits"] > 0
 
 
+@pytest.mark.parametrize(("change", "told"), [("L1: 2 -> 0", "attention"), ("2 -> 0", "nothing")])
+def test_check_claims_nothing_of_a_fast_path_that_a_change_leaves_out(views, change, told):
+    row = views("--view", "check", "--knockout", change)["views"][0]["comparisons"][0]
+    assert row["means"].startswith(told)
+
+
 def test_the_next_token_is_what_generate_would_say(views, llmcli, model_folder):
     for change in EVERYWHERE[1:5]:
         inspected = views(*change)["views"][0]["candidates"][0]
@@ -92,6 +99,14 @@ def test_change_tells_how_far_the_stream_moved(views):
     assert [row["kl_bits"] for row in view["places"]][view["position"]] == view["kl_bits"]
     for row in view["candidates"]:
         assert row["difference"] == pytest.approx(row["changed_logit"] - row["logit"], abs=1e-4)
+
+
+def test_change_reads_the_prompt_once_with_and_once_without(views, monkeypatch):
+    read = []
+    stream = GPT.stream
+    monkeypatch.setattr(GPT, "stream", lambda *a: read.append(len(a[1][0])) or stream(*a))
+    view = views("--view", "change", "--ablate", "L1.mlp")["views"][0]
+    assert read == [view["n_tokens"]] * 2
 
 
 def test_a_change_without_effect_differs_in_nothing(views):

@@ -15,6 +15,7 @@ from test_cli import assert_fails
 from test_inspection_views import IDS, pair, run_of, theirs_of  # noqa: F401 (pair is a fixture)
 
 from llmcli.config import read_config
+from llmcli.gpt.model import GPT
 from llmcli.gpt.weights import load_model
 from llmcli.inspection import attribution, circuits, head, lens, why
 from llmcli.inspection.catalogue import VIEWS
@@ -347,6 +348,14 @@ def test_the_report_agrees_with_lens_and_attribution(pair):  # noqa: F811
     assert made.parts_against[0].adds == min(moving)
 
 
+def test_the_report_reads_the_prompt_once(pair, monkeypatch):  # noqa: F811
+    read = []
+    stream = GPT.stream
+    monkeypatch.setattr(GPT, "stream", lambda *a: read.append(a[1].shape) or stream(*a))
+    why.view(pair[0], Ask(position=9, rows=3))
+    assert read == [(1, len(IDS)), (3, 9)]
+
+
 def test_the_likeliest_token_is_held_against_the_second(pair):  # noqa: F811
     run, out, _ = pair
     made = why.view(run, Ask(position=6))
@@ -390,8 +399,8 @@ def test_the_cost_is_said_before_it_is_spent(llmcli, monkeypatch):
     common = ["inspect", PROMPT, "--view", "why", "--token", " was"]
     assert llmcli(*common, "--quiet").stderr == ""
     said = llmcli(*common).stderr
-    # 8 layers of 12 C^2 weights and what is small beside them, twice, for 63 + 160 tokens.
-    assert said == "--view why: 3 × 21 tokens, then 8 × 20 without one (1 batch): 2.8 GFLOP.\n"
+    # 8 layers of 12 C^2 weights and what is small beside them, twice, for 21 + 160 tokens.
+    assert said == "--view why: 21 tokens, then 8 × 20 without one (1 batch): 2.3 GFLOP.\n"
     monkeypatch.setattr(circuits, "factors_of", stop)
     with pytest.raises(Stopped):
         circuits_of(llmcli, catch=False)

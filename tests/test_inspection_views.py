@@ -353,7 +353,7 @@ def test_the_first_screen_sees_patterns_that_are_replaced(pair):
         return torch.full_like(pattern, 1 / pattern.shape[-1])
 
     changed = replace(run, patch={"1.pattern": uniform})
-    seen = changed.record(*next._attention_points(changed))
+    seen = changed.record(*next.attention_points(changed))
     row = next.attention_row(changed, seen, 1, 4)
     torch.testing.assert_close(row, torch.full_like(row, 1 / len(run.ids)))
 

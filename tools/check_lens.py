@@ -89,7 +89,7 @@ def _lens(run: Run, model: HookedTransformer, cache: ActivationCache) -> float:
     """`accumulated_resid` is the stream before each layer and after the last."""
     streams = cache.accumulated_resid(incl_mid=False, apply_ln=False)[:, 0]  # (L + 1, T, C)
     return max(
-        far(lens.lens_logits(run, ours), model.unembed(model.ln_final(stream[None]))[0])
+        far(lens.lens_logits(run.model, ours), model.unembed(model.ln_final(stream[None]))[0])
         for ours, stream in zip(lens.stream_after(run).values(), streams, strict=True)
     )
 

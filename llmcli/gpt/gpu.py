@@ -133,8 +133,7 @@ class DecodeKernel:
 
 def _linears(model: GPT) -> Iterator[list[Tensor | None]]:
     """What `Linear` of decode.cu has, of all matrices in the order in which a step needs them."""
-    blocks: Any = model.blocks
-    for block in blocks:
+    for block in map(model.block, range(model.config.n_layer)):
         attn, mlp = block.attn, block.mlp
         yield [attn.qkv.weight, attn.qkv.bias, block.norm_1.weight, block.norm_1.bias]
         yield [attn.out.weight, attn.out.bias, None, None]

@@ -11,6 +11,7 @@ V vocab_size.
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -108,6 +109,16 @@ class Attention(nn.Module):
         width = config.n_head * config.head_dim
         self.qkv = Linear(config.n_embd, 3 * width)
         self.out = Linear(width, config.n_embd)
+
+    @property
+    def w_qkv(self) -> Tensor:
+        """The matrices that make each head's q, k and v: (3, H, D, C)."""
+        return self.qkv.weight.view(3, self.n_head, self.head_dim, -1)
+
+    @property
+    def w_out(self) -> Tensor:
+        """W_O, cut into what brings each head's z back into the stream: (C, H, D)."""
+        return self.out.weight.view(-1, self.n_head, self.head_dim)
 
     def forward(self, x: Tensor, mask: Tensor | None, past: Past | None, tap: Tap) -> Tensor:
         B, T, _ = x.shape
@@ -214,7 +225,10 @@ class GPT(nn.Module):
     @property
     def storage(self) -> str:
         """How the weights are stored: "float32", "bfloat16", "float16", "int8" or "int4"."""
-        return str(self.get_submodule("blocks.0.mlp.up").storage)
+        return self.block(0).mlp.up.storage
+
+    def block(self, layer: int) -> Block:
+        return cast(Block, self.blocks[layer])
 
     def stream(self, ids: Tensor, cache: KVCache | None, tap: Tap) -> Tensor:
         """The residual stream after the last block, for `ids` (B, T): (B, T, C)."""

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llmcli.inspection.run import Ask, Run
+from llmcli.inspection.run import Ask, Run, entropy_bits
 from llmcli.inspection.values import Row, Token, View
 
 MAP_SIZE = 16  # pixels of a small map, each way
@@ -173,7 +173,7 @@ def role_scores(pattern: Tensor, keys: dict[str, Tensor]) -> dict[str, list[floa
 def _head_rows(layer: int, pattern: Tensor, keys: dict[str, Tensor]) -> list[HeadRow]:
     scores, even = role_scores(pattern, keys), role_scores(even_pattern(pattern), keys)
     enough = pattern.shape[-1] >= ROLES_FROM
-    entropies = _entropy_bits(pattern).mean(dim=-1).tolist()
+    entropies = entropy_bits(pattern).mean(dim=-1).tolist()
     maps = small_maps(pattern).tolist()
     rows = []
     for head in range(len(pattern)):
@@ -215,17 +215,13 @@ def _fitting(
     return (role, scores[role]) if role and ways[role] >= ROLE_FROM else ("", None)
 
 
-def _entropy_bits(pattern: Tensor) -> Tensor:
-    return torch.special.entr(pattern).sum(dim=-1) / torch.log(torch.tensor(2.0))
-
-
 @torch.inference_mode()
 def _one_head(run: Run, ask: Ask, layer: int, head: int) -> OneHead:
     pattern = patterns(run, ask)[layer][head]  # (T, T)
     T = len(pattern)
     keys = role_keys(torch.tensor(list(run.ids)))
     row = _head_rows(layer, pattern[None], keys)[0]
-    entropies = _entropy_bits(pattern).tolist()
+    entropies = entropy_bits(pattern).tolist()
     queries, sources = [], []
     for position in range(T):
         weights = pattern[position, : position + 1]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from llmcli.errors import IntegrityError
-from llmcli.gpt.model import GPT, Block
+from llmcli.gpt.model import GPT
 from llmcli.inspection.residual import additions
 from llmcli.inspection.run import Ask, Run, rank_in
 from llmcli.inspection.values import Row, Token, View
@@ -23,6 +23,8 @@ from llmcli.inspection.values import Row, Token, View
 # Of the sum of the parts' absolute values, by the way in which the weights are stored.
 TOLERANCE = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 5e-2, "int8": 5e-2, "int4": 5e-2}
 STREAM = ("attn_out", "mlp_out", "resid_pre", "resid_mid", "resid_post")  # where a sum is made
+
+Values = dict[str, Tensor]  # by point, or by part
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +69,24 @@ NOTES = (
 )
 
 
-def view(run: Run, ask: Ask) -> Attribution:
-    """The account of `token` (by default the likeliest) at `position`.
+def view(run: Run, ask: Ask, seen: Values | None = None) -> Attribution:
+    """The account of `token` (by default the likeliest) at `position`; `seen` as in `written`.
 
     Raises IntegrityError where the parts do not add up to the logit.
     """
-    parts, final = written(run, ask.position)
+    made = summed(run, ask, seen)
+    if not abs(made.residual) <= made.tolerance:
+        raise IntegrityError(
+            f"The attribution does not add up: the parts sum to {made.sum_of_parts:.6g}, the logit "
+            f"is {made.logit:.6g}, and {made.tolerance:.2g} is allowed.",
+            "Report this with the model's name, or see `--view check`.",
+        )
+    return made
+
+
+def summed(run: Run, ask: Ask, seen: Values | None = None) -> Attribution:
+    """The same, whether or not the parts add up."""
+    parts, final = written(run, ask.position, seen)
     logits = run.unembed(final[None], ask.position)[0]  # (V,)
     token = int(logits.argmax()) if ask.token is None else ask.token
     values = account(run.model, parts, final, token, ask.versus)
@@ -82,13 +96,6 @@ def view(run: Run, ask: Ask) -> Attribution:
     order = sorted(values, key=lambda part: -abs(values[part]))
     shown = order[: ask.rows or len(order)]
     total, size = sum(values.values()), sum(map(abs, values.values()))
-    tolerance = size * TOLERANCE[run.model.storage]
-    if not abs(logit - total) <= tolerance:
-        raise IntegrityError(
-            f"The attribution does not add up: the parts sum to {total:.6g}, the logit is "
-            f"{logit:.6g}, and {tolerance:.2g} is allowed.",
-            "Report this with the model's name, or see `--view check`.",
-        )
     return Attribution(
         position=ask.position,
         token=run.token(token),
@@ -100,7 +107,7 @@ def view(run: Run, ask: Ask) -> Attribution:
         sum_of_parts=total,
         sum_of_absolutes=size,
         residual=logit - total,
-        tolerance=tolerance,
+        tolerance=size * TOLERANCE[run.model.storage],
         parts=tuple(Part(i, part, values[part]) for i, part in enumerate(shown)),
         n_rest=len(order) - len(shown),
         rest=sum(values[part] for part in order[len(shown) :]),
@@ -132,26 +139,23 @@ def account(
 
 
 @torch.inference_mode()
-def written(run: Run, position: int) -> tuple[dict[str, Tensor], Tensor]:
+def written(run: Run, position: int, seen: Values | None = None) -> tuple[Values, Tensor]:
     """What each part adds to the stream at `position`, (C,) in fp64; and the final stream (C,).
 
+    `seen` holds the run's `points`, if a forward has been made already.
     An attn_out or mlp_out that was replaced is one part, as its heads or neurons no longer made
     it; what was put into the stream itself is a part by the name of its point, L4.resid_post.
     """
-    last = f"{run.config.n_layer - 1}.resid_post"
-    touched = [point for point in run.patch if point.endswith(STREAM)]
-    around = ["*.resid_*", "*.attn_out", "*.mlp_out"] if touched else []
-    seen = run.record("embed", "pos_embed", "*.z", "*.mlp_post", last, *around)
+    seen, touched = seen or run.record(*points(run)), _touched(run)
     here = {name: value[..., position, :].double() for name, value in seen.items()}
     parts = {name: here[name] for name in ("embed", "pos_embed")}
-    blocks: list[Block] = list(run.model.blocks)  # type: ignore[arg-type]
-    for layer, block in enumerate(blocks):
+    for layer in range(run.config.n_layer):
+        block = run.model.block(layer)
         if f"{layer}.attn_out" in touched:
             parts[f"L{layer}.attn"] = here[f"{layer}.attn_out"]
         else:
             z = here[f"{layer}.z"]  # (H, D)
-            w_out = block.attn.out.weight.double().view(-1, *z.shape)  # (C, H, D)
-            for head, vector in enumerate(torch.einsum("chd,hd->hc", w_out, z)):
+            for head, vector in enumerate(torch.einsum("chd,hd->hc", block.attn.w_out.double(), z)):
                 parts[f"L{layer}.H{head}"] = vector
             parts[f"L{layer}.attn.bias"] = block.attn.out.bias.double()
         if f"{layer}.mlp_out" in touched:
@@ -161,7 +165,17 @@ def written(run: Run, position: int) -> tuple[dict[str, Tensor], Tensor]:
             parts[f"L{layer}.mlp.bias"] = block.mlp.down.bias.double()
     if touched:
         parts |= {name: put for name, put, _ in additions(run, here) if name[1:] in touched}
-    return parts, seen[last][position]
+    return parts, seen[run.end][position]
+
+
+def points(run: Run) -> list[str]:
+    """What `written` is made from."""
+    around = ["*.resid_*", "*.attn_out", "*.mlp_out"] if _touched(run) else []
+    return ["embed", "pos_embed", "*.z", "*.mlp_post", run.end, *around]
+
+
+def _touched(run: Run) -> list[str]:
+    return [point for point in run.patch if point.endswith(STREAM)]
 
 
 def through_norm(model: GPT, vectors: Tensor, final: Tensor) -> Tensor:

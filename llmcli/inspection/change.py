@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from llmcli.inspection.compare import kl_per_position
+from llmcli.inspection.lens import CHUNK, Best, Final, stream_after
 from llmcli.inspection.run import Ask, Run, rank_in
 from llmcli.inspection.values import Token, View
 
@@ -73,11 +74,15 @@ class Change(View):
     notes: tuple[str, ...]
 
 
+@torch.inference_mode()
 def view(run: Run, ask: Ask) -> Change:
     """The run with its patches against the same without them."""
     untouched = replace(run, patch={})
-    T, p = len(run.ids), ask.position
-    kl = kl_per_position(run, untouched, range(T))
+    after, before = stream_after(run), stream_after(untouched)  # by layer: (T, C)
+    *_, last = after
+    places = tuple(_places(run, untouched, after[last], before[last]))
+    p, at = ask.position, slice(ask.position, ask.position + 1)
+    logits = run.unembed(after[last][at], p)[0], untouched.unembed(before[last][at], p)[0]
     notes = [
         "measured: both runs read the same prompt. KL is KL(untouched || changed) in bits; moved "
         "is how far the stream has moved, share that over the untouched stream's norm."
@@ -85,13 +90,13 @@ def view(run: Run, ask: Ask) -> Change:
     if not run.patch:
         notes.append("Nothing is changed: see --ablate, --knockout, --steer and --patch.")
     return Change(
-        n_tokens=T,
+        n_tokens=len(run.ids),
         position=p,
-        kl_bits=kl[p],
+        kl_bits=places[p].kl_bits,
         changes=tuple(Given(words) for words in ask.changes),
-        layers=tuple(_layers(run, untouched, p)),
-        candidates=tuple(_candidates(run, untouched, ask)),
-        places=tuple(_places(run, untouched, kl)),
+        layers=tuple(_moved(layer, x[p], before[layer][p]) for layer, x in after.items()),
+        candidates=tuple(_candidates(run, ask, *logits)),
+        places=places,
         notes=tuple(notes),
     )
 
@@ -105,24 +110,14 @@ def tensors(run: Run, ask: Ask) -> dict[str, Tensor]:
     }
 
 
-@torch.inference_mode()
-def _layers(run: Run, untouched: Run, position: int) -> list[Moved]:
-    points = {"embed": "0.resid_pre"}
-    points |= {str(layer): f"{layer}.resid_post" for layer in range(run.config.n_layer)}
-    changed, plain = (one.record(*points.values()) for one in (run, untouched))
-    rows = []
-    for after, point in points.items():
-        here, there = changed[point][position].float(), plain[point][position].float()
-        norm, moved = float(there.norm()), float((here - there).norm())
-        rows.append(Moved(after, norm, moved, moved / norm if norm else 0.0))
-    return rows
+def _moved(after: str, here: Tensor, there: Tensor) -> Moved:
+    """How far the stream `here` (C,) is from the untouched one."""
+    norm, moved = float(there.float().norm()), float((here.float() - there.float()).norm())
+    return Moved(after, norm, moved, moved / norm if norm else 0.0)
 
 
-@torch.inference_mode()
-def _candidates(run: Run, untouched: Run, ask: Ask) -> list[Shift]:
-    """The likeliest tokens of both runs, and --token, by what they were before."""
-    at = range(ask.position, ask.position + 1)
-    after, before = run.logits(at)[0], untouched.logits(at)[0]  # (V,)
+def _candidates(run: Run, ask: Ask, after: Tensor, before: Tensor) -> list[Shift]:
+    """The likeliest tokens by either logits (V,), and --token, by what they were before."""
     n = min(ask.rows or 5, len(before))
     ids = {*before.topk(n).indices.tolist(), *after.topk(n).indices.tolist()}
     ids |= set() if ask.token is None else {ask.token}
@@ -142,22 +137,23 @@ def _candidates(run: Run, untouched: Run, ask: Ask) -> list[Shift]:
     ]
 
 
-@torch.inference_mode()
-def _places(run: Run, untouched: Run, kl: list[float]) -> list[PlaceShift]:
-    tops = []
-    for one in (untouched, run):
-        best = one.logits(range(len(run.ids))).softmax(dim=-1).max(dim=-1)
-        tops.append((best.indices.tolist(), best.values.tolist()))
-    (ids, probs), (changed_ids, changed_probs) = tops
-    return [
-        PlaceShift(
-            position,
-            run.tokens[position],
-            kl[position],
-            run.token(ids[position]),
-            probs[position],
-            run.token(changed_ids[position]),
-            changed_probs[position],
+def _places(run: Run, untouched: Run, after: Tensor, before: Tensor) -> Iterator[PlaceShift]:
+    """What each position expects, from both runs' final streams (T, C), CHUNK of them at a time."""
+    for low in range(0, len(run.ids), CHUNK):
+        here = run.unembed(after[low : low + CHUNK], low)  # (n, V)
+        final = Final.of(untouched.unembed(before[low : low + CHUNK], low))
+        kl = Best.of(here, final).kl_bits.tolist()
+        (plain_probs, plain), (probs, ids) = (
+            (best.values.tolist(), best.indices.tolist())
+            for best in (final.probs.max(dim=-1), here.softmax(dim=-1).max(dim=-1))
         )
-        for position in range(len(run.ids))
-    ]
+        for i, position in enumerate(range(low, low + len(here))):
+            yield PlaceShift(
+                position,
+                run.tokens[position],
+                kl[i],
+                run.token(plain[i]),
+                plain_probs[i],
+                run.token(ids[i]),
+                probs[i],
+            )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -16,7 +16,7 @@ from llmcli.inspection.values import View
 
 # Of the largest logit: what another order of summing, or another cut into calls, may cost by the
 # way in which the weights are stored.
-RELATIVE = {"float32": 1e-5, "float16": 5e-3, "bfloat16": 5e-2, "int8": 5e-2, "int4": 5e-2}
+RELATIVE = {**attribution.TOLERANCE, "float32": 1e-5}
 # Mean KL from fp32, in nats: ten times what fable has and more, as other models take more. To leave
 # out one of its layers costs 0.012 and up, which 4 bits may hide.
 COSTS = {"float16": 1e-3, "bfloat16": 5e-3, "int8": 1e-2, "int4": 1e-1}
@@ -58,7 +58,8 @@ def view(run: Run, ask: Ask) -> Check:
     shown, sums = explicit(run)
     rows = [
         _compare("fused = explicit", full, shown, relative * largest,
-                 "attention as views show it gives the logits of the fast path"),
+                 "attention as views show it gives the logits of the fast path" if fused(run) else
+                 "nothing: the fast path does not run where the scores of all layers are changed"),
         _compare("cached = full", full[-STEPS:], cached(run), relative * largest,
                  "a prefill and decode steps with the KV cache give the logits of one forward"),
         _attribution(run, ask),
@@ -84,15 +85,19 @@ def view(run: Run, ask: Ask) -> Check:
     )
 
 
+def fused(run: Run) -> bool:
+    """Whether the attention of any layer is: scores are made wherever a change is of them."""
+    return any(f"{layer}.scores" not in run.patch for layer in range(run.config.n_layer))
+
+
 @torch.inference_mode()
 def explicit(run: Run) -> tuple[Tensor, float]:
     """The logits (T, V) of a forward in which no layer's attention is fused.
 
     And how far the sum of any row of its patterns, later tokens left out, is from 1.
     """
-    last = f"{run.config.n_layer - 1}.resid_post"
-    seen = run.record("*.pattern", last)
-    x = seen.pop(last)
+    seen = run.record("*.pattern", run.end)
+    x = seen.pop(run.end)
     sums = [float((p.float().tril().sum(dim=-1) - 1).abs().max()) for p in seen.values()]
     return run.unembed(x, 0), max(sums)
 
@@ -129,14 +134,9 @@ def _cost(storage: str, ours: Tensor, exact: Tensor) -> Comparison:
 
 
 def _attribution(run: Run, ask: Ask) -> Comparison:
-    parts, final = attribution.written(run, ask.position)
-    logits = run.unembed(final[None], ask.position)[0]
-    token = int(logits.argmax()) if ask.token is None else ask.token
-    values = attribution.account(run.model, parts, final, token, None)
-    size = sum(map(abs, values.values()))
-    limit = attribution.TOLERANCE[run.model.storage]
-    difference = abs(float(logits[token]) - sum(values.values()))
+    made = attribution.summed(run, replace(ask, versus=None))
+    difference = abs(made.residual)
     return Comparison(
-        "parts = logit", difference, size * limit, difference <= size * limit,
+        "parts = logit", difference, made.tolerance, difference <= made.tolerance,
         "the parts of the attribution add up to the logit",
     )  # fmt: skip

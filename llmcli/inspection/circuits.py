@@ -15,7 +15,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from llmcli.gpt.model import GPT, Block
+from llmcli.gpt.model import GPT
 from llmcli.inspection.head import which
 from llmcli.inspection.run import Ask, Run, require_numbers
 from llmcli.inspection.values import Token, View, gflop
@@ -165,11 +165,10 @@ class Weights(NamedTuple):
 
 def weights_of(model: GPT, layer: int, head: int) -> Weights:
     """The matrices of a head, as the checkpoint has them, in fp32."""
-    config, block = model.config, _block(model, layer)
-    H, D = config.n_head, config.head_dim
-    q, k, v = block.attn.qkv.weight.float().view(3, H, D, -1)[:, head]
-    out = block.attn.out.weight.float().view(-1, H, D)[:, head]
-    return Weights(q, k, v, out, block.attn.qkv.bias.float().view(3, H, D)[:, head])
+    attn = model.block(layer).attn
+    q, k, v = attn.w_qkv[:, head].float()
+    biases = attn.qkv.bias.view(3, attn.n_head, attn.head_dim)[:, head]
+    return Weights(q, k, v, attn.w_out[:, head].float(), biases.float())
 
 
 def factors_of(model: GPT, layer: int, head: int) -> Factors:
@@ -179,8 +178,8 @@ def factors_of(model: GPT, layer: int, head: int) -> Factors:
     unembedding, with the final norm's centring and gain, of W_O W_V y, less its means over y and
     over the outputs: what the head writes wherever it looks is in neither.
     """
-    w, block = weights_of(model, layer, head), _block(model, layer)
-    x = block.norm_1(model.token_vectors).float()  # (V, C)
+    w = weights_of(model, layer, head)
+    x = model.block(layer).norm_1(model.token_vectors).float()  # (V, C)
     queries, keys, values = (x @ m.T + b for m, b in zip((w.q, w.k, w.v), w.biases, strict=True))
     outputs = _unembedding(model, w.out)  # (V, D)
     made = Factors(
@@ -254,14 +253,10 @@ def norm(left: Tensor, right: Tensor) -> Tensor:
 def _folded(model: GPT, layer: int, head: int) -> Weights:
     """A head's matrices in fp64, q, k and v with the gain and the centring of their norm."""
     w = weights_of(model, layer, head)
-    gain = _block(model, layer).norm_1.weight.double()
+    gain = model.block(layer).norm_1.weight.double()
 
     def fold(matrix: Tensor) -> Tensor:
         scaled = matrix.double() * gain
         return scaled - scaled.mean(dim=-1, keepdim=True)
 
     return Weights(fold(w.q), fold(w.k), fold(w.v), w.out.double(), w.biases.double())
-
-
-def _block(model: GPT, layer: int) -> Block:
-    return model.blocks[layer]  # type: ignore[return-value]

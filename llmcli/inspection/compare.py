@@ -38,36 +38,28 @@ def compare(
     return Comparison(
         first_difference(changed, plain, whole),
         tuple(kl_per_step(run, changed)),
-        perplexity(untouched, changed),
-        perplexity(untouched, plain),
+        *(perplexity(untouched, ids) if ids else None for ids in (changed, plain)),
     )
 
 
+@torch.inference_mode()
 def kl_per_step(run: Run, changed: Sequence[int]) -> list[float]:
     """KL(untouched || changed) in bits at each of the `changed` ids that continue the prompt."""
     if not changed:
         return []
-    fed = [*run.ids, *changed][:-1]  # the last token foretells nothing that is shown
-    return kl_per_position(
-        run.on(fed), replace(run, patch={}).on(fed), range(len(run.ids) - 1, len(fed))
-    )
-
-
-@torch.inference_mode()
-def kl_per_position(changed: Run, untouched: Run, positions: range) -> list[float]:
-    """KL(untouched || changed) in bits of what two runs of the same ids say at `positions`."""
+    here = run.on([*run.ids, *changed][:-1])  # the last token foretells nothing that is shown
+    untouched = replace(here, patch={})
+    positions = range(len(run.ids) - 1, len(here.ids))
     kl: list[float] = []
     for low in range(0, len(positions), CHUNK):
         some = positions[low : low + CHUNK]
-        kl += Best.of(changed.logits(some), Final.of(untouched.logits(some))).kl_bits.tolist()
+        kl += Best.of(here.logits(some), Final.of(untouched.logits(some))).kl_bits.tolist()
     return kl
 
 
 @torch.inference_mode()
-def perplexity(run: Run, continuation: Sequence[int]) -> float | None:
-    """exp of the mean of -log p of each id of `continuation` after the run's prompt."""
-    if not continuation:
-        return None
+def perplexity(run: Run, continuation: Sequence[int]) -> float:
+    """exp of the mean of -log p of each id of `continuation`, one at least, after the prompt."""
     n = len(run.ids)
     fed = run.on([*run.ids, *continuation][:-1])
     ids = torch.tensor(list(continuation), device=run.device)

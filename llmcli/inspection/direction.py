@@ -16,6 +16,7 @@ from torch import Tensor
 from llmcli.gpt.model import GPT
 from llmcli.inspection.attribution import through_norm
 from llmcli.inspection.intervention import seen, without_prefix
+from llmcli.inspection.run import cosines
 
 MAX_FOLDS = 10
 
@@ -89,6 +90,5 @@ def likeness(model: GPT, vector: Tensor) -> Tensor:
     Read as the lens reads a stream: centred and times the final norm's gain. The scale that the
     norm would divide by has no part in a cosine.
     """
-    read = through_norm(model, vector[None].double(), vector.double())[0].float()
-    rows = model.head.weight.float()
-    return rows @ read / (rows.norm(dim=-1) * read.norm()).clamp(min=1e-30)
+    read = through_norm(model, vector[None].double(), vector.double())  # (1, C)
+    return cosines(model.head.weight, read)[:, 0]

@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from llmcli.inspection.run import Ask, Run, cosines
+from llmcli.inspection.run import Ask, Run, cosine, cosines
 from llmcli.inspection.values import Row, Token, View, window
 
 FIRST = 8  # numbers of each vector that are written out
@@ -72,7 +72,7 @@ def view(run: Run, ask: Ask) -> Embed:
             norm=float(token.norm()),
             position_norm=float(position.norm()),
             sum_norm=float(total.norm()),
-            cosine=float(cosines(token[None], position[None])),
+            cosine=cosine(token, position),
             first=tuple(token[:FIRST].tolist()),
             position_first=tuple(position[:FIRST].tolist()),
             sum_first=tuple(total[:FIRST].tolist()),

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from llmcli.errors import UsageError
-from llmcli.gpt.model import Block
 from llmcli.inspection.attribution import through_norm
 from llmcli.inspection.run import Ask, Run
 from llmcli.inspection.values import Row, Token, View
@@ -122,13 +121,12 @@ def view(run: Run, ask: Ask) -> Head:
     layer, head = which(ask, "head")
     p, config = ask.position, run.config
     names = [f"{layer}.{point}" for point in ("q", "k", "v", "scores", "pattern", "z")]
-    stream, last = f"{layer}.resid_pre", f"{config.n_layer - 1}.resid_post"
-    seen = run.record(*names, stream, last)
+    stream = f"{layer}.resid_pre"
+    seen = run.record(*names, stream, run.end)
     q, k, v, scores, pattern, z = (seen[name][head].float() for name in names)
     divisor = rounded(Decimal(1 / config.attn_scale(layer)), WEIGHT)
     sums = worked(q[p], k, v, torch.isfinite(scores[p]).tolist(), divisor)
-    block: Block = run.model.blocks[layer]  # type: ignore[assignment]
-    w_out = block.attn.out.weight.view(config.n_embd, config.n_head, -1)[:, head].float()  # (C, D)
+    w_out = run.model.block(layer).attn.w_out[:, head].float()  # (C, D)
     written = w_out @ z[p]  # (C,)
     by_hand = w_out @ torch.tensor(floats(sums.z)).to(w_out)  # which a change may replace
     component = int(by_hand.abs().argmax())
@@ -168,7 +166,7 @@ def view(run: Run, ask: Ask) -> Head:
         weight_error=_apart(floats(sums.weights), own_weights, range(len(own_weights))),
         z_error=_apart(floats(sums.z), own_z, range(len(own_z))),
         keys=tuple(keys),
-        pushes=tuple(_pushes(run, written, seen[last][p])),
+        pushes=tuple(_pushes(run, written, seen[run.end][p])),
         notes=(*NOTES, CHANGED) if run.patch else NOTES,
     )
 

@@ -7,12 +7,14 @@ head were trained on the last layer alone.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
+from llmcli.gpt.model import GPT
 from llmcli.inspection.run import Ask, Run, rank_of
 from llmcli.inspection.values import Row, Token, View, window
 
@@ -81,7 +83,7 @@ def view(run: Run, ask: Ask) -> Lens:
         own = run.unembed(streams[last][low : low + CHUNK], some.start)  # (w, V)
         final = Final.of(own)
         for after in before:
-            here = lens_logits(run, streams[after][low : low + CHUNK])
+            here = lens_logits(run.model, streams[after][low : low + CHUNK])
             rows[after] += _rows(run, ask, after, here, final, some)
         rows[last] += _rows(run, ask, last, own, final, some)
     return Lens(
@@ -98,20 +100,26 @@ def tensors(run: Run, ask: Ask) -> dict[str, Tensor]:
     """`lens` (L + 1, W, V): the logits after the embedding and after each layer."""
     places = window(len(run.ids), ask.position, ask.rows or len(run.ids))
     streams = stream_after(run).values()
-    return {"lens": torch.stack([lens_logits(run, x[places.start : places.stop]) for x in streams])}
+    here = [lens_logits(run.model, x[places.start : places.stop]) for x in streams]
+    return {"lens": torch.stack(here)}
+
+
+def stream_points(layers: Iterable[int]) -> dict[str, str]:
+    """The stream's points after the embedding, "embed", and after each of `layers`, "0", ..."""
+    return {"embed": "0.resid_pre"} | {str(layer): f"{layer}.resid_post" for layer in layers}
 
 
 def stream_after(run: Run) -> dict[str, Tensor]:
     """The residual stream after the embedding and after each layer: "embed", "0", ...: (T, C)."""
-    values = run.record("0.resid_pre", "*.resid_post")
-    layers = {str(layer): values[f"{layer}.resid_post"] for layer in range(run.config.n_layer)}
-    return {"embed": values["0.resid_pre"], **layers}
+    points = stream_points(range(run.config.n_layer))
+    values = run.record(*points.values())
+    return {after: values[point] for after, point in points.items()}
 
 
 @torch.inference_mode()
-def lens_logits(run: Run, x: Tensor) -> Tensor:
-    """Final norm and output head on the stream `x` (W, C): (W, V), in fp32."""
-    return run.model.head(run.model.norm_f(x)).float()
+def lens_logits(model: GPT, x: Tensor) -> Tensor:
+    """Final norm and output head on the stream `x` (..., C): (..., V), in fp32."""
+    return model.head(model.norm_f(x)).float()
 
 
 class Final(NamedTuple):

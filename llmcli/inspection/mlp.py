@@ -92,14 +92,13 @@ REPLACED = "What this MLP writes here is replaced by a change; its neurons do no
 def view(run: Run, ask: Ask) -> MLPView:
     """The `rows` neurons of `layer` (by default the last) that write most at `position`."""
     layer = run.config.n_layer - 1 if ask.layer is None else ask.layer
-    last = f"{run.config.n_layer - 1}.resid_post"
-    seen = run.record(*_points(run, ask), f"{layer}.mlp_out", last)
-    final = seen[last][ask.position]  # (C,)
+    seen = run.record(*_points(run, ask), f"{layer}.mlp_out", run.end)
+    final = seen[run.end][ask.position]  # (C,)
     token = ask.token
     if token is None:
         token = int(run.unembed(final[None], ask.position)[0].argmax())
     pre, post = (seen[point][ask.position] for point in _points(run, ask))  # (M,)
-    mlp: MLP = run.model.blocks[layer].mlp  # type: ignore[assignment]
+    mlp = run.model.block(layer).mlp
     vectors = written(mlp, post)  # (M, C)
     parts = {str(neuron): vector for neuron, vector in enumerate(vectors)}
     parts["bias"] = mlp.down.bias.double()

@@ -101,7 +101,7 @@ def view(run: Run, ask: Ask) -> Neighbors:
     vector = sum_of(table, terms)  # (C,)
     norms, asked = table.norm(dim=-1), [id for _, id in terms]
     cosine, dot = cosines(table, vector[None])[:, 0], table @ vector  # (V,) each
-    logits = lens_logits(run, vector[None].to(run.dtype))[0]  # (V,)
+    logits = lens_logits(run.model, vector[None].to(run.dtype))[0]  # (V,)
     rows = ask.rows or ROWS
 
     def nearest(values: Tensor) -> tuple[Neighbor, ...]:
@@ -151,7 +151,7 @@ def round_trips(run: Run) -> tuple[int, int]:
     ids = torch.arange(n, device=table.device) * len(table) // n
     back = 0
     for some in ids.split(CHUNK):
-        logits = lens_logits(run, table[some])  # (n, V)
+        logits = lens_logits(run.model, table[some])  # (n, V)
         require_numbers(logits)
         back += int((logits.argmax(dim=-1) == some).sum())
     return n, back

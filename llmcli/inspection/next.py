@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from llmcli.inspection.attention import silenced
-from llmcli.inspection.lens import Best, Final, lens_logits
+from llmcli.inspection.lens import Best, Final, lens_logits, stream_points
 from llmcli.inspection.run import Ask, Run, entropy_bits
 from llmcli.inspection.values import Row, Token, View, window
 
@@ -86,9 +86,8 @@ class Next(View):
 def view(run: Run, ask: Ask) -> Next:
     """What comes after `position`, and how the model got there."""
     T, p = len(run.ids), ask.position
-    seen = run.record(*_attention_points(run), "0.resid_pre", "*.resid_post")
-    final = seen[f"{run.config.n_layer - 1}.resid_post"]
-    logits = run.unembed(final[p : p + 1], p)  # (1, V)
+    seen = run.record(*attention_points(run), "0.resid_pre", "*.resid_post")
+    logits = run.unembed(seen[run.end][p : p + 1], p)  # (1, V)
     top = logits[0].sort(descending=True, stable=True)
     probs = logits[0].softmax(dim=-1)
     rows = ask.rows or 5
@@ -98,10 +97,10 @@ def view(run: Run, ask: Ask) -> Next:
         n_head=run.config.n_head,
         position=p,
         token=run.tokens[p],
-        entropy_bits=float(entropy_bits(logits.log_softmax(dim=-1))),
+        entropy_bits=float(entropy_bits(logits.log_softmax(dim=-1).exp())),
         prompt=tuple(PromptToken(i, run.tokens[i]) for i in window(T, p, PLACES)),
         lens=tuple(_guesses(run, seen, logits, p)),
-        sources=tuple(_sources(run, seen, p)[:rows]),
+        sources=tuple(sources(run, seen, p)[:rows]),
         candidates=tuple(
             Candidate(rank, run.token(id), float(probs[id]), float(logits[0, id]))
             for rank, id in enumerate(top.indices[:rows].tolist())
@@ -117,14 +116,12 @@ def view(run: Run, ask: Ask) -> Next:
 @torch.inference_mode()
 def _guesses(run: Run, seen: dict[str, Tensor], logits: Tensor, position: int) -> list[Guess]:
     final = Final.of(logits)
-    n_layer = run.config.n_layer
-    points = {"embed": "0.resid_pre"}
-    for layer in spread(n_layer, LAYERS):
-        points[str(layer)] = f"{layer}.resid_post"
+    points = stream_points(spread(run.config.n_layer, LAYERS))
+    *_, last = points
     rows = []
     for after, point in points.items():
-        last = point == f"{n_layer - 1}.resid_post"
-        here = logits if last else lens_logits(run, seen[point][position : position + 1])  # (1, V)
+        x = seen[point][position : position + 1]  # (1, C)
+        here = logits if after == last else lens_logits(run.model, x)
         best = Best.of(here, final)
         token = run.token(int(best.ids[0]))
         rows.append(Guess(after, token, float(best.probs[0]), float(best.kl_bits[0])))
@@ -136,7 +133,7 @@ def spread(n: int, most: int) -> list[int]:
     return sorted({n - 1 - round(i * n / min(n, most)) for i in range(min(n, most))})
 
 
-def _attention_points(run: Run) -> tuple[str, ...]:
+def attention_points(run: Run) -> tuple[str, ...]:
     """What a row of attention is made from: q and k, so that no pattern (H, T, T) is kept.
 
     A run that replaces scores or patterns can only be seen in the patterns themselves.
@@ -156,13 +153,8 @@ def attention_row(run: Run, seen: dict[str, Tensor], layer: int, position: int) 
     return scores.softmax(dim=-1)
 
 
-def read_from(run: Run, position: int) -> list[Source]:
-    """The places that `position` reads from, the most attended (over all heads) first."""
-    return _sources(run, run.record(*_attention_points(run)), position)
-
-
 @torch.inference_mode()
-def _sources(run: Run, seen: dict[str, Tensor], position: int) -> list[Source]:
+def sources(run: Run, seen: dict[str, Tensor], position: int) -> list[Source]:
     """The places that `position` reads from, the most attended (over all heads) first."""
     H = run.config.n_head
     rows = [attention_row(run, seen, layer, position) for layer in range(run.config.n_layer)]

@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from llmcli.inspection.run import Ask, Run, cosines
+from llmcli.inspection.run import Ask, Run, cosine
 from llmcli.inspection.values import Row, Token, View
 
 
@@ -70,10 +70,10 @@ NOTES = (
 def view(run: Run, ask: Ask) -> Residual:
     """Norms, cosines, means and variances at `position`."""
     seen = {name: value[ask.position].float() for name, value in tensors(run, ask).items()}  # (C,)
-    final = seen[f"{run.config.n_layer - 1}.resid_post"]
+    final = seen[run.end]
     rows = [
-        Addition(part, float(added.norm()), _cosine(added, final), float(stream.norm()),
-                 _cosine(stream, final))
+        Addition(part, float(added.norm()), cosine(added, final), float(stream.norm()),
+                 cosine(stream, final))
         for part, added, stream in additions(run, seen)
     ]  # fmt: skip
     return Residual(
@@ -91,8 +91,7 @@ def tensors(run: Run, ask: Ask) -> dict[str, Tensor]:
     """The stream, what is added to it and each norm of it, by the names of their points: (T, C)."""
     points = ("embed", "pos_embed", "*.resid_*", "*.attn_out", "*.mlp_out", "*.norm_*")
     seen = run.record(*points)
-    last = seen[f"{run.config.n_layer - 1}.resid_post"]
-    return {**seen, "norm_f": run.model.norm_f(last)}
+    return {**seen, "norm_f": run.model.norm_f(seen[run.end])}
 
 
 def additions(run: Run, seen: dict[str, Tensor]) -> Iterator[tuple[str, Tensor, Tensor]]:
@@ -119,13 +118,12 @@ def additions(run: Run, seen: dict[str, Tensor]) -> Iterator[tuple[str, Tensor, 
 
 def _norms(run: Run, seen: dict[str, Tensor]) -> Iterator[Norm]:
     """Each layer norm in turn, between the stream that it reads and what it makes of that."""
-    last = run.config.n_layer - 1
     pairs = [
         (f"{layer}.{norm}", f"{layer}.{point}")
         for layer in range(run.config.n_layer)
         for norm, point in (("norm_1", "resid_pre"), ("norm_2", "resid_mid"))
     ]
-    for norm, point in [*pairs, ("norm_f", f"{last}.resid_post")]:
+    for norm, point in [*pairs, ("norm_f", run.end)]:
         before, after = seen[point], seen[norm]
         name = norm if norm == "norm_f" else f"L{norm}"
         yield Norm(name, *_moments(before), *_moments(after))
@@ -134,7 +132,3 @@ def _norms(run: Run, seen: dict[str, Tensor]) -> Iterator[Norm]:
 def _moments(vector: Tensor) -> tuple[float, float]:
     """Mean and variance of the numbers of a vector (C,), as a layer norm takes them."""
     return float(vector.mean()), float(vector.var(unbiased=False))
-
-
-def _cosine(a: Tensor, b: Tensor) -> float:
-    return float(cosines(a[None], b[None]))

@@ -107,6 +107,11 @@ class Run:
         """The prompt's tokens, one per position."""
         return tuple(self.token(id) for id in self.ids)
 
+    @property
+    def end(self) -> str:
+        """The point at which the residual stream leaves the last block."""
+        return f"{self.config.n_layer - 1}.resid_post"
+
     @cached_property
     def final(self) -> Tensor:
         """The residual stream after the last block, attention fused: (T, C)."""
@@ -189,9 +194,9 @@ def require_numbers(values: Tensor) -> None:
         )
 
 
-def entropy_bits(logprobs: Tensor) -> Tensor:
-    """Shannon entropy of natural-log probabilities (..., V), in bits: (...)."""
-    return torch.special.entr(logprobs.exp()).sum(dim=-1) / torch.log(torch.tensor(2.0))
+def entropy_bits(probs: Tensor) -> Tensor:
+    """Shannon entropy of probabilities (..., V), in bits: (...)."""
+    return torch.special.entr(probs).sum(dim=-1) / torch.log(torch.tensor(2.0))
 
 
 def vectors(table: nn.Embedding) -> Tensor:
@@ -204,6 +209,11 @@ def vectors(table: nn.Embedding) -> Tensor:
 def cosines(a: Tensor, b: Tensor) -> Tensor:
     """The cosine of each vector of `a` (N, C) with each of `b` (M, C): (N, M); of zero it is 0."""
     return F.normalize(a.float(), dim=-1) @ F.normalize(b.float(), dim=-1).T
+
+
+def cosine(a: Tensor, b: Tensor) -> float:
+    """The cosine of two vectors (C,)."""
+    return float(cosines(a[None], b[None]))
 
 
 def rank_of(logits: Tensor, ids: Tensor) -> Tensor:

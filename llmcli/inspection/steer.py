@@ -254,7 +254,7 @@ def view(run: Run, ask: Ask) -> SteerSweep:
         greedy=sweep.sampling.temperature == 0,
         seed=ask.seed,
         untouched_text=text_of(run, plain),
-        untouched_perplexity=perplexity(untouched, plain) or 0.0,
+        untouched_perplexity=perplexity(untouched, plain),
         trials=tuple(trials),
         notes=SWEEP_NOTES,
     )
@@ -264,7 +264,7 @@ def _tried(run: Run, ask: Ask, sweep: Sweep) -> tuple[str, float, float]:
     """The text under the run's patches, its mean KL, and its perplexity when untouched."""
     ids = continued(run, ask, sweep)
     kl = kl_per_step(run, ids)
-    return text_of(run, ids), sum(kl) / len(kl), perplexity(replace(run, patch={}), ids) or 0.0
+    return text_of(run, ids), sum(kl) / len(kl), perplexity(replace(run, patch={}), ids)
 
 
 def continued(run: Run, ask: Ask, sweep: Sweep) -> list[int]:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from llmcli.gpt.model import GPT
 from llmcli.gpt.tap import Probe
-from llmcli.inspection.lens import Best, Final
+from llmcli.inspection.lens import Best, Final, lens_logits, stream_points
 from llmcli.inspection.run import rank_of
 from llmcli.trace_lines import LensLayer
 
@@ -19,8 +19,7 @@ class StepLens:
 
     def __init__(self, model: GPT, probe: Probe) -> None:
         self.model, self.probe = model, probe
-        n_layer = model.config.n_layer
-        self.names = ["0.resid_pre", *(f"{layer}.resid_post" for layer in range(n_layer))]
+        self.points = stream_points(range(model.config.n_layer)).values()
         self.index, self.place = -1, 0
         self.logits = torch.empty(0)  # (L + 1, B, V) of the step `index`
 
@@ -30,10 +29,8 @@ class StepLens:
         self.place += 1
         if index != self.index:
             self.index, self.place = index, 0
-            x = torch.stack(
-                [self.probe.values[name][:, -1] for name in self.names]
-            )  # (L + 1, B, C)
-            self.logits = self.model.head(self.model.norm_f(x)).float()  # x: (L + 1, B, C)
+            x = torch.stack([self.probe.values[point][:, -1] for point in self.points])
+            self.logits = lens_logits(self.model, x)  # x: (L + 1, B, C)
         return layers(self.logits[:, self.place], id)
 
 

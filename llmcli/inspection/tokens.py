@@ -130,7 +130,7 @@ def _rows(run: Run, logits: Tensor, low: int) -> Iterator[TokenRow]:
     ids = torch.tensor(list(run.ids[low : low + n]), device=logits.device)
     logprobs = logits.log_softmax(dim=-1)
     own = logprobs.gather(-1, ids[:, None])[:, 0].tolist()
-    ranks, entropies = rank_of(logits, ids).tolist(), entropy_bits(logprobs).tolist()
+    ranks, entropies = rank_of(logits, ids).tolist(), entropy_bits(logprobs.exp()).tolist()
     others = logprobs.scatter(-1, ids[:, None], -math.inf).max(dim=-1)
     for i in range(n):
         token = run.tokens[low + i]

@@ -24,7 +24,6 @@ from llmcli.inspection.values import Row, Token, View, gflop
 TOP_K = 10
 CANDIDATES = 8  # tokens left out in turn, where nobody says
 PARTS = 4  # on each side
-FORWARDS = 3  # of the whole prompt: for the lens, the attribution, the attention
 MOVING = re.compile(r"L\d+\.(H\d+|attn|mlp)$")  # parts that compute, unlike embeddings and biases
 
 
@@ -126,8 +125,8 @@ def cost(run: Run, ask: Ask) -> str:
     """What the view is about to compute, in words."""
     n, length = len(_able(run, ask.position)[: ask.rows or CANDIDATES]), ask.position
     batches = len(list(batched(range(n), length)))
-    said = f"{FORWARDS} × {len(run.ids)} tokens"
-    flops = FORWARDS * text_flops(run.config, len(run.ids)) + n * text_flops(run.config, length)
+    said = f"{len(run.ids)} tokens"
+    flops = text_flops(run.config, len(run.ids)) + n * text_flops(run.config, length)
     if n:
         said += f", then {n} × {length} without one ({batches} batch{'es' * (batches > 1)})"
     return f"{said}: {gflop(flops)}"
@@ -137,23 +136,26 @@ def cost(run: Run, ask: Ask) -> str:
 def view(run: Run, ask: Ask) -> Why:
     """The report on `token` (by default the likeliest) at `position`."""
     p = ask.position
-    streams = {after: x[p : p + 1] for after, x in lens.stream_after(run).items()}  # (1, C) each
-    *before, last = streams
-    logits = run.unembed(streams[last], p)[0]  # (V,)
+    able = _able(run, p)
+    stream = lens.stream_points(range(run.config.n_layer))
+    *before, last = stream.values()
+    attended = next.attention_points(run) if able else ()
+    seen = run.record(*stream.values(), *attribution.points(run), *attended)
+    logits = run.unembed(seen[last][p : p + 1], p)[0]  # (V,)
     order = logits.topk(min(2, len(logits))).indices.tolist()
     token = order[0] if ask.token is None else ask.token
     rival = ask.versus
     if rival is None:
         rival = next_other(order, token)
-    early = lens.lens_logits(run, torch.cat([streams[after] for after in before]))
-    stages = _stages([*before, last], torch.cat([early, logits[None]]), token)
-    account = attribution.view(run, replace(ask, token=token, versus=rival, rows=None))
+    early = lens.lens_logits(run.model, torch.stack([seen[point][p] for point in before]))
+    stages = _stages(list(stream), torch.cat([early, logits[None]]), token)
+    account = attribution.view(run, replace(ask, token=token, versus=rival, rows=None), seen)
     sides = [Side(part.part, part.value) for part in account.parts if MOVING.match(part.part)]
     speak_for = [side for side in sides if side.adds > 0][:PARTS]
     against = [side for side in sides if side.adds < 0][:PARTS]
-    able = _able(run, p)
-    sources = [source for source in next.read_from(run, p) if source.position in able]
-    removals = _removals(run, sources[: ask.rows or CANDIDATES], p, (token, rival), logits)
+    sources = next.sources(run, seen, p) if able else []
+    candidates = [source for source in sources if source.position in able]
+    removals = _removals(run, candidates[: ask.rows or CANDIDATES], p, (token, rival), logits)
     return Why(
         n_tokens=len(run.ids),
         vocab_size=run.config.vocab_size,

@@ -243,27 +243,25 @@ def context(walk: Walk) -> Context:
 
 def heads(walk: Walk) -> Heads:
     layer, head = walk.head
-    out = walk.block(layer).attn.out
-    H, D = walk.config.n_head, walk.config.head_dim
+    attn = walk.model.block(layer).attn
     z = walk.inside["z"][:, -1].float()  # (H, D)
-    by_head = out.weight.float().view(-1, H, D).permute(1, 2, 0)  # (H, D, C)
-    written = torch.einsum("hd,hdc->hc", z, by_head)  # (H, C)
-    total = written.sum(dim=0) + out.bias.float()
+    written = torch.einsum("hd,chd->hc", z, attn.w_out.float())  # (H, C)
+    total = written.sum(dim=0) + attn.out.bias.float()
     lengths = written.norm(dim=-1)
     keenest = walk.weights.max(dim=-1)
     return Heads(
         layer=layer,
         head=head,
-        n_head=H,
-        head_dim=D,
+        n_head=attn.n_head,
+        head_dim=attn.head_dim,
         n_embd=walk.config.n_embd,
-        width=H * D,
+        width=z.numel(),
         rows=tuple(
             Head(h, int(keenest.indices[h]), walk.run.tokens[int(keenest.indices[h])],
                  float(keenest.values[h]), float(lengths[h]))
             for h in strongest(lengths, HEADS)
         ),
-        bias_length=length(out.bias),
+        bias_length=length(attn.out.bias),
         sum_length=length(total),
         max_difference=float((total - walk.inside["attn_out"][-1].float()).abs().max()),
     )  # fmt: skip

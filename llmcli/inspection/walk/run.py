@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import cast
 
 from torch import Tensor
 
 from llmcli.config import ModelConfig
-from llmcli.gpt.model import GPT, Block, causal_mask
+from llmcli.gpt.model import GPT, causal_mask
 from llmcli.gpt.tap import Probe
 from llmcli.inspection.next import attention_row
 from llmcli.inspection.run import Run
@@ -48,9 +47,6 @@ class Walk:
         """The token at the last position."""
         return self.run.tokens[self.last]
 
-    def block(self, layer: int) -> Block:
-        return cast(Block, self.model.blocks[layer])
-
     @cached_property
     def seen(self) -> dict[str, Tensor]:
         """The values of the one forward; a layer's q, k and v share their memory."""
@@ -59,7 +55,7 @@ class Walk:
     @property
     def final(self) -> Tensor:
         """The stream after the last block: (T, C)."""
-        return self.seen[f"{self.config.n_layer - 1}.resid_post"]
+        return self.seen[self.run.end]
 
     @cached_property
     def logits(self) -> Tensor:
@@ -100,7 +96,7 @@ class Walk:
         probe = Probe(self.config.n_layer, record=[f"{layer}.{name}" for name in INSIDE])
         x = self.seen[f"{layer}.resid_pre"][None]
         mask = causal_mask(T, T, x.device)
-        self.block(layer)(x, mask, None, probe.at(0, layer))
+        self.model.block(layer)(x, mask, None, probe.at(0, layer))
         return {name.split(".")[1]: value[0] for name, value in probe.values.items()}
 
 
@@ -112,13 +108,6 @@ def numbers(x: Tensor, most: int | None = None) -> tuple[float, ...]:
 def length(x: Tensor) -> float:
     """The Euclidean norm of a vector."""
     return float(x.float().norm())
-
-
-def cosine(a: Tensor, b: Tensor) -> float:
-    """a.b / (|a| |b|); 0 where one of them is zero."""
-    a, b = a.float(), b.float()
-    scale = float(a.norm() * b.norm())
-    return float(a @ b) / scale if scale else 0.0
 
 
 def ends(count: int, most: int) -> list[int]:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from llmcli.inspection.run import cosine, cosines
 from llmcli.inspection.values import Token
-from llmcli.inspection.walk.run import FIRST, Walk, cosine, length, numbers
+from llmcli.inspection.walk.run import FIRST, Walk, length, numbers
 
 PAIRS = (((3.0, 4.0), (6.0, 8.0)), ((3.0, 4.0), (-4.0, 3.0)), ((3.0, 4.0), (-3.0, -4.0)))
 TABLE = ((1.0, 2.0), (3.0, 4.0), (5.0, 6.0))  # a matrix to look up in
@@ -90,10 +91,9 @@ class Projection:
 def vectors(walk: Walk) -> Vectors:
     table = walk.model.token_vectors  # (V, C)
     own = table[walk.token.id].float()
-    lengths = table.norm(dim=-1).float()
-    cosines = (table @ table[walk.token.id]).float() / (lengths * own.norm()).clamp(min=1e-30)
-    cosines[walk.token.id] = -math.inf
-    chosen = {int(cosines.argmax()): "nearest"}
+    alike = cosines(table, own[None])[:, 0]  # (V,)
+    alike[walk.token.id] = -math.inf
+    chosen = {int(alike.argmax()): "nearest"}
     for id in walk.best[:2]:
         chosen.setdefault(id, "likely")
     chosen.setdefault(walk.run.ids[min(walk.run.n_prefix, walk.last)], "first")
@@ -137,7 +137,8 @@ def lookup(walk: Walk) -> Lookup:
 def projection(walk: Walk) -> Projection:
     layer, head = walk.head
     x = walk.inside["norm_1"][-1].float()  # (C,)
-    basis = torch.linalg.qr(query_weight(walk).float().T).Q  # (C, D): what the query depends on
+    w_q = walk.model.block(layer).attn.w_qkv[0, head]  # (D, C)
+    basis = torch.linalg.qr(w_q.float().T).Q  # (C, D): what the query depends on
     tried = torch.tensor(sorted(set(walk.run.ids))[:TRIED], device=x.device)
     back = walk.model.token_vectors[tried] @ walk.model.head.weight.T  # (n, V)
     return Projection(
@@ -154,11 +155,3 @@ def projection(walk: Walk) -> Projection:
         n_tried=len(tried),
         n_back=int((back.argmax(dim=-1) == tried).sum()),
     )
-
-
-def query_weight(walk: Walk) -> Tensor:
-    """The matrix that makes the head's queries, as a linear layer keeps it: (D, C)."""
-    layer, head = walk.head
-    D = walk.config.head_dim
-    weight = walk.block(layer).attn.qkv.weight  # (3 H D, C)
-    return weight[head * D : (head + 1) * D]

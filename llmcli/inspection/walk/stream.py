@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from llmcli.gpt.model import ACTIVATIONS
-from llmcli.inspection.lens import lens_logits
+from llmcli.inspection.lens import lens_logits, stream_points
 from llmcli.inspection.next import spread
+from llmcli.inspection.run import cosine
 from llmcli.inspection.values import Token
 from llmcli.inspection.walk.heads import Vector
-from llmcli.inspection.walk.run import FIRST, Walk, cosine, length, numbers
+from llmcli.inspection.walk.run import FIRST, Walk, length, numbers
 
 CURVE = (-3.0, -1.0, 0.0, 1.0, 3.0)  # where the activation is shown
 NEURONS = 5
@@ -165,7 +166,7 @@ def embedding(walk: Walk) -> Embedding:
 
 def norm(walk: Walk) -> Norm:
     x = walk.seen["0.resid_pre"][-1].float()  # (C,)
-    layer_norm, eps = walk.block(0).norm_1, walk.config.norm_eps
+    layer_norm, eps = walk.model.block(0).norm_1, walk.config.norm_eps
     normalised = (x - x.mean()) / (x.var(unbiased=False) + eps).sqrt()
     after = normalised * layer_norm.weight.float() + layer_norm.bias.float()
     theirs = layer_norm(walk.seen["0.resid_pre"][-1]).float()
@@ -226,19 +227,17 @@ def feed_forward(walk: Walk) -> FeedForward:
 
 
 def blocks(walk: Walk) -> Blocks:
-    n = walk.config.n_layer
-    streams = {"embed": walk.seen["0.resid_pre"][-1]}
-    streams |= {str(layer): walk.seen[f"{layer}.resid_post"][-1] for layer in spread(n, 8)}
+    points = stream_points(spread(walk.config.n_layer, 8))
     return Blocks(
-        n_layer=n,
+        n_layer=walk.config.n_layer,
         position=walk.last,
         token=walk.token,
-        rows=tuple(_after(walk, after, x) for after, x in streams.items()),
+        rows=tuple(_after(walk, after, walk.seen[point][-1]) for after, point in points.items()),
     )
 
 
 def _after(walk: Walk, after: str, x: Tensor) -> After:
-    prob, id = lens_logits(walk.run, x[None])[0].softmax(dim=-1).max(dim=-1)
+    prob, id = lens_logits(walk.model, x[None])[0].softmax(dim=-1).max(dim=-1)
     return After(after, length(x), walk.run.token(int(id)), float(prob))
 
 
