@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -62,6 +63,28 @@ def test_a_page_that_is_asked_for_is_one_of_the_walk(llmcli):
     assert shown.stdout.startswith("explain  3 of 25")
     assert not shown.stderr
     assert llmcli("inspect", "Once", "--all").stdout.count("explain  ") == 25
+
+
+def test_the_head_that_is_followed_can_be_chosen(llmcli):
+    common = ["inspect", "Once upon a time", "--page", 11]
+    free, one = (json.loads(llmcli(*common, *more, "--json").stdout)["views"][0]["pages"][0]
+                 for more in ([], ["--layer", 1, "--head", -1]))  # fmt: skip
+    assert (one["facts"]["layer"], one["facts"]["head"]) == (1, 3)
+    assert (free["facts"]["asked"], one["facts"]["asked"]) == (False, True)
+    assert "--page 12 --layer 1 --head 3\n" in llmcli(*common, "--layer", 1, "--head", -1).stdout
+    in_layer = json.loads(llmcli(*common, "--layer", 5, "--json").stdout)["views"][0]["pages"][0]
+    assert in_layer["facts"]["layer"] == 5
+
+
+def test_a_change_leaves_the_walk_as_it_is_and_untitled(llmcli):
+    plain = llmcli("inspect", "Once", "--page", 2, "--color", "always")
+    changed = llmcli("inspect", "Once", "--page", 2, "--color", "always", "--ablate", "L3.H1")
+    assert changed.stdout == plain.stdout
+    assert changed.stderr == "Not used by --view explain: --ablate.\n"
+    both = llmcli("inspect", "Once", "--page", 2, "--color", "always", "--ablate", "L3.H1",
+                  "--baseline")  # fmt: skip
+    assert both.stdout.startswith(plain.stdout)
+    assert both.stdout.count("explain") == plain.stdout.count("explain")
 
 
 def test_a_prompt_too_long_for_one_line_is_repeated_on_two(llmcli):

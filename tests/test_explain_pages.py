@@ -383,13 +383,16 @@ def test_changing_is_the_run_without_the_head_and_with_the_direction_added(ref, 
     words = [i for i in ref.best[1:] if re.fullmatch(rb" ?[A-Za-z]+", tokenizer.token_bytes(i))]
     towards = words[0]
     assert (f.best.id, f.towards.id, f.ablate) == (ref.best[0], towards, f"L{layer}.H{head}")
-    assert f.steer == f'"{tokenizer.decode([towards])}" @ L{at} * 1'
+    assert f.steer == f'"{tokenizer.decode([towards])}" @ L{at} * {f.strength:g}'
     plus, mean = (stream(ref.w, x)[at][1:].mean(0) for x in ([0, towards], ref.ids))
     finals = {
         "untouched": stream(ref.w, ref.ids),
         "without": stream(ref.w, ref.ids, without=(layer, head)),
-        "steered": stream(ref.w, ref.ids, add=(at, plus - mean)),
+        "steered": stream(ref.w, ref.ids, add=(at, f.strength * (plus - mean))),
     }
+    near(f.added, f.strength * (plus - mean).norm(), atol=1e-3)
+    near(f.stream, stream(ref.w, ref.ids)[at][-1].norm(), atol=1e-3)
+    assert 0.2 < f.added / f.stream < 0.4
     assert [outcome.name for outcome in f.outcomes] == list(finals)
     for o in f.outcomes:
         probs = unembedded(ref.w, finals[o.name][-1][-1]).softmax(-1)

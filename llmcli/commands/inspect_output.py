@@ -45,12 +45,19 @@ def draw(view: View, canvas: Canvas) -> Any:
 
 def pictures(made: Made, canvas: Canvas) -> Iterator[Picture]:
     """Each view's, the first of each kind under what it is of, but for the model as it is."""
+    from llmcli.inspection.catalogue import VIEWS
     from llmcli.render.drawing import fit
 
+    steady = {name for name, entry in VIEWS.items() if not entry.changes}
     changes = made.about.get("changes", ())
     changed = fit(f"changed: {'  '.join(changes)}", canvas.width - 6).rstrip() if changes else ""
-    parts = {"untouched": made.untouched, changed: made.views, "difference": made.differences}
-    for title, views in parts.items():
+    parts = [
+        ("", [view for view in made.views if view.name in steady]),
+        ("untouched", made.untouched),
+        (changed, [view for view in made.views if view.name not in steady]),
+        ("difference", made.differences),
+    ]
+    for title, views in parts:
         subject = replace(made.subject, changes=()) if title == "untouched" else made.subject
         for i, view in enumerate(views):
             yield "" if i else title, draw(view, replace(canvas, subject=subject))

@@ -102,7 +102,7 @@ class Request:
             untouched = [
                 self._view(name, opened, plain, ask)
                 for name, entry in wanted.items()
-                if not entry.experiment
+                if entry.changes and not entry.experiment
             ]
             wanted = {**wanted, **entries(["change"])}
         views = [self._view(name, opened, run, ask) for name in wanted]

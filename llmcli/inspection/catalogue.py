@@ -82,7 +82,7 @@ VIEWS = {
     "why": ViewEntry("a short report on a token: rank, layer, parts and words for and against",
                      "position token versus rows", plain=True),
     "explain": ViewEntry("the guided walk through the whole computation, in plain words",
-                         "page all", changes=False, plain=True),
+                         "page all layer head", changes=False, plain=True),
     "check": ViewEntry("proof that the views, the cache and the fast path agree",
                        "position token", proof=True),
 }  # fmt: skip

@@ -71,6 +71,8 @@ class Explain(View):
 
     name: ClassVar[str] = "explain"
 
+    layer: int | None  # --layer and --head, where they choose the head that is followed
+    head: int | None
     n_pages: int
     pages: tuple[Page, ...]
     notes: tuple[str, ...]
@@ -79,9 +81,11 @@ class Explain(View):
 @torch.inference_mode()
 def view(run: Run, ask: Ask) -> Explain:
     """Page `ask.page` of the walk along `run`, or all pages."""
-    walk = Walk(replace(run, patch={}))
+    walk = Walk(replace(run, patch={}), ask.layer, ask.head)
     wanted = range(1, len(TOPICS) + 1) if ask.page is None else (ask.page,)
     return Explain(
+        layer=ask.layer,
+        head=ask.head,
         n_pages=len(TOPICS),
         pages=tuple(Page(page, TOPICS[page - 1], PAGES[TOPICS[page - 1]](walk)) for page in wanted),
         notes=(),

@@ -12,14 +12,14 @@ from llmcli.config import Sampling
 from llmcli.gpt.cache import KVCache
 from llmcli.gpt.sampling import filtered
 from llmcli.inspection import grammar
-from llmcli.inspection.intervention import patches
+from llmcli.inspection.intervention import patches, stream_norms, vectors_of
 from llmcli.inspection.plan import Plan, Vector
 from llmcli.inspection.values import Token
 from llmcli.inspection.walk.run import Walk
 
 COLD, HOT, TOP_K, TOP_P = 0.5, 1.5, 3, 0.9
 STEPS = 6
-STRENGTH = 1.0
+SHARE = 0.3  # of the stream's length: what is added changes the text and leaves it one
 PLAIN_WORD = re.compile(rb" ?[A-Za-z]+")  # what needs no escape between the quotes of --steer
 
 
@@ -133,6 +133,8 @@ class Changing:
     steer: str
     steer_layer: int
     strength: float
+    added: float  # the length of what is added to the stream
+    stream: float  # the stream's own there
     best: Token
     towards: Token
     outcomes: tuple[Outcome, ...]
@@ -276,21 +278,25 @@ def _group(layer: str) -> str:
 def changing(walk: Walk) -> Changing:
     (layer, head), at = walk.head, walk.config.n_layer // 2
     ablate, towards = f"L{layer}.H{head}", _runner_up(walk)
-    text = f'"{towards.text.decode("utf-8", "replace")}" @ L{at} * {STRENGTH:g}'
     n_prefix = walk.run.n_prefix
+    one = Vector(at, 1.0, plus=(*walk.run.ids[:n_prefix], towards.id))
+    plan = Plan(vectors=(one,), n_prefix=n_prefix)
+    (added,) = vectors_of(walk.model, plan, walk.run.ids)
+    (stream,) = stream_norms(walk.model, plan, walk.run.ids)
+    length = float(added.norm())
+    strength = float(f"{SHARE * stream / length:.1g}") if length else 1.0
     plans = {
         "untouched": Plan(),
         "without": Plan(ablations=(grammar.ablation(ablate, walk.config),), n_prefix=n_prefix),
-        "steered": Plan(
-            vectors=(Vector(at, STRENGTH, plus=(*walk.run.ids[:n_prefix], towards.id)),),
-            n_prefix=n_prefix,
-        ),
+        "steered": replace(plan, vectors=(replace(one, strength=strength),)),
     }
     return Changing(
         ablate=ablate,
-        steer=text,
+        steer=f'"{towards.text.decode("utf-8", "replace")}" @ L{at} * {strength:g}',
         steer_layer=at,
-        strength=STRENGTH,
+        strength=strength,
+        added=strength * length,
+        stream=stream,
         best=walk.run.token(walk.best[0]),
         towards=towards,
         outcomes=tuple(_outcome(walk, name, plan, towards) for name, plan in plans.items()),

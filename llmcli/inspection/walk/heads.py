@@ -41,10 +41,11 @@ class At:
 class Qkv(At):
     """Its three vectors."""
 
-    read_position: int  # what the head reads most between the first position and its own
+    read_position: int  # what the head reads most of `Walk.choices`
     read_token: Token
     read_weight: float
-    chosen: bool  # False where there is nothing between them
+    chosen: bool  # False where there is nothing between the first position and its own
+    asked: bool  # whether --layer or --head said which
     n_tokens: int
     n_embd: int
     n_head: int
@@ -145,8 +146,7 @@ class Heads:
 def qkv(walk: Walk) -> Qkv:
     layer, head = walk.head
     weights = walk.weights[head]  # (T,)
-    between = weights[1:-1]
-    read = 1 + int(between.argmax()) if len(between) else walk.last
+    read = walk.choices.start + int(weights[walk.choices].argmax())
     return Qkv(
         layer=layer,
         head=head,
@@ -155,7 +155,8 @@ def qkv(walk: Walk) -> Qkv:
         read_position=read,
         read_token=walk.run.tokens[read],
         read_weight=float(weights[read]),
-        chosen=len(between) > 0,
+        chosen=walk.last > 1,
+        asked=walk.layer_asked is not None or walk.head_asked is not None,
         n_tokens=len(walk.run.ids),
         n_embd=walk.config.n_embd,
         n_head=walk.config.n_head,

@@ -28,6 +28,8 @@ class Walk:
     """A run, and where in it the walk goes."""
 
     run: Run
+    layer_asked: int | None = None
+    head_asked: int | None = None
 
     @property
     def config(self) -> ModelConfig:
@@ -70,19 +72,24 @@ class Walk:
 
     @cached_property
     def head(self) -> tuple[int, int]:
-        """(layer, head): the one whose last position reads most from a place of its own choice.
-
-        That is one between the first, where heads rest, and itself; L0.H0 where there is none.
-        """
-        if self.last < 2:
-            return 0, 0
+        """(layer, head): of those asked for, the one that reads most from one of `choices`."""
         best, where = -1.0, (0, 0)
-        for layer in range(self.config.n_layer):
+        n_layer, first = self.config.n_layer, self.head_asked or 0
+        for layer in range(n_layer) if self.layer_asked is None else [self.layer_asked]:
             row = attention_row(self.run, self.seen, layer, self.last)  # (H, T)
-            keenest = row[:, 1:-1].amax(dim=-1).max(dim=0)
+            some = row if self.head_asked is None else row[first : first + 1]
+            keenest = some[:, self.choices].amax(dim=-1).max(dim=0)
             if float(keenest.values) > best:
-                best, where = float(keenest.values), (layer, int(keenest.indices))
+                best, where = float(keenest.values), (layer, first + int(keenest.indices))
         return where
+
+    @property
+    def choices(self) -> slice:
+        """Where a head reads from if it chooses: not at the first token, where heads rest, or here.
+
+        Of a shorter prompt all that comes before, and of one token that.
+        """
+        return slice(1, self.last) if self.last > 1 else slice(0, max(1, self.last))
 
     @cached_property
     def weights(self) -> Tensor:

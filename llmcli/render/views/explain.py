@@ -35,6 +35,7 @@ def _page(view: Explain, page: Page, canvas: Canvas) -> Text:
     for command in words.deeper:
         out.append_text(deeper(canvas, command))
     if page.page < view.n_pages:
-        more = deeper(canvas, f"inspect {{}} --page {page.page + 1}", label="next")
-        out.append_text(more)
+        asked = {"--layer": view.layer, "--head": view.head}
+        which = "".join(f" {option} {i}" for option, i in asked.items() if i is not None)
+        out.append_text(deeper(canvas, f"inspect {{}} --page {page.page + 1}{which}", label="next"))
     return out

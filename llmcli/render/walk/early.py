@@ -165,8 +165,8 @@ def projection(f: Projection) -> Words:
         lost,
         f"Also {f.vocab_size} tokens in {f.n_embd} dimensions cannot all be told apart by right "
         "angles" + ("" if f.vocab_size > f.n_embd else " unless they are that few") + ". Sent "
-        f"through the embedding and straight back through the output matrix, {f.n_back} of the "
-        f"{f.n_tried} different tokens tried from your prompt give themselves the highest number.",
+        f"through the embedding and straight back through the output matrix, {f.n_back} of "
+        f"your prompt's {plural(f.n_tried, 'different token')} came back with the highest number.",
     ], (f"inspect --view neighbors --token id:{f.token.id}",))  # fmt: skip
 
 

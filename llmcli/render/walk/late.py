@@ -23,7 +23,9 @@ def qkv(f: Qkv) -> Words:
         "(what is handed on).",
         f"We follow layer {f.layer}, head {f.head}, of {f.n_head} heads, at position {f.position}, "
         f"{said(f.token)}: there it reads {100 * f.read_weight:.1f} % from position "
-        f"{f.read_position}, {said(f.read_token)}.",
+        f"{f.read_position}, {said(f.read_token)}."
+        + ("" if f.asked or not f.chosen else " No head reads more from one earlier token; "
+           "--layer and --head choose another."),
         rows,
     ], (f"inspect {{}} --view head --layer {f.layer} --head {f.head}",))  # fmt: skip
 
@@ -39,7 +41,7 @@ def scores(f: Scores) -> Words:
         + (f", which is 1/√{f.head_dim}" if f.by_head_dim and not f.by_layer else "")
         + ". Without scaling, sums of many products would tend to be large, and softmax would "
         "give nearly all to one. "
-        + ("The keys with the largest weights:" if len(f.rows) < f.n_seen else "All of them:"),
+        + ("Those with the largest weights:" if len(f.rows) < f.n_seen else "All of them:"),
         rows,
     ], (f"inspect {{}} --view head --layer {f.layer} --head {f.head}",))  # fmt: skip
 
@@ -50,7 +52,7 @@ def mask(f: Mask) -> Words:
         left = " ".join("  -inf" if s is None else f"{s:6.2f}" for s in r.scores)
         rows.append(f"{tok(r.token, 8)} {left}  │{nums(r.weights, 2, 5)}")
     return Words("The causal mask, and softmax", [
-        f"A position must not see what comes after it: {f.n_hidden} of this head's scores become "
+        f"A position must not see what comes after it: {f.n_hidden:,} of this head's scores become "
         "minus infinity. Softmax makes each row positive weights that add up to 1, and 0 where the "
         "mask is. Scores on the left, weights on the right, for the first positions:",
         rows,
@@ -93,7 +95,7 @@ def shortcut(f: Shortcut) -> Words:
         f"the feed-forward network. In layer {f.layer}:",
         rows,
         f"What runs through is the residual stream: here a sum of {f.n_terms} vectors in the end. "
-        "Later layers can read what earlier ones wrote, and training reaches early ones.",
+        "Later layers can read what earlier ones wrote, and in training the way back is as short.",
     ], ("inspect {} --view residual",))  # fmt: skip
 
 
@@ -198,12 +200,14 @@ def parameters(f: Parameters) -> Words:
 
 def changing(f: Changing) -> Words:
     names = {"untouched": "untouched", "without": f"without {f.ablate}", "steered": "steered"}
-    rows = [f"{names[o.name]:<18} {tok(o.top)} {pct(o.top_prob)}   {said(f.best)} "
-            f"{pct(o.best_prob)}" for o in f.outcomes]  # fmt: skip
+    rows = [f"{'':<18} {'likeliest':<23}   {tok(f.best, 9)}   {tok(f.towards, 9)}"]
+    rows += [f"{names[o.name]:<18} {tok(o.top)} {pct(o.top_prob)}   {pct(o.best_prob):>9}   "
+             f"{pct(o.steered_prob):>9}" for o in f.outcomes]  # fmt: skip
     return Words("Take a part out, strengthen a direction", [
         f"Head {f.ablate}, which we followed, set to zero; or a direction added to the stream "
         f"leaving layer {f.steer_layer}: what {said(f.towards)} has more than the mean of your "
-        "prompt. The likeliest next token, and what became of the first choice:",
+        f"prompt, {f.added:.1f} long where the stream is {f.stream:.1f}. The likeliest next token, "
+        "and what became of the first choice and of what was steered to:",
         rows,
         "A steered model need not say that text; it may go on as if it had just read it.",
     ], (f"inspect {{}} --ablate {f.ablate} --baseline",
