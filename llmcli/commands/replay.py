@@ -63,13 +63,13 @@ def check_options(typed: Collection[str]) -> None:
 
 def replay(past: PastRun, compute: Compute, resample: bool, use_cache: bool, quiet: bool) -> Replay:
     """The recorded runs computed again and held against what was recorded."""
-    from llmcli.inspection.recorded import tolerance
     from llmcli.inspection.replay import NOTES, Replay, compared, verdict, worst
 
     longest = max(len(record.begun.ids) + len(record.steps) for record in past.records.values())
     loaded = load(past.opened, compute, 1, longest, len(past.records) == 1, quiet)
     dtype = loaded.storage
-    allowed = tolerance(past.dtype, dtype)
+    coarser = max(past.dtype, dtype, key=TOLERANCE.__getitem__)
+    allowed = TOLERANCE[coarser]
     changes = read_changes(past.opened, past.interventions(Interventions()))
     rows, steps = [], []
     for number, record in past.records.items():
@@ -78,7 +78,6 @@ def replay(past: PastRun, compute: Compute, resample: bool, use_cache: bool, qui
         rows.append(compared(made, n, number, math.inf if resample else allowed))
         steps += made
     how = "resampled" if resample else "forced"
-    coarser = max(past.dtype, dtype, key=TOLERANCE.__getitem__)
     return Replay(
         file=str(past.path),
         how=how,

@@ -28,10 +28,5 @@ def held(run: Run, step: Step, dtype: str) -> Held:
     logprobs = run.logits(range(last, last + 1))[0].log_softmax(dim=-1)
     ids = [c.id for c in (step.chosen, *step.top)]
     apart = difference(step, dict(zip(ids, logprobs[ids].tolist(), strict=True)))
-    allowed = tolerance(dtype, run.model.storage)
+    allowed = max(TOLERANCE[dtype], TOLERANCE[run.model.storage])
     return Held(step.run, step.index, apart, allowed, apart <= allowed)
-
-
-def tolerance(recorded: str, now: str) -> float:
-    """What two dtypes allow: as much as the coarser of them."""
-    return max(TOLERANCE[recorded], TOLERANCE[now])
