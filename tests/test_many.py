@@ -61,7 +61,8 @@ def test_the_first_prompt_gives_what_generate_gives_alone(many, llmcli, model_fo
 
 def test_json_lines_keep_their_ids(many):
     content = '{"prompt": "Once", "id": "first"}\n\n{"prompt": "The\\nend"}\n{"prompt":"x","id":7}'
-    assert [record["id"] for record in many(content)] == ["first", 2, 7]
+    content += '\n{"prompt": "y", "id": null}'
+    assert [record["id"] for record in many(content)] == ["first", 2, 7, 4]
 
 
 def test_a_dash_reads_the_prompts_from_stdin(llmcli, many, model_folder):
@@ -160,7 +161,7 @@ def test_each_batch_is_on_disk_before_the_next_begins(many, tmp_path, monkeypatc
     [
         (b"", "no prompt"),
         (b"\n\n", "no prompt"),
-        (b"ok\n\xff\n", "not UTF-8 at offset 3"),
+        (b"ok\n\xff\n", "not UTF-8: byte 0xff at offset 3"),
         (b'{"prompt": "a"}\nplain\n', "line 2 is not JSON"),
         (b'{"prompt": 3}\n', "line 1 has no text"),
         (b'{"prompt": "a", "id": 1}\n{"prompt": "b", "id": 1}\n', "line 2: the id 1 comes twice"),
@@ -180,6 +181,13 @@ def test_a_prompt_file_that_makes_no_sense_is_refused(
     path = tmp_path / "prompts"
     path.write_bytes(content)
     assert_fails(llmcli("generate", "--prompts", path, "-m", model_folder), 2, said)
+
+
+def test_prompts_on_stdin_are_named_so(llmcli, model_folder):
+    command = ["generate", "--prompts", "-", "-m", model_folder]
+    said = "llmcli: stdin, line 2 is not JSON"
+    assert_fails(llmcli(*command, input='{"prompt": "a"}\nplain\n'), 2, said)
+    assert_fails(llmcli(*command, input=b"\xff"), 2, "llmcli: stdin is not UTF-8")
 
 
 def test_a_prompt_file_that_cannot_be_read_is_refused(llmcli, model_folder, tmp_path):
