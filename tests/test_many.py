@@ -25,13 +25,13 @@ PROMPTS = ["Once upon a time", "The", "She had a red ball. The end.", "Lily", "a
 def many(llmcli, model_folder, tmp_path):
     """Run `generate --prompts` on a file with this content; records are checked and returned."""
 
-    def run(content, *arguments, code=0):
+    def run(content, *arguments, code=0, said=""):
         path = tmp_path / "prompts"
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
         result = llmcli("generate", "--prompts", path, "-m", model_folder, "--seed", 5,
                         "--max-new-tokens", 8, *arguments)  # fmt: skip
         if code:
-            return assert_fails(result, code)
+            return assert_fails(result, code, said)
         assert result.exit_code == 0, result.stderr
         records = [json.loads(line) for line in result.stdout.splitlines()]
         for record in records:
@@ -181,6 +181,12 @@ def test_a_prompt_file_that_makes_no_sense_is_refused(
     path = tmp_path / "prompts"
     path.write_bytes(content)
     assert_fails(llmcli("generate", "--prompts", path, "-m", model_folder), 2, said)
+
+
+def test_a_step_that_is_forced_beyond_the_context_is_refused(many):
+    content = '{"prompt": "a"}\n{"prompt": "' + "red " * 20 + '", "id": "long"}\n'
+    assert many(content.replace("red " * 20, "red"), "-n", 99, "--force", "50=Q")
+    many(content, "-n", 99, "--force", "50=Q", code=2, said="Prompt 'long': --force: the")
 
 
 def test_prompts_on_stdin_are_named_so(llmcli, model_folder):

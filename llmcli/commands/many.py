@@ -320,9 +320,11 @@ def _encode_all(
     encoded: dict[str | int, list[int]] = {}
     for item in items:
         try:
-            encoded[item.id] = prompt_ids(job.opened, item.prompt, truncate, new=job.max_new_tokens)
+            ids = prompt_ids(job.opened, item.prompt, truncate, new=job.max_new_tokens)
+            job.check_forced(len(ids))
         except UsageError as error:
             raise UsageError(
                 f"Prompt {shown(repr(item.id))}: {error.fact}", error.remedy
             ) from error
+        encoded[item.id] = ids
     return encoded
