@@ -24,6 +24,7 @@ from llmcli.errors import IntegrityError
 from llmcli.gpt.facts import Facts
 from llmcli.inspection.replay import compared, verdict
 from llmcli.inspection.trace import in_words, view
+from llmcli.render.json import strict
 from llmcli.trace import BLOCK_NBYTES, Reader, Writer, records
 from llmcli.trace_lines import Begun, Choice, Step, json_text, kl_bits, lens_text, step_line
 
@@ -238,6 +239,15 @@ def test_every_float32_survives_the_file():
     for value in (-torch.rand(1000) * 10 ** torch.empty(1000).uniform_(-20, 2)).tolist():
         line = json.loads(line_of(step(0, value)))
         assert torch.tensor(line["logprob"]) == torch.tensor(value)
+
+
+def test_a_line_is_one_for_whoever_splits_lines():
+    ends = "a\n\x0b\x0c\r\x1c\x1d\x1e\x85\u2028\u2029b"
+    for line in (Begun(0, (1,), ends, ends, (0, 0), 0.5).line(), json_text(ends.encode()),
+                 strict({"text": ends})):  # fmt: skip
+        assert line.splitlines() == [line]
+        value = json.loads(line)
+        assert ends == (value if isinstance(value, str) else value.get("text", value.get("prompt")))
 
 
 # --- a step, computed again ----------------------------------------------------------------------
