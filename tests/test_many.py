@@ -311,7 +311,7 @@ def test_results_of_changed_prompts_or_options_are_refused(many, llmcli, model_f
     for content, *options in (
         ("new first line\n" + LINES,), (LINES, "--top-k", 3), (LINES[5:],),
         (LINES, "--dtype", "bfloat16"), (LINES, "--quantize", "int8"), (LINES, "--top-probs", 2),
-        (LINES, "--no-cache"),
+        (LINES, "--no-cache"), (LINES, "--num-samples", 2),
     ):  # fmt: skip
         path = tmp_path / "changed"
         path.write_text(content)
@@ -319,6 +319,15 @@ def test_results_of_changed_prompts_or_options_are_refused(many, llmcli, model_f
                         "--max-new-tokens", 8, "--out", out, *options)  # fmt: skip
         assert_fails(result, 5, "line 1, is the result of another prompt, model, seed or option")
         assert out.read_bytes() == whole
+
+
+@pytest.mark.parametrize("rounding", [["--quantize", "int8"], ["--dtype", "bfloat16"]])
+def test_what_is_rounded_is_not_continued_in_batches_of_another_size(rounding, many, tmp_path):
+    out = tmp_path / "out.jsonl"
+    many(LINES, "--out", out, *rounding)
+    said = "line 1, is the result of another prompt, model, seed or option"
+    many(LINES, "--out", out, *rounding, "--batch-size", 2, code=5, said=said)
+    many(LINES, "--out", out, *rounding)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from llmcli.commands.files import regular, replacing, writing
 from llmcli.commands.input import name_of, read_file
 from llmcli.commands.job import Job, Runner, prompt_ids
 from llmcli.commands.loading import as_options, load
-from llmcli.commands.options import Compute
+from llmcli.commands.options import Compute, DType
 from llmcli.commands.say import say
 from llmcli.commands.traced import Tracing, hashes, traced
 from llmcli.commands.writers import drawn_json
@@ -240,7 +240,11 @@ def run_many(
         job = replace(job, seed=drawn)
     encoded = _encode_all(job, items, truncate)
     # As it was asked for: to find out what auto stands for would import torch.
-    computed = [compute.device, compute.dtype, compute.quantize, hashes(job.opened)]
+    exact = compute.quantize is None and compute.dtype in (DType.auto, DType.float32)
+    computed = [
+        compute.device, compute.dtype, compute.quantize, hashes(job.opened), num_samples,
+        None if exact else batch_size,  # what is rounded depends on what it is computed beside
+    ]  # fmt: skip
     keys = {item.id: key_of(job, item, encoded[item.id], changes, computed) for item in items}
     results = Results(items, keys, out, num_samples)
     todo = [(item, encoded[item.id]) for item in items if item.id not in results.done]
