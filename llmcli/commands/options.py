@@ -18,7 +18,8 @@ from llmcli.config import RANGES
 from llmcli.errors import UsageError
 
 
-def _model_names(incomplete: str) -> list[str]:
+def model_names(incomplete: str) -> list[str]:
+    """Those that begin so: what a shell completes."""
     from llmcli.hub import known_names
 
     return [name for name in known_names() if name.startswith(incomplete)]
@@ -28,7 +29,7 @@ Model = Annotated[
     str,
     typer.Option(
         "--model", "-m", envvar="LLMCLI_MODEL", help="A model's name or folder.", metavar="MODEL",
-        autocompletion=_model_names,
+        autocompletion=model_names,
     ),
 ]  # fmt: skip
 
