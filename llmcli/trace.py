@@ -35,7 +35,7 @@ MAX_LINE_NBYTES = 64 << 20  # far more than the ids of any prompt
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """A line that cannot be read, counted from 1, and why."""
+    """A line, counted from 1, that cannot be read or before which steps are missing, and why."""
 
     line: int
     why: str
@@ -83,10 +83,12 @@ class Reader:
 
     Raises NotFoundError where the file cannot be read, IntegrityError where it is no trace,
     UnsupportedModelError where a later llmcli wrote it. A damaged line is noted and passed over.
+    `gaps` are the texts' first missing steps, where later ones are there.
     """
 
     def __init__(self, path: Path) -> None:
         self.path, self.damaged = path, list[Damage]()
+        self.gaps: dict[int, int] = {}
         self.name = shown_path(path)
         try:
             self.file: BinaryIO = path.open("rb")
@@ -95,11 +97,12 @@ class Reader:
                 f"{self.name} cannot be read: {error.strerror}.", "Name a trace: --trace run.jsonl"
             ) from error
         self.n_bytes = 0  # read so far, as they lie in the file
+        self.is_cut = False  # whether it was gzip, and ended before its end
         self.lines = self._lines()
         self.header = self._header()
 
     def __iter__(self) -> Iterator[Begun | Step]:
-        due: dict[int, int] = {}  # the least step that each text may go on with
+        due: dict[int, int] = {}  # the step that each text goes on with
         for number, line in enumerate(self.lines, 2):
             try:
                 made = parsed(line)
@@ -112,6 +115,7 @@ class Reader:
                 elif made.index < due[made.run]:
                     raise ValueError(f"step {made.index} of run {made.run} comes twice")
                 else:
+                    self._note_gap(number, made, due[made.run])
                     due[made.run] = made.index + 1
             except ValueError as error:
                 cut = not line.endswith(b"\n")
@@ -123,6 +127,15 @@ class Reader:
     def close(self) -> None:
         """Read no further."""
         self.file.close()
+
+    def _note_gap(self, number: int, step: Step, due: int) -> None:
+        if step.index == due:
+            return
+        last = step.index - 1
+        which = f"step {due}" if last == due else f"steps {due} to {last}"
+        verb = "is" if last == due else "are"
+        self.damaged.append(Damage(number, f"{which} of run {step.run} {verb} missing before it"))
+        self.gaps.setdefault(step.run, due)
 
     def _header(self) -> dict[str, Any]:
         line = next(self.lines, b"")
@@ -149,7 +162,7 @@ class Reader:
         return header
 
     def _lines(self) -> Iterator[bytes]:
-        """Each line with its end; the last one may lack it."""
+        """Each line with its end; the last one may lack it, as an empty one does after a cut."""
         rest = b""
         for block in self._blocks():
             *lines, rest = (rest + block).split(b"\n")
@@ -159,7 +172,7 @@ class Reader:
                     f"{self.name} is no trace: it has a line of more than "
                     f"{MAX_LINE_NBYTES >> 20} MiB.", "Is it the right file?",
                 )  # fmt: skip
-        if rest:
+        if rest or self.is_cut:
             yield rest
 
     def _blocks(self) -> Iterator[bytes]:
@@ -188,6 +201,7 @@ class Reader:
                     if inflate.eof:
                         data, begun = inflate.unused_data, False
                         inflate = zlib.decompressobj(wbits=31)
+        self.is_cut = begun
 
     def _read(self) -> bytes:
         try:
@@ -222,13 +236,13 @@ def records(reader: Reader, run: int | None = None) -> dict[int, Record]:
         if isinstance(line, Begun):
             found[line.run] = Record(line)
         else:
-            record = found[line.run]
-            if record.gap is None and line.index == len(record.steps):
-                record.steps.append(line)
-            elif record.gap is None:
-                record.gap = len(record.steps)
+            steps = found[line.run].steps
+            if line.index == len(steps):
+                steps.append(line)
     if run is not None and run not in found:
         raise no_such_run(reader.name, run, known)
+    for number, record in found.items():
+        record.gap = reader.gaps.get(number)
     return found
 
 

@@ -11,13 +11,15 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from llmcli.render.json import one_line
+
 if TYPE_CHECKING:
     from llmcli.gpt import facts
 
 MAX_INT = 2**53
 DIGITS = 9  # significant ones, after which every float32 is itself again
 # json.dumps would make a new encoder for each line.
-encoded = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
 
 # How far apart two computations of one logprob (nats) may be: what another order of summing costs
@@ -57,7 +59,7 @@ class Begun:
     time_s: float  # since the trace began
 
     def line(self) -> str:
-        return encoded({
+        return _encoded({
             "run": self.run, "ids": self.ids, "prompt": self.prompt,
             "prompt_id": self.prompt_id, "draw": self.draw, "time_s": round(self.time_s, 6),
         })  # fmt: skip
@@ -128,9 +130,9 @@ def lens_text(layers: Iterable[LensLayer]) -> str:
 def json_text(token: bytes) -> str:
     """A token's text as JSON; its bytes where they are only a part of a character."""
     try:
-        return encoded(token.decode())
+        return _encoded(token.decode())
     except UnicodeDecodeError:
-        return encoded(list(token))
+        return _encoded(list(token))
 
 
 def difference(step: Step, logprobs: Mapping[int, float]) -> float:
@@ -156,6 +158,10 @@ def kl_bits(p: Step, q: Step) -> float:
 
 
 # --- one value, one line -------------------------------------------------------------------------
+
+
+def _encoded(value: Any) -> str:
+    return one_line(_encode(value))
 
 
 def _number(value: float) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 
 def sized(nbytes: float) -> str:
@@ -19,3 +21,40 @@ def sized(nbytes: float) -> str:
 def perplexity(nats: float) -> float:
     """e to the mean of -log p over a text's tokens; infinite beyond what a float holds."""
     return math.exp(nats) if nats < 709 else math.inf
+
+
+@dataclass
+class Pace:
+    """When the tokens of a batch came, in seconds, ascending; its rows share their steps."""
+
+    first_s: float | None = None  # the first step
+    second_s: float | None = None
+    last_s: float | None = None
+    n_later: int = 0  # tokens after the second step
+
+    @classmethod
+    def of(cls, times: Iterable[float]) -> Pace:
+        """Of tokens that came at these times, in whatever order they are given."""
+        pace = cls()
+        for time_s in sorted(times):
+            pace.add(time_s)
+        return pace
+
+    def add(self, time_s: float) -> None:
+        if self.first_s is None:
+            self.first_s = time_s
+        elif self.second_s is None:
+            self.second_s = time_s if time_s > self.first_s else None
+        else:
+            self.n_later += time_s > self.second_s
+        self.last_s = time_s
+
+
+def rate(*batches: Pace) -> float | None:
+    """Tokens a second after each batch's second step, before which weights may have been packed."""
+    n, later_s = 0, 0.0
+    for pace in batches:
+        if pace.second_s is not None and pace.last_s is not None:
+            n += pace.n_later
+            later_s += pace.last_s - pace.second_s
+    return n / later_s if later_s > 0 else None

@@ -146,6 +146,16 @@ def test_a_mean_over_a_reference(generate, tmp_path):
         assert_fails(generate(*mean, path), 2, said)
 
 
+def test_a_reference_ends_before_its_last_line_end(generate, tmp_path):
+    path, made = tmp_path / "reference.txt", []
+    for end in "", "\n", "\r\n":
+        path.write_bytes(f"Lily saw a{end}".encode())
+        done = generate("--ablate", "L0.attn:mean", "--reference", path, "--json")
+        tokens = json.loads(done.stdout)["samples"][0]["tokens"]
+        made.append([token["logprob"] for token in tokens])
+    assert made[0] == made[1] == made[2]
+
+
 def test_many_prompts_share_what_is_about_none_of_them(generate, tmp_path):
     file = tmp_path / "prompts.txt"
     file.write_text("Once upon\nLily had a\nThe end\n")

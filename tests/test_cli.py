@@ -530,16 +530,17 @@ def test_an_empty_pipe_is_said(llmcli, model_folder):
 
 def test_a_prompt_longer_than_the_context_names_both_numbers(llmcli, model_folder):
     long = "xyz " * 40
-    assert_fails(llmcli("generate", long, "-m", model_folder), 2, "160 tokens", "room for 63",
-                 "--truncate-prompt")  # fmt: skip
+    said = "161 tokens; the model's context holds 64"
+    assert_fails(llmcli("generate", long, "-m", model_folder), 2, said, "--truncate-prompt")
+    assert_fails(llmcli("inspect", long, "-m", model_folder), 2, said, "--view tokens")
     for side in ("left", "right"):
         result = llmcli("generate", long, "-m", model_folder, "--truncate-prompt", side)
         assert result.exit_code == 0
-        assert "160 tokens are cut to 32" in result.stderr  # half of the context
+        assert "161 tokens are cut to 33" in result.stderr  # half of the context
         assert "The context of 64 tokens is full" in result.stderr
         result = llmcli("generate", long, "-m", model_folder, "--truncate-prompt", side,
                         "--max-new-tokens", 10)  # fmt: skip
-        assert "160 tokens are cut to 54" in result.stderr
+        assert "161 tokens are cut to 55" in result.stderr
         assert "is full" not in result.stderr
 
 

@@ -142,14 +142,14 @@ def test_generate_names_the_command_that_gets_a_model(llmcli, server):
     assert server.seen == []
 
 
-def test_completion_of_the_model_needs_neither_torch_nor_the_hub(server, commit):
+@pytest.mark.parametrize("words", ["llmcli generate -m ", "llmcli tokenize --versus "])
+def test_completion_of_a_model_needs_neither_torch_nor_the_hub(words, server, commit):
     fetch("org/tiny")
     code = (
         "import sys\nfrom llmcli.cli import main\n"
         "try:\n    main()\n"
         "finally:\n    print(*sorted({m.split('.')[0] for m in sys.modules}), file=sys.stderr)"
     )
-    words = "llmcli generate -m "
     environment = {"_LLMCLI_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": "3"}
     run = subprocess.run(
         [sys.executable, "-c", code],

@@ -257,6 +257,12 @@ def test_a_byte_order_mark_is_no_part_of_a_piped_prompt(result):
     assert told[0] == told[1]
 
 
+def test_one_line_end_is_no_part_of_a_piped_prompt(result):
+    told = [result(prompt=(), input=f"Once{end}")["prompt"]["text"] for end in ("\n", "\r\n")]
+    assert told == ["Once", "Once"]
+    assert result(prompt=(), input=b"Once\r\n\r\n")["prompt"]["text"] == "Once\r\n"
+
+
 @pytest.mark.parametrize("prefixed", [True, False])
 def test_echo_keeps_characters_of_several_tokens_whole(prefixed, llmcli, copied):
     """Nothing stands before the first token of a model without a prefix, such as GPT-2."""

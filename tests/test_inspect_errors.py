@@ -55,10 +55,8 @@ def test_what_is_out_of_range_is_named(options, code, said, llmcli, model_folder
     assert re.search(said, result.stderr), result.stderr
 
 
-def test_a_prompt_longer_than_the_context(llmcli, model_folder):
+def test_a_text_longer_than_the_context(llmcli, model_folder):
     long = "xyz " * 40
-    assert_fails(llmcli("inspect", long, "-m", model_folder), 2, "161 tokens", "context holds 64",
-                 "--view tokens")  # fmt: skip
     result = llmcli("inspect", long, "-m", model_folder, "--view", "tokens", "--json")
     view = json.loads(result.stdout)["views"][0]
     assert (view["n_tokens"], view["n_windows"]) == (161, 5)

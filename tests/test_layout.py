@@ -32,7 +32,7 @@ MAY_IMPORT = {
         "inspection", "gpt", "config", "checkpoint", "trace", "trace_lines", "errors", "units",
     },
     "trace": {"trace_lines", "errors"},
-    "trace_lines": set(),
+    "trace_lines": {"render.json"},
     "gpt": {"gpt", "config", "checkpoint", "errors"},
     "gpt.tap": {"errors"},
     "gpt.cache": {"config"},

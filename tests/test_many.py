@@ -25,13 +25,13 @@ PROMPTS = ["Once upon a time", "The", "She had a red ball. The end.", "Lily", "a
 def many(llmcli, model_folder, tmp_path):
     """Run `generate --prompts` on a file with this content; records are checked and returned."""
 
-    def run(content, *arguments, code=0):
+    def run(content, *arguments, code=0, said=""):
         path = tmp_path / "prompts"
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
         result = llmcli("generate", "--prompts", path, "-m", model_folder, "--seed", 5,
                         "--max-new-tokens", 8, *arguments)  # fmt: skip
         if code:
-            return assert_fails(result, code)
+            return assert_fails(result, code, said)
         assert result.exit_code == 0, result.stderr
         records = [json.loads(line) for line in result.stdout.splitlines()]
         for record in records:
@@ -61,7 +61,8 @@ def test_the_first_prompt_gives_what_generate_gives_alone(many, llmcli, model_fo
 
 def test_json_lines_keep_their_ids(many):
     content = '{"prompt": "Once", "id": "first"}\n\n{"prompt": "The\\nend"}\n{"prompt":"x","id":7}'
-    assert [record["id"] for record in many(content)] == ["first", 2, 7]
+    content += '\n{"prompt": "y", "id": null}'
+    assert [record["id"] for record in many(content)] == ["first", 2, 7, 4]
 
 
 def test_a_dash_reads_the_prompts_from_stdin(llmcli, many, model_folder):
@@ -160,7 +161,7 @@ def test_each_batch_is_on_disk_before_the_next_begins(many, tmp_path, monkeypatc
     [
         (b"", "no prompt"),
         (b"\n\n", "no prompt"),
-        (b"ok\n\xff\n", "not UTF-8 at offset 3"),
+        (b"ok\n\xff\n", "not UTF-8: byte 0xff at offset 3"),
         (b'{"prompt": "a"}\nplain\n', "line 2 is not JSON"),
         (b'{"prompt": 3}\n', "line 1 has no text"),
         (b'{"prompt": "a", "id": 1}\n{"prompt": "b", "id": 1}\n', "line 2: the id 1 comes twice"),
@@ -180,6 +181,19 @@ def test_a_prompt_file_that_makes_no_sense_is_refused(
     path = tmp_path / "prompts"
     path.write_bytes(content)
     assert_fails(llmcli("generate", "--prompts", path, "-m", model_folder), 2, said)
+
+
+def test_a_step_that_is_forced_beyond_the_context_is_refused(many):
+    content = '{"prompt": "a"}\n{"prompt": "' + "red " * 20 + '", "id": "long"}\n'
+    assert many(content.replace("red " * 20, "red"), "-n", 99, "--force", "50=Q")
+    many(content, "-n", 99, "--force", "50=Q", code=2, said="Prompt 'long': --force: the")
+
+
+def test_prompts_on_stdin_are_named_so(llmcli, model_folder):
+    command = ["generate", "--prompts", "-", "-m", model_folder]
+    said = "llmcli: stdin, line 2 is not JSON"
+    assert_fails(llmcli(*command, input='{"prompt": "a"}\nplain\n'), 2, said)
+    assert_fails(llmcli(*command, input=b"\xff"), 2, "llmcli: stdin is not UTF-8")
 
 
 def test_a_prompt_file_that_cannot_be_read_is_refused(llmcli, model_folder, tmp_path):
@@ -297,7 +311,7 @@ def test_results_of_changed_prompts_or_options_are_refused(many, llmcli, model_f
     for content, *options in (
         ("new first line\n" + LINES,), (LINES, "--top-k", 3), (LINES[5:],),
         (LINES, "--dtype", "bfloat16"), (LINES, "--quantize", "int8"), (LINES, "--top-probs", 2),
-        (LINES, "--no-cache"),
+        (LINES, "--no-cache"), (LINES, "--num-samples", 2),
     ):  # fmt: skip
         path = tmp_path / "changed"
         path.write_text(content)
@@ -305,6 +319,15 @@ def test_results_of_changed_prompts_or_options_are_refused(many, llmcli, model_f
                         "--max-new-tokens", 8, "--out", out, *options)  # fmt: skip
         assert_fails(result, 5, "line 1, is the result of another prompt, model, seed or option")
         assert out.read_bytes() == whole
+
+
+@pytest.mark.parametrize("rounding", [["--quantize", "int8"], ["--dtype", "bfloat16"]])
+def test_what_is_rounded_is_not_continued_in_batches_of_another_size(rounding, many, tmp_path):
+    out = tmp_path / "out.jsonl"
+    many(LINES, "--out", out, *rounding)
+    said = "line 1, is the result of another prompt, model, seed or option"
+    many(LINES, "--out", out, *rounding, "--batch-size", 2, code=5, said=said)
+    many(LINES, "--out", out, *rounding)
 
 
 @pytest.mark.parametrize(

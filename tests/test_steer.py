@@ -290,7 +290,7 @@ def test_what_cannot_be_is_said_before_the_model_is_loaded(
     [
         (None, [], 3, "cannot be read"),
         (b" \n\n", [], 2, "is empty"),
-        (b"a\n\xff", [], 2, "not UTF-8 at offset 2"),
+        (b"a\n\xff", [], 2, "not UTF-8: byte 0xff at offset 2"),
         (b"a\n" + b"xyz " * 60, [], 2, "--positive: line 2 has .* tokens; the context holds 64"),
         (b"a\nb\nc\n", ["--method", "pca"], 2, "3 positive examples and 2 negative"),
         (b"The end.\nOnce\n", [], 2, "nothing to steer by"),

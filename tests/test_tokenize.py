@@ -92,6 +92,51 @@ def test_count_is_like_wc(llmcli, model_folder, tokenizer, tmp_path):
     ]  # fmt: skip
 
 
+def test_lines_of_files_are_counted_by_name_with_a_total(
+    llmcli, model_folder, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    Path("a").write_text("The end.\n\n")
+    Path("b").write_text("x x")
+    command = ["tokenize", "--lines", "--count", "-m", model_folder, "--files"]
+    n, m = (int(llmcli("tokenize", "--count", text, "-m", model_folder).stdout)
+            for text in ("The end.", "x x"))  # fmt: skip
+    assert llmcli(*command, "a", "b").stdout == (
+        f"{n:>9} a:1\n{0:>9} a:2\n{m:>9} b:1\n{n + m:>9} total\n"
+    )
+    assert llmcli(*command, "a").stdout == f"{n:>9} a:1\n{0:>9} a:2\n"
+
+
+def test_a_table_of_several_texts_says_which(llmcli, model_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("a").write_text("x\ny\n")
+    Path("b\tc").write_text("z")
+
+    def which(*arguments):
+        done = llmcli("tokenize", "-m", model_folder, "--format", "table", *arguments, input="w")
+        head, *rows = (line.split("\t") for line in done.stdout.splitlines())
+        assert head[:3] == ["input", "line", "index"]
+        return [row[:3] + row[4:5] for row in rows]
+
+    assert which("x", "x") == [["text 0", "", "0", '"x"'], ["text 1", "", "0", '"x"']]
+    assert which("--lines", "--files", "a", "b\tc", "-") == [
+        ["a", "1", "0", '"x"'], ["a", "2", "0", '"y"'], ["b\\tc", "1", "0", '"z"'],
+        ["stdin", "1", "0", '"w"'],
+    ]  # fmt: skip
+    one = llmcli("tokenize", "-m", model_folder, "--format", "table", "--files", "a").stdout
+    assert one.startswith("index\tid\t")
+
+
+def test_a_text_that_no_chunk_holds_is_named(llmcli, model_folder, tmp_path):
+    path = tmp_path / "a"
+    path.write_text("x\n日\n")
+    common = ["tokenize", "--chunk", 1, "-m", model_folder]
+    said = "character at byte 0 has more than 1 token."
+    assert f"llmcli: {path}:2: the {said}\n" in llmcli(*common, "--lines", "--files", path).stderr
+    assert f"llmcli: text 1: the {said}\n" in llmcli(*common, "x", "日").stderr
+    assert_fails(llmcli(*common, "日"), 2, f"llmcli: The {said}")
+
+
 def test_tokens_and_table_show_every_token_with_its_place(llmcli, model_folder, tokenizer):
     ids = tokenizer.encode(HOSTILE)
     out = llmcli("tokenize", HOSTILE.replace("\0", ""), "-m", model_folder, "--format", "tokens")

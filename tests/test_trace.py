@@ -24,6 +24,7 @@ from llmcli.errors import IntegrityError
 from llmcli.gpt.facts import Facts
 from llmcli.inspection.replay import compared, verdict
 from llmcli.inspection.trace import in_words, view
+from llmcli.render.json import strict
 from llmcli.trace import BLOCK_NBYTES, Reader, Writer, records
 from llmcli.trace_lines import Begun, Choice, Step, json_text, kl_bits, lens_text, step_line
 
@@ -238,6 +239,15 @@ def test_every_float32_survives_the_file():
     for value in (-torch.rand(1000) * 10 ** torch.empty(1000).uniform_(-20, 2)).tolist():
         line = json.loads(line_of(step(0, value)))
         assert torch.tensor(line["logprob"]) == torch.tensor(value)
+
+
+def test_a_line_is_one_for_whoever_splits_lines():
+    ends = "a\n\x0b\x0c\r\x1c\x1d\x1e\x85\u2028\u2029b"
+    for line in (Begun(0, (1,), ends, ends, (0, 0), 0.5).line(), json_text(ends.encode()),
+                 strict({"text": ends})):  # fmt: skip
+        assert line.splitlines() == [line]
+        value = json.loads(line)
+        assert ends == (value if isinstance(value, str) else value.get("text", value.get("prompt")))
 
 
 # --- a step, computed again ----------------------------------------------------------------------
@@ -621,15 +631,58 @@ def test_damaged_lines_are_said_and_the_rest_is_read(traced, llmcli):
     assert done.exit_code == 0
     view = json.loads(done.stdout)["views"][0]
     assert view["n_tokens"] == N - 3
-    assert [row["line"] for row in view["damaged"]] == [7, 9, 10, len(lines) + 1]
+    assert [row["line"] for row in view["damaged"]] == [7, 8, 9, 10, 11, len(lines) + 1]
     assert "cut off" in view["damaged"][-1]["why"]
     assert f"{path}, line 7: " in done.stderr
-    assert "1 more damaged line." in done.stderr
+    assert "3 more damaged lines." in done.stderr
     assert llmcli("inspect", "--trace", path, "--step", 3).exit_code == 0
     done = llmcli("inspect", "--trace", path, "--step", 5, "--quiet")
     assert_fails(done, 5, "no readable step 4 of run 0")
     done = llmcli("generate", "--replay", path, "--json")
     assert json.loads(done.stdout)["views"][0]["n_compared"] == 4
+
+
+def test_steps_that_are_missing_are_said_by_every_reader(traced, llmcli, shown, tmp_path):
+    path, whole = traced(), traced(name="whole.jsonl")
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:4] + lines[7:10] + lines[11:]))
+    view = shown("inspect", "--trace", path)["views"][0]
+    damaged = [
+        {"line": 5, "why": "steps 2 to 4 of run 0 are missing before it"},
+        {"line": 8, "why": "step 8 of run 0 is missing before it"},
+    ]
+    assert view["damaged"] == damaged
+    assert (view["n_tokens"], view["n_finished"], view["tokens_per_s"]) == (N - 4, 0, None)
+    assert view["runs"][0]["finish_reason"] is None
+    assert shown("inspect", "--trace", path, "--diff", whole)["views"][0]["n_common"] == 2
+    assert shown("generate", "--replay", path, code=5)["views"][0]["n_compared"] == 2
+    for command in (["inspect", "--trace", path], ["inspect", "--trace", path, "--diff", whole],
+                    ["generate", "--replay", path]):  # fmt: skip
+        said = f"{path}, line 5: steps 2 to 4 of run 0 are missing before it; passed over.\n"
+        assert said in llmcli(*command).stderr
+
+
+def test_gzip_without_its_end_was_cut_off(traced, llmcli):
+    path = traced(name="run.jsonl.gz")
+    data = path.read_bytes()
+    path.write_bytes(data[:-10])  # all lines are whole
+    done = llmcli("inspect", "--trace", path, "--json")
+    view = json.loads(done.stdout)["views"][0]
+    assert view["n_tokens"] == N
+    assert view["damaged"] == [{"line": N + 3, "why": "cut off, as by a kill"}]
+    assert f"{path}, line {N + 3}: cut off, as by a kill" in done.stderr
+    assert llmcli("generate", "--replay", path).exit_code == 0
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_trace_and_its_run_tell_the_same_pace(n, llmcli, model_folder, shown, tmp_path):
+    path = tmp_path / "run.jsonl"
+    done = llmcli("generate", "Once", "-m", model_folder, "--seed", 1, "-n", N, "--ignore-eos",
+                  "--trace", path, "--json", "--num-samples", n)  # fmt: skip
+    told = json.loads(done.stdout)["timings"]["decode_tokens_per_s"]
+    view = shown("inspect", "--trace", path)["views"][0]
+    assert view["tokens_per_s"] == pytest.approx(told, rel=1e-3)
+    assert sum(row["tokens_per_s"] for row in view["runs"]) == pytest.approx(told, rel=1e-3)
 
 
 def test_gzip_that_ends_in_nonsense_is_read_as_far_as_it_goes(traced, llmcli):

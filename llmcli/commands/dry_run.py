@@ -10,9 +10,8 @@ from llmcli.budget import TORCH_NBYTES, budget
 from llmcli.commands.job import Job
 from llmcli.commands.loading import load
 from llmcli.commands.options import Compute
-from llmcli.commands.results import decode_rate
 from llmcli.render.json import strict
-from llmcli.units import sized
+from llmcli.units import Pace, rate, sized
 
 MEASURED_TOKENS = 16
 
@@ -25,7 +24,7 @@ def tell_budget(job: Job, compute: Compute, ids: Sequence[int], n_rows: int, jso
     n_tokens = len(ids) + job.room(len(ids))
     _, storage = choose(compute.device, compute.dtype, compute.quantize)
     plan = budget(config, storage, n_rows, n_tokens)
-    first_s, rate = _measured(job, compute, ids, n_rows) if plan.fits else (None, None)
+    first_s, speed = _measured(job, compute, ids, n_rows) if plan.fits else (None, None)
     told = {
         "schema": 1,
         "dtype": storage,
@@ -37,7 +36,7 @@ def tell_budget(job: Job, compute: Compute, ids: Sequence[int], n_rows: int, jso
         "needed_nbytes": plan.needed,
         "available_nbytes": plan.available,
         "first_token_s": first_s,
-        "decode_tokens_per_s": rate,
+        "decode_tokens_per_s": speed,
     }
     if json:
         print(strict(told))
@@ -50,8 +49,8 @@ def tell_budget(job: Job, compute: Compute, ids: Sequence[int], n_rows: int, jso
     print(f"torch        {sized(TORCH_NBYTES):>9}  about")
     print(f"needed       {sized(plan.needed):>9}")
     print(f"available    {available:>9}")
-    if rate:
-        print(f"speed        {rate:>9.0f}  tok/s, measured over {MEASURED_TOKENS} tokens")
+    if speed:
+        print(f"speed        {speed:>9.0f}  tok/s, measured over {MEASURED_TOKENS} tokens")
     if not plan.fits:
         print("It does not fit; the speed was not measured.")
 
@@ -66,4 +65,4 @@ def _measured(
     model = load(job.opened, compute, n_rows, len(ids) + job.room(len(ids)), unpacked=True)
     pieces = job.run(model, [ids] * n_rows, job.draws(n_rows), job.streams(n_rows))
     times = [piece.step.time_s for piece in islice(pieces, MEASURED_TOKENS * n_rows)]
-    return times[0], decode_rate(times)
+    return times[0], rate(Pace.of(times))

@@ -225,11 +225,7 @@ def generate(
         ids = prompt_ids(opened, text, truncate_prompt, quiet, max_new_tokens)
         if not text and prompt != "" and not quiet:  # from a pipe it may be a mistake
             say("The prompt is empty: the model begins a text of its own.")
-    if max(job.forced, default=0) > (last := opened.config.n_ctx - len(ids)):
-        raise UsageError(
-            f"--force: the context is full after step {last}.",
-            "Name an earlier step, or shorten the prompt.",
-        )
+    job.check_forced(len(ids))
     if color_probs and not (o.pictured(color) or quiet):
         say("--color-probs: no terminal, so plain text; --color always tints.")
     if dry_run:

@@ -1,4 +1,7 @@
-"""What the user typed, piped in or has in a file, as text."""
+r"""What the user typed, piped in or has in a file, as text.
+
+Of stdin and of files a byte order mark and one line end, "\n" or "\r\n", at the end are dropped.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +21,8 @@ MAX_STDIN_NBYTES = 256 << 20  # of a prompt; far more than any context holds
 def read_text(argument: str | None, example: str) -> str:
     """The text given as `argument`, or stdin where it is "-" or absent while stdin is a pipe.
 
-    An argument leaves stdin alone; of stdin a byte order mark and one trailing newline are dropped.
-    Raises UsageError, with an `example`, where there is no text, or where it is not UTF-8.
+    An argument leaves stdin alone. Raises UsageError, with an `example`, where there is no text, or
+    where it is not UTF-8.
     """
     if argument is not None and argument != "-":
         return argument
@@ -28,16 +31,17 @@ def read_text(argument: str | None, example: str) -> str:
     data = sys.stdin.buffer.read(MAX_STDIN_NBYTES + 1)
     if len(data) > MAX_STDIN_NBYTES:
         raise UsageError(f"The text is longer than {MAX_STDIN_NBYTES >> 20} MiB.", "Shorten it.")
-    return _decoded(data, "The text").removeprefix("\ufeff").removesuffix("\n")
+    return _bare(_decoded(data, "The text"))
 
 
 def read_file(path: Path, max_nbytes: int, example: str, dash: bool = False) -> str:
-    """The text of a file, without a byte order mark; with `dash`, of stdin for "-".
+    """The text of a file; with `dash`, of stdin for "-".
 
     Raises NotFoundError, with an `example`, for one that cannot be read, UsageError for one that is
     larger than `max_nbytes` or no UTF-8, or a stdin that is closed.
     """
-    name, is_stdin = shown_path(path), dash and str(path) == "-"
+    is_stdin = dash and str(path) == "-"
+    name = name_of(path) if dash else shown_path(path)
     if is_stdin and sys.stdin is None:
         raise UsageError("There is no text to work on: stdin is closed.", example)
     try:
@@ -48,13 +52,12 @@ def read_file(path: Path, max_nbytes: int, example: str, dash: bool = False) -> 
         raise NotFoundError(f"{name} cannot be read: {error.strerror}.", example) from error
     if len(data) > max_nbytes:
         raise UsageError(f"{name} is larger than {max_nbytes >> 20} MiB.", "Shorten or split it.")
-    try:
-        return data.decode().removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        raise UsageError(
-            f"{name} is not UTF-8 at offset {error.start}.",
-            "Convert it first, for example with iconv -t UTF-8.",
-        ) from error
+    return _bare(_decoded(data, name))
+
+
+def name_of(path: Path) -> str:
+    """What to call a file that is stdin for "-"."""
+    return "stdin" if str(path) == "-" else shown_path(path)
 
 
 def is_piped() -> bool:
@@ -82,6 +85,11 @@ def received(name: str, value: Any) -> Any:
     if type(value) is str:
         return _decoded(value.encode("utf-8", "surrogateescape"), option)
     return [received(name, one) for one in value] if isinstance(value, list) else value
+
+
+def _bare(text: str) -> str:
+    end = "\r\n" if text.endswith("\r\n") else "\n"
+    return text.removeprefix("\ufeff").removesuffix(end)
 
 
 def _decoded(data: bytes, name: str) -> str:

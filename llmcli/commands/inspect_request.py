@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from llmcli.inspection.values import View
     from llmcli.render.drawing import Canvas
 
+SHORTEN = "Shorten it; --view tokens takes a longer text, too."
+
 
 @dataclass(frozen=True)
 class Made:
@@ -120,13 +122,13 @@ class Request:
         if self.past:
             return self.past.run.opened, self.past.text, self.past.ids, self.past.prompt_ids
         from llmcli.commands.input import read_text
-        from llmcli.commands.inspect_target import prompt_ids
+        from llmcli.commands.job import prompt_ids
         from llmcli.commands.loading import open_model
 
         text = read_text(self.prompt, 'llmcli inspect "Once upon a time"')
         opened = open_model(self.model)
         long = all(entry.long or not entry.prompt for entry in wanted.values())
-        ids = prompt_ids(opened.tokenizer, text, opened.config, long)
+        ids = prompt_ids(opened, text, remedy=SHORTEN, long=long)
         return opened, text, ids, ids
 
     def _again(self, text: str) -> Subject:
@@ -244,12 +246,12 @@ class Request:
 
     def _corrupt(self, opened: Opened) -> tuple[int, ...] | None:
         """The ids of --corrupt."""
-        from llmcli.commands.inspect_target import prompt_ids
+        from llmcli.commands.job import prompt_ids
 
         text = self.one_view.corrupt
         if text is None:
             return None
-        return tuple(prompt_ids(opened.tokenizer, text, opened.config, long=False))
+        return tuple(prompt_ids(opened, text, remedy=SHORTEN))
 
     def run(
         self,

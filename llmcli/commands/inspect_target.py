@@ -75,22 +75,3 @@ def analogy_terms(
             'For example: --analogy "king - man + woman"',
         )
     return left
-
-
-def prompt_ids(tokenizer: Tokenizer, text: str, config: ModelConfig, long: bool) -> list[int]:
-    """What the model is given, as `generate` gives it; `long` lets it exceed the context.
-
-    Raises UsageError for a prompt that is empty, or too long.
-    """
-    ids = [*tokenizer.prefix_ids, *tokenizer.encode(text)]
-    if not ids:
-        raise UsageError(
-            "The prompt is empty, and this model has no token to begin with.",
-            'For example: llmcli inspect "Once upon a time"',
-        )
-    if len(ids) > config.n_ctx and not long:
-        raise UsageError(
-            f"The prompt has {len(ids)} tokens; the model's context holds {config.n_ctx}.",
-            "Shorten it; --view tokens takes a longer text, too.",
-        )
-    return ids

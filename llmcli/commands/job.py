@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ Runner = Callable[  # `Job.run`, or what stands in its place
     Iterator[Piece],
 ]
 MAX_TOKEN_CHARS = 1024  # longer than any token in use: GPT-2's longest has 128
+TRUNCATE = "Shorten it, or cut it with --truncate-prompt left (keeps its end) or right."
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,15 @@ class Job:
     def filled(self, reason: str | None, n_tokens: int) -> bool:
         """Whether the context, and not --max-new-tokens, ended a text of so many tokens."""
         return reason == "length" and n_tokens < self.max_new_tokens
+
+    def check_forced(self, length: int) -> None:
+        """Raises UsageError where a step is forced that after so many tokens has no room."""
+        last = self.opened.config.n_ctx - length
+        if max(self.forced, default=0) > last:
+            raise UsageError(
+                f"--force: the context is full after step {last}.",
+                "Name an earlier step, or shorten the prompt.",
+            )
 
     def streams(self, n_rows: int) -> list[TextStream]:
         """What turns each row's ids into text."""
@@ -104,27 +115,35 @@ class Job:
 
 
 def prompt_ids(
-    opened: Opened, text: str, truncate: str | None, quiet: bool = True, new: int = 1
+    opened: Opened,
+    text: str,
+    truncate: str | None = None,
+    quiet: bool = True,
+    new: int = 1,
+    remedy: str = TRUNCATE,
+    long: bool = False,
 ) -> list[int]:
     """What the model is given: the tokenizer's own prefix and the text's ids, if need be cut.
 
     What is cut leaves room for `new` tokens, or half of the context if that is less. Raises
-    UsageError, with both numbers, where ids are more than the context holds.
+    UsageError, with both numbers, where ids are more than the context holds, unless it may be
+    `long`; and where there is none.
     """
     tokenizer, prefix = opened.tokenizer, list(opened.tokenizer.prefix_ids)
-    room = opened.config.n_ctx - len(prefix)
-    ids, more = _encode_end(opened, text, room, truncate)
-    if len(ids) > room and truncate:
+    n_ctx = sys.maxsize if long else opened.config.n_ctx
+    ids, more = _encode_end(opened, text, n_ctx, truncate)
+    n = len(prefix) + len(ids)
+    if n > n_ctx and truncate:
+        room = n_ctx - len(prefix)
         kept = max(room + 1 - new, (room + 1) // 2)  # the last new token needs no room
         if not quiet:
-            say(f"The prompt's {more}{len(ids)} tokens are cut to {kept}.")
+            say(f"The prompt's {more}{n} tokens are cut to {len(prefix) + kept}.")
         ids = ids[len(ids) - kept :] if truncate == "left" else ids[:kept]
-    if len(ids) > room:
+    elif n > n_ctx:
         raise UsageError(
-            f"The prompt has {more}{len(ids)} tokens; the model's context has room for {room}.",
-            "Shorten it, or cut it with --truncate-prompt left (keeps its end) or right.",
+            f"The prompt has {more}{n} tokens; the model's context holds {n_ctx}.", remedy
         )
-    if not prefix and not ids:
+    elif not n:
         raise UsageError(
             "The prompt is empty, and this model has no token to begin with.",
             f"Give it a word, or the text {tokenizer.decode([tokenizer.eot_id])!r}."
@@ -135,10 +154,10 @@ def prompt_ids(
 
 
 def _encode_end(
-    opened: Opened, text: str, room: int, truncate: str | None
+    opened: Opened, text: str, n_ctx: int, truncate: str | None
 ) -> tuple[list[int], str]:
     """The ids of `text`, or of the end of it that will be kept where it is far too long anyway."""
-    enough = room * MAX_TOKEN_CHARS
+    enough = n_ctx * MAX_TOKEN_CHARS
     if len(text) > enough:
         text = text[-enough:] if truncate == "left" else text[:enough]
         return opened.tokenizer.encode(text), "more than "

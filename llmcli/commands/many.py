@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 from llmcli.commands.changes import Changes, patches_of, tap_for
 from llmcli.commands.files import regular, replacing, writing
-from llmcli.commands.input import read_file
+from llmcli.commands.input import name_of, read_file
 from llmcli.commands.job import Job, Runner, prompt_ids
 from llmcli.commands.loading import as_options, load
-from llmcli.commands.options import Compute
+from llmcli.commands.options import Compute, DType
 from llmcli.commands.say import say
 from llmcli.commands.traced import Tracing, hashes, traced
 from llmcli.commands.writers import drawn_json
@@ -56,29 +56,28 @@ def read_prompts(path: Path) -> list[Item]:
     makes no sense. Empty lines are left out; an id that is not given is the line's number from 0.
     """
     example = "Name a file of prompts, one a line: --prompts prompts.txt"
-    text = read_file(path, MAX_PROMPTS_NBYTES, example, dash=True)
+    text, name = read_file(path, MAX_PROMPTS_NBYTES, example, dash=True), name_of(path)
     is_jsonl = text.lstrip()[:1] == "{"
     items = [
-        _item(path, index, line) if is_jsonl else Item(index, index, line.removesuffix("\r"))
+        _item(name, index, line) if is_jsonl else Item(index, index, line.removesuffix("\r"))
         for index, line in enumerate(text.split("\n"))
         if line.strip()
     ]
     if not items:
-        raise UsageError(f"{shown_path(path)} holds no prompt.", "Write one a line.")
+        raise UsageError(f"{name} holds no prompt.", "Write one a line.")
     seen: set[str | int] = set()
     for item in items:
         if item.id in seen:
-            where, id = f"{shown_path(path)}, line {item.index + 1}", shown(repr(item.id))
             raise UsageError(
-                f"{where}: the id {id} comes twice.",
+                f"{name}, line {item.index + 1}: the id {shown(repr(item.id))} comes twice.",
                 "Give each prompt an id of its own, or none.",
             )
         seen.add(item.id)
     return items
 
 
-def _item(path: Path, index: int, line: str) -> Item:
-    where = f"{shown_path(path)}, line {index + 1}"
+def _item(name: str, index: int, line: str) -> Item:
+    where = f"{name}, line {index + 1}"
     try:
         raw = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -87,7 +86,7 @@ def _item(path: Path, index: int, line: str) -> Item:
         raise UsageError(
             f"{where} has no text under the key 'prompt'.", 'For example: {"prompt": "Once"}'
         )
-    id = raw.get("id", index)
+    id = index if raw.get("id") is None else raw["id"]
     if type(id) not in (str, int):
         raise UsageError(
             f"{where}: the id is neither text nor a whole number.",
@@ -241,7 +240,11 @@ def run_many(
         job = replace(job, seed=drawn)
     encoded = _encode_all(job, items, truncate)
     # As it was asked for: to find out what auto stands for would import torch.
-    computed = [compute.device, compute.dtype, compute.quantize, hashes(job.opened)]
+    exact = compute.quantize is None and compute.dtype in (DType.auto, DType.float32)
+    computed = [
+        compute.device, compute.dtype, compute.quantize, hashes(job.opened), num_samples,
+        None if exact else batch_size,  # what is rounded depends on what it is computed beside
+    ]  # fmt: skip
     keys = {item.id: key_of(job, item, encoded[item.id], changes, computed) for item in items}
     results = Results(items, keys, out, num_samples)
     todo = [(item, encoded[item.id]) for item in items if item.id not in results.done]
@@ -321,9 +324,11 @@ def _encode_all(
     encoded: dict[str | int, list[int]] = {}
     for item in items:
         try:
-            encoded[item.id] = prompt_ids(job.opened, item.prompt, truncate, new=job.max_new_tokens)
+            ids = prompt_ids(job.opened, item.prompt, truncate, new=job.max_new_tokens)
+            job.check_forced(len(ids))
         except UsageError as error:
             raise UsageError(
                 f"Prompt {shown(repr(item.id))}: {error.fact}", error.remedy
             ) from error
+        encoded[item.id] = ids
     return encoded

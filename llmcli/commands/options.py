@@ -19,7 +19,8 @@ from llmcli.errors import UsageError
 from llmcli.trace import CHANGES
 
 
-def _model_names(incomplete: str) -> list[str]:
+def model_names(incomplete: str) -> list[str]:
+    """Those that begin so: what a shell completes."""
     from llmcli.hub import known_names
 
     return [name for name in known_names() if name.startswith(incomplete)]
@@ -29,7 +30,7 @@ Model = Annotated[
     str,
     typer.Option(
         "--model", "-m", envvar="LLMCLI_MODEL", help="A model's name or folder.", metavar="MODEL",
-        autocompletion=_model_names,
+        autocompletion=model_names,
     ),
 ]  # fmt: skip
 

@@ -33,32 +33,17 @@ def header(
 
 def timings(head: dict[str, Any], times: Sequence[float]) -> dict[str, Any]:
     """Seconds to the first token and after it, tokens a second, and the process's peak memory."""
-    steps = _steps(times)
+    pace = units.Pace.of(times)
     return {
         "timings": {
             "load_s": head["load_s"],
-            "first_token_s": steps[0] if steps else None,
-            "second_token_s": steps[1] if len(steps) > 1 else None,
-            "decode_s": steps[-1] - steps[0] if steps else 0.0,
-            "decode_tokens_per_s": decode_rate(times),
+            "first_token_s": pace.first_s,
+            "second_token_s": pace.second_s,
+            "decode_s": max(times) - min(times) if times else 0.0,
+            "decode_tokens_per_s": units.rate(pace),
         },
         "peak_memory_nbytes": peak_nbytes(),
     }
-
-
-def decode_rate(times: Sequence[float]) -> float | None:
-    """Tokens a second after the second step, before which weights may have been packed.
-
-    `times` (s) are those of tokens, ascending; the rows of a batch share their steps.
-    """
-    steps = _steps(times)
-    if len(steps) < 3:
-        return None
-    return sum(time > steps[1] for time in times) / (steps[-1] - steps[1])
-
-
-def _steps(times: Sequence[float]) -> list[float]:
-    return sorted(set(times))
 
 
 def peak_nbytes() -> int | None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from llmcli.commands.options import Color, ColorMode, Json, Model, Quiet
+from llmcli.commands.options import Color, ColorMode, Json, Model, Quiet, model_names
 from llmcli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -80,8 +80,11 @@ Merges = Annotated[
 ]
 Versus = Annotated[
     list[str] | None,
-    typer.Option("--versus", metavar="MODEL", help="Compare with this model's tokens; repeatable."),
-]
+    typer.Option(
+        "--versus", metavar="MODEL", autocompletion=model_names,
+        help="Compare with this model's tokens; repeatable.",
+    ),
+]  # fmt: skip
 Vocab = Annotated[
     str | None,
     typer.Option("--vocab", metavar="PATTERN", help="The tokens that a regular expression finds."),
@@ -100,7 +103,8 @@ Delimiter = Annotated[
     str | None,
     typer.Option(
         "--document-delimiter", metavar="TEXT",
-        help="What stands between two documents in a file; becomes the end-of-text id.",
+        help="What stands between two documents in a file; becomes the end-of-text id, which --out "
+        "sets after the last one, too.",
     ),
 ]  # fmt: skip
 Workers = Annotated[

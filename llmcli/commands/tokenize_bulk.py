@@ -82,20 +82,35 @@ class Bulk:
         return self.source.ids(text_of(data, self.errors, 0), self.request.special)
 
     def print_counts(self, given: list[Input]) -> None:
-        """The number of tokens per file with a total, or the bare number of one text."""
-        counts: list[int] = []
+        """The number of tokens of each input, as soon as it is known."""
+        tally = Tally(self.request)
 
         def work(input: Input) -> None:
-            counts.append(self.n_tokens(input))
-            name = "" if input.name in (None, "-") else f" {input.name}"
-            width = 9 if self.request.files and (name or len(given) > 1) else 0
-            print(f"{counts[-1]:>{width}}{name}", flush=True)
+            tally.add(self.n_tokens(input), input)
+            sys.stdout.flush()
 
-        def total() -> None:
-            if self.request.files and len(given) > 1:
-                print(f"{sum(counts):>9} total")
+        each(given, work, tally.end)
 
-        each(given, work, total)
+
+class Tally:
+    """Numbers of tokens as `wc` would print them: of files, and a total; bare ones of all else."""
+
+    def __init__(self, request: Request) -> None:
+        self.files = request.files
+        self.several = request.files and len(request.texts) > 1
+        self.total = 0
+
+    def add(self, count: int, input: Input, line: int | None = None) -> None:
+        """Print that of an input, or of a line of it."""
+        self.total += count
+        named = self.files and input.name != "-"
+        name = f" {input.name}" if named else ""
+        where = f":{line}" if named and line is not None else ""
+        print(f"{count:>{9 if named or self.several else 0}}{name}{where}")
+
+    def end(self) -> None:
+        if self.several:
+            print(f"{self.total:>9} total")
 
 
 def _peeked(input: Input) -> tuple[Iterator[bytes], bytes | None]:

@@ -124,6 +124,14 @@ class Input:
 
     name: str | None  # None for an argument
     text: bytes | None = None
+    place: int = 0  # among what was given
+
+    @property
+    def label(self) -> str:
+        """What to call it."""
+        if self.name is None:
+            return f"text {self.place}"
+        return "stdin" if self.name == "-" else self.name
 
     def blocks(self) -> Iterator[bytes]:
         """The bytes as they are. Raises NotFoundError where they cannot be read."""
@@ -186,8 +194,8 @@ def inputs(request: Request) -> list[Input]:
     if request.texts.count("-") > 1:
         raise UsageError("stdin can be read only once.", "Give - once.")
     return [
-        Input(text) if request.files or text == "-" else Input(None, _typed(text))
-        for text in request.texts
+        Input(text) if request.files or text == "-" else Input(None, _typed(text), place)
+        for place, text in enumerate(request.texts)
     ]
 
 
@@ -205,10 +213,9 @@ class Record:
     text: str
 
     @property
-    def label(self) -> str | None:
-        """What to call it: a path, and a line."""
-        name = "stdin" if self.input.name == "-" else self.input.name
-        return name if self.line is None else f"{name or 'text'}:{self.line}"
+    def label(self) -> str:
+        """What to call it: its input, and its line."""
+        return self.input.label if self.line is None else f"{self.input.label}:{self.line}"
 
 
 def records(input: Input, request: Request) -> Iterator[Record]:

@@ -6,8 +6,9 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from llmcli.commands.tokenize_bulk import Tally
 from llmcli.commands.tokenize_request import Input, Record, Request, each, inputs, records
-from llmcli.errors import UsageError
+from llmcli.errors import UsageError, shown_path
 from llmcli.hub import resolve, revision_of
 from llmcli.render.json import strict
 from llmcli.render.text import decoded, harmless, quoted
@@ -16,6 +17,9 @@ from llmcli.tokenizing.rows import Row, Tokens, chunks, tokens, truncated
 from llmcli.tokenizing.source import Source
 
 SCHEMA = 1
+COLUMNS = (
+    "index", "id", "token", "bytes", "byte_start", "byte_end", "char_start", "char_end", "special"
+)  # fmt: skip
 
 
 def run(request: Request) -> None:
@@ -38,6 +42,7 @@ class Texts:
     def __init__(self, source: Source, request: Request) -> None:
         self.source, self.request = source, request
         self.several = request.lines or len(request.texts) > 1
+        self.tally = Tally(request)
         self.objects: list[dict[str, Any]] = []
         self.shown = 0
 
@@ -64,7 +69,7 @@ class Texts:
         print(*self._ids(record))
 
     def count(self, record: Record) -> None:
-        print(len(self._ids(record)))
+        self.tally.add(len(self._ids(record)), record.input, record.line)
 
     def _ids(self, record: Record) -> list[int]:
         return self.source.ids(record.text, self.request.special)
@@ -82,11 +87,12 @@ class Texts:
             self._between(record)
             out.print(table([_values(row) for row in found.rows], min(out.width, 120)), end="")
             return
+        which = (shown_path(record.input.label), record.line or "") if self.several else ()
         if not self.shown:
-            print("index\tid\ttoken\tbytes\tbyte_start\tbyte_end\tchar_start\tchar_end\tspecial")
+            print(*("input", "line")[: len(which)], *COLUMNS, sep="\t")
         self.shown += 1
         for row in found.rows:
-            print(*_values(row).values(), sep="\t")
+            print(*which, *_values(row).values(), sep="\t")
 
     def picture(self, record: Record) -> None:
         from llmcli.render.console import console
@@ -107,7 +113,7 @@ class Texts:
     def _between(self, record: Record) -> None:
         """A name above each of several texts."""
         if self.several or self.request.files:
-            print(f"{chr(10) * bool(self.shown)}{harmless(record.label or f'text {self.shown}')}")
+            print(f"{chr(10) * bool(self.shown)}{harmless(record.label)}")
             sys.stdout.flush()
         self.shown += 1
 
@@ -128,7 +134,9 @@ class Texts:
         }
 
     def end(self) -> None:
-        """The one object of --json, of the texts that could be read."""
+        """The total of --count; the one object of --json, of the texts that could be read."""
+        if self.request.format == "count":
+            self.tally.end()
         if self.request.format == "json" and not (self.request.merges or self.request.versus):
             print(strict({
                 "schema": SCHEMA, "model": self.request.model,
@@ -167,9 +175,10 @@ class Texts:
         found = self.rows(record)
         cut = chunks(found, request.chunk, request.overlap or 0)
         if isinstance(cut, int):
+            where = f"{shown_path(record.label)}: the" if self.several else "The"
+            most = f"{request.chunk} token{'s' * (request.chunk != 1)}"
             raise UsageError(
-                f"The character at byte {cut} has more than {request.chunk} tokens.",
-                "Choose a larger --chunk.",
+                f"{where} character at byte {cut} has more than {most}.", "Choose a larger --chunk."
             )
         data = found.decoded.encode()
         for index, chunk in enumerate(cut):
@@ -186,11 +195,9 @@ class Texts:
 
 
 def _values(row: Row) -> dict[str, Any]:
-    return {
-        "index": row.index, "id": row.id, "token": quoted(row.bytes), "bytes": row.bytes.hex(),
-        "byte_start": row.byte_start, "byte_end": row.byte_end, "char_start": row.char_start,
-        "char_end": row.char_end, "special": int(row.special),
-    }  # fmt: skip
+    values = (row.index, row.id, quoted(row.bytes), row.bytes.hex(), row.byte_start, row.byte_end,
+              row.char_start, row.char_end, int(row.special))  # fmt: skip
+    return dict(zip(COLUMNS, values, strict=True))
 
 
 def _fields(row: Row) -> dict[str, Any]:

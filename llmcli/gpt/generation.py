@@ -157,7 +157,7 @@ def _check(prompts: Sequence[Sequence[int]], n_ctx: int) -> int:
     if longest > n_ctx:
         raise UsageError(
             f"The prompt has {longest} tokens; the model's context holds {n_ctx}.",
-            "Shorten it, or let --truncate-prompt left|right do so.",
+            "Shorten it.",
         )
     if not all(prompts):
         raise UsageError("The prompt is empty, and this model has no token to begin with.")

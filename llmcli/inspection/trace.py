@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from llmcli.inspection.values import Token, View
 from llmcli.trace import CHANGES, Reader, no_such_run
 from llmcli.trace_lines import Begun, Choice, LensLayer, Step
-from llmcli.units import perplexity
+from llmcli.units import Pace, perplexity, rate
 
 IMPROBABLE = 8  # of the least probable tokens, unless asked for more
 
@@ -38,10 +38,10 @@ class TraceRun:
     sample: int
     n_prompt: int
     n_tokens: int
-    finish_reason: str | None  # None: it was not finished
+    finish_reason: str | None  # None: it was not finished, or steps of it are missing
     perplexity: float | None
     first_token_s: float | None  # since it began
-    tokens_per_s: float | None  # after the second, before which weights may have been packed
+    tokens_per_s: float | None  # after the second; None where steps are missing
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,8 @@ class Improbable:
 
 @dataclass(frozen=True, slots=True)
 class DamagedLine:
-    """A line of the file that could not be read; 0: from somewhere on all of them."""
+    """A line of the file that could not be read, or before which steps are missing; 0: from
+    somewhere on all of them."""
 
     line: int
     why: str
@@ -106,7 +107,7 @@ class Trace(View):
     n_tokens: int
     n_forced: int
     total_s: float
-    tokens_per_s: float | None  # of all texts, prefills among them
+    tokens_per_s: float | None  # after each batch's second step; None where steps are missing
     perplexity: float | None
     mean_entropy_bits: float | None
     run: int
@@ -126,33 +127,27 @@ class _Sums:
     begun: Begun
     n: int = 0
     bits: float = 0.0
-    first_s: float = 0.0
-    second_s: float = 0.0
-    last_s: float = 0.0
+    pace: Pace = field(default_factory=Pace)
     finish_reason: str | None = None
 
     def add(self, step: Step) -> None:
-        if self.n == 0:
-            self.first_s = step.time_s
-        elif self.n == 1:
-            self.second_s = step.time_s
         self.n += 1
         self.bits += step.surprisal_bits
-        self.last_s = step.time_s
+        self.pace.add(step.time_s)
         self.finish_reason = step.finish_reason
 
-    def row(self) -> TraceRun:
-        decode_s = self.last_s - self.second_s
+    def row(self, whole: bool) -> TraceRun:
+        first_s = self.pace.first_s
         return TraceRun(
             run=self.begun.run,
             prompt_id=self.begun.prompt_id,
             sample=self.begun.draw[1],
             n_prompt=len(self.begun.ids),
             n_tokens=self.n,
-            finish_reason=self.finish_reason,
+            finish_reason=self.finish_reason if whole else None,
             perplexity=perplexity(self.bits * math.log(2) / self.n) if self.n else None,
-            first_token_s=self.first_s - self.begun.time_s if self.n else None,
-            tokens_per_s=(self.n - 2) / decode_s if self.n > 2 and decode_s > 0 else None,
+            first_token_s=None if first_s is None else first_s - self.begun.time_s,
+            tokens_per_s=rate(self.pace) if whole else None,
         )
 
 
@@ -176,6 +171,7 @@ class _Kept:
 
     n_improbable: int
     texts: dict[int, _Sums] = field(default_factory=dict)
+    batches: dict[float, Pace] = field(default_factory=dict)  # by when their texts began
     tokens: list[TraceToken] = field(default_factory=list)
     improbable: list[tuple[float, int, int, Step]] = field(default_factory=list)  # a heap
     layers: list[_Layer] = field(default_factory=list)
@@ -184,7 +180,9 @@ class _Kept:
     total_s: float = 0.0
 
     def add(self, step: Step, shown: bool) -> None:
-        self.texts[step.run].add(step)
+        text = self.texts[step.run]
+        text.add(step)
+        self.batches.setdefault(text.begun.time_s, Pace()).add(step.time_s)
         self.entropy += step.entropy_bits
         self.n_forced += step.forced
         self.total_s = max(self.total_s, step.time_s)
@@ -219,7 +217,8 @@ def view(reader: Reader, run: int | None = None, rows: int | None = None) -> Tra
 
 
 def _made(reader: Reader, kept: _Kept, begun: Begun) -> Trace:
-    header, runs = reader.header, [text.row() for text in kept.texts.values()]
+    header, gaps = reader.header, reader.gaps
+    runs = [text.row(whole=run not in gaps) for run, text in kept.texts.items()]
     n, bits = sum(row.n_tokens for row in runs), sum(text.bits for text in kept.texts.values())
     model, options = header["model"], header["options"]
     return Trace(
@@ -240,7 +239,7 @@ def _made(reader: Reader, kept: _Kept, begun: Begun) -> Trace:
         n_tokens=n,
         n_forced=kept.n_forced,
         total_s=kept.total_s,
-        tokens_per_s=n / kept.total_s if kept.total_s else None,
+        tokens_per_s=None if gaps else rate(*kept.batches.values()),
         perplexity=perplexity(bits * math.log(2) / n) if n else None,
         mean_entropy_bits=kept.entropy / n if n else None,
         run=begun.run,
