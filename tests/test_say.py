@@ -6,7 +6,7 @@ import pytest
 
 from llmcli.commands import say as module
 from llmcli.commands.say import say
-from llmcli.render.probs import place
+from llmcli.render.drawing import place
 
 LONG = "Not used by --view next: --page, --layer, --head, --position."
 

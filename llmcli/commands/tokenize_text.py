@@ -96,8 +96,7 @@ class Texts:
 
     def picture(self, record: Record) -> None:
         from llmcli.render.console import console
-        from llmcli.render.drawing import plural
-        from llmcli.render.probs import tail
+        from llmcli.render.drawing import plural, tail
         from llmcli.render.tokenized import picture
 
         out = console(self.request.color)

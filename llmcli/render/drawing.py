@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
-from llmcli.render.probs import bar
 from llmcli.render.subject import NO_SUBJECT, Subject
-from llmcli.render.text import harmless, quoted
+from llmcli.render.text import harmless, on_one_line, quoted
 
 if TYPE_CHECKING:
     from llmcli.inspection.values import Token
@@ -21,6 +20,8 @@ if TYPE_CHECKING:
 # What no line ends within: a quoted token; a number and its unit.
 _WHOLE = re.compile(r'"(?:[^"\\]|\\.)*"|(?<=\d) (?:%|[KMG]?i?B\b)')
 _GLUE = "\0"  # a space at which no line ends: no text holds it, once it is harmless
+CHOSEN = "▶"
+EIGHTHS = " ▏▎▍▌▋▊▉"
 MAX_WIDTH = 160  # beyond this, lines are hard to follow
 
 
@@ -40,6 +41,16 @@ def fit(text: str, cells: int, right: bool = False) -> str:
         return set_cell_size(set_cell_size(text, cells - 1).rstrip() + "…", cells)
     space = " " * (cells - cell_len(text))
     return space + text if right else text + space
+
+
+def tail(text: str, cells: int) -> str:
+    """The end of `text` on one line of at most `cells` cells; "…" stands for what is cut."""
+    line = on_one_line(text)
+    if cell_len(line) <= cells:
+        return line
+    while cell_len(line) > cells - 1:
+        line = line[1 + (cell_len(line) - cells) // 2 :]
+    return "…" + line
 
 
 def name(token: bytes) -> str:
@@ -105,6 +116,26 @@ def sides(values: Sequence[float], cells: int, least: int) -> tuple[int, int, fl
     wanted = round(cells * below / ((below + above) or 1.0))
     left = max(least, min(cells - least, wanted))
     return left, cells - left, max(below / left, above / (cells - left)) or 1.0
+
+
+def bar(share: float, cells: int) -> str:
+    """A bar of `cells` character cells, filled to `share` in eighths of a cell."""
+    eighths = round(max(0.0, min(1.0, share)) * cells * 8)
+    full, part = divmod(eighths, 8)
+    return ("█" * full + (EIGHTHS[part] if part else "")).ljust(cells)
+
+
+def percent(prob: float) -> str:
+    """Seven characters: "  4.2 %", and "<0.1 %" where a little is not nothing."""
+    return " <0.1 %" if 0 < prob < 0.0005 else f"{prob:6.1%}".replace("%", " %").rjust(7)
+
+
+def place(rank: int) -> str:
+    """A rank, which counts from 0, in words: "the 2nd most probable (rank 1)"."""
+    nth = rank + 1
+    teen = 10 < nth % 100 < 14
+    ending = "th" if teen else {1: "st", 2: "nd", 3: "rd"}.get(nth % 10, "th")
+    return f"the {f'{nth}{ending} ' if rank else ''}most probable (rank {rank})"
 
 
 def signed_bar(cells: float, left: int, right: int) -> tuple[str, str]:

@@ -8,11 +8,9 @@ from dataclasses import dataclass
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
-from llmcli.render.text import on_one_line
+from llmcli.render.drawing import CHOSEN, bar, fit, percent, tail
 
-CHOSEN = "▶"
 TOKEN_CELLS = 18
-EIGHTHS = " ▏▎▍▌▋▊▉"
 TSV_HEADER = "sample\tstep\tchosen\trank\tid\ttoken\tprob\tdrawn_prob\tentropy_bits"
 
 
@@ -26,36 +24,6 @@ class Candidate:
     drawn_prob: float  # after the filters
     rank: int  # from 0
     chosen: bool
-
-
-def bar(share: float, cells: int) -> str:
-    """A bar of `cells` character cells, filled to `share` in eighths of a cell."""
-    eighths = round(max(0.0, min(1.0, share)) * cells * 8)
-    full, part = divmod(eighths, 8)
-    return ("█" * full + (EIGHTHS[part] if part else "")).ljust(cells)
-
-
-def percent(prob: float) -> str:
-    """Seven characters: "  4.2 %", and "<0.1 %" where a little is not nothing."""
-    return " <0.1 %" if 0 < prob < 0.0005 else f"{prob:6.1%}".replace("%", " %").rjust(7)
-
-
-def place(rank: int) -> str:
-    """A rank, which counts from 0, in words: "the 2nd most probable (rank 1)"."""
-    nth = rank + 1
-    teen = 10 < nth % 100 < 14
-    ending = "th" if teen else {1: "st", 2: "nd", 3: "rd"}.get(nth % 10, "th")
-    return f"the {f'{nth}{ending} ' if rank else ''}most probable (rank {rank})"
-
-
-def tail(text: str, cells: int) -> str:
-    """The end of `text` on one line of at most `cells` cells; "…" stands for what is cut."""
-    line = on_one_line(text)
-    if cell_len(line) <= cells:
-        return line
-    while cell_len(line) > cells - 1:
-        line = line[1 + (cell_len(line) - cells) // 2 :]
-    return "…" + line
 
 
 def legend(width: int) -> Text:
@@ -94,12 +62,9 @@ def picture(
 
 def _line(candidate: Candidate, width: int) -> Text:
     cells = width - TOKEN_CELLS - 20
-    name = candidate.token
-    if cell_len(name) > TOKEN_CELLS:
-        name = set_cell_size(name, TOKEN_CELLS - 1) + "…"
     style = "bold green" if candidate.chosen else ""
     line = Text(f"{CHOSEN if candidate.chosen else ' '} ", style=style)
-    line.append(set_cell_size(name, TOKEN_CELLS) + " ", style=style)
+    line.append(fit(candidate.token, TOKEN_CELLS) + " ", style=style)
     line.append(bar(candidate.prob, cells), style="green" if candidate.chosen else "cyan")
     line.append(f" {percent(candidate.prob)} {percent(candidate.drawn_prob)}\n", style=style)
     return line

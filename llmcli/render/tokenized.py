@@ -12,8 +12,7 @@ from rich.cells import cell_len
 from rich.style import Style
 from rich.text import Text
 
-from llmcli.render.drawing import columns, fit, heading, plural
-from llmcli.render.probs import tail
+from llmcli.render.drawing import columns, fit, heading, plural, tail
 from llmcli.render.text import decoded, harmless
 
 # Dark text on light grounds: the two are told apart, and read, on any terminal; of 16 colours they

@@ -14,11 +14,11 @@ from llmcli.render.drawing import (
     footnotes,
     heading,
     name,
+    percent,
     plural,
     sides,
     signed_bar,
 )
-from llmcli.render.probs import percent
 
 if TYPE_CHECKING:
     from llmcli.inspection.ablation import AblationView

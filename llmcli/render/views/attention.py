@@ -15,13 +15,13 @@ from llmcli.render.drawing import (
     footnotes,
     heading,
     name,
+    percent,
     plural,
     share,
     skipped,
     window,
 )
 from llmcli.render.heat import half_blocks, on_heat, scale
-from llmcli.render.probs import percent
 
 if TYPE_CHECKING:
     from llmcli.inspection.attention import Grid, HeadRow, OneHead, QueryRow

@@ -14,11 +14,12 @@ from llmcli.render.drawing import (
     footnotes,
     heading,
     name,
+    percent,
+    place,
     plural,
     sides,
     signed_bar,
 )
-from llmcli.render.probs import percent, place
 
 if TYPE_CHECKING:
     from llmcli.inspection.attribution import Attribution

@@ -8,16 +8,17 @@ from rich.text import Text
 
 from llmcli.render.drawing import (
     Canvas,
+    bar,
     columns,
     fit,
     footnotes,
     heading,
     name,
     number,
+    percent,
     skipped,
     window,
 )
-from llmcli.render.probs import bar, percent
 from llmcli.render.text import harmless
 
 if TYPE_CHECKING:

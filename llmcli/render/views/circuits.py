@@ -6,8 +6,17 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from llmcli.render.drawing import Canvas, called, columns, fit, footnotes, heading, name, plural
-from llmcli.render.probs import bar
+from llmcli.render.drawing import (
+    Canvas,
+    bar,
+    called,
+    columns,
+    fit,
+    footnotes,
+    heading,
+    name,
+    plural,
+)
 
 if TYPE_CHECKING:
     from llmcli.inspection.circuits import Circuits, Composition

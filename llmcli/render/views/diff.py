@@ -9,14 +9,16 @@ from rich.text import Text
 from llmcli.render.beside import sparkline
 from llmcli.render.drawing import (
     Canvas,
+    bar,
     columns,
     fit,
     footnotes,
     heading,
     name,
+    percent,
     plural,
+    tail,
 )
-from llmcli.render.probs import bar, percent, tail
 from llmcli.render.text import on_one_line
 
 if TYPE_CHECKING:

@@ -9,8 +9,17 @@ from typing import TYPE_CHECKING
 from rich.cells import cell_len
 from rich.text import Text
 
-from llmcli.render.drawing import Canvas, columns, fit, footnotes, heading, name, plural, section
-from llmcli.render.probs import bar
+from llmcli.render.drawing import (
+    Canvas,
+    bar,
+    columns,
+    fit,
+    footnotes,
+    heading,
+    name,
+    plural,
+    section,
+)
 
 if TYPE_CHECKING:
     from llmcli.inspection.head import Head, Key, Push

@@ -8,6 +8,7 @@ from rich.text import Text
 
 from llmcli.render.drawing import (
     Canvas,
+    bar,
     called,
     columns,
     fit,
@@ -15,13 +16,13 @@ from llmcli.render.drawing import (
     heading,
     name,
     number,
+    percent,
     plural,
     share,
     skipped,
     window,
 )
 from llmcli.render.heat import on_heat
-from llmcli.render.probs import bar, percent
 
 if TYPE_CHECKING:
     from llmcli.inspection.lens import Lens, LensRow

@@ -7,8 +7,18 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from llmcli.render.drawing import Canvas, columns, count, deeper, fit, footnotes, heading
-from llmcli.render.probs import bar, percent, tail
+from llmcli.render.drawing import (
+    Canvas,
+    bar,
+    columns,
+    count,
+    deeper,
+    fit,
+    footnotes,
+    heading,
+    percent,
+    tail,
+)
 from llmcli.units import sized
 
 if TYPE_CHECKING:

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from llmcli.render.drawing import Canvas, columns, fit, footnotes, heading, name
-from llmcli.render.probs import percent
+from llmcli.render.drawing import Canvas, columns, fit, footnotes, heading, name, percent
 
 if TYPE_CHECKING:
     from llmcli.inspection.neighbors import Neighbors, Term

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from llmcli.render.drawing import (
     Canvas,
+    bar,
     columns,
     deeper,
     fit,
@@ -16,10 +17,10 @@ from llmcli.render.drawing import (
     heading,
     name,
     number,
+    percent,
     plural,
     section,
 )
-from llmcli.render.probs import bar, percent
 
 if TYPE_CHECKING:
     from llmcli.inspection.next import Next, PromptToken

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from llmcli.render.drawing import Canvas, columns, fit, footnotes, heading, name, plural
-from llmcli.render.probs import tail
+from llmcli.render.drawing import Canvas, columns, fit, footnotes, heading, name, plural, tail
 from llmcli.render.text import harmless
 
 if TYPE_CHECKING:

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from llmcli.render.drawing import Canvas, columns, fit, footnotes, heading, name, plural
-from llmcli.render.probs import bar
+from llmcli.render.drawing import Canvas, bar, columns, fit, footnotes, heading, name, plural
 
 if TYPE_CHECKING:
     from llmcli.inspection.residual import Residual

@@ -7,8 +7,18 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from llmcli.render.drawing import Canvas, columns, fit, footnotes, heading, name, number
-from llmcli.render.probs import CHOSEN, bar, percent
+from llmcli.render.drawing import (
+    CHOSEN,
+    Canvas,
+    bar,
+    columns,
+    fit,
+    footnotes,
+    heading,
+    name,
+    number,
+    percent,
+)
 
 if TYPE_CHECKING:
     from llmcli.inspection.sampling import Fate, SamplingView

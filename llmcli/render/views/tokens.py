@@ -10,18 +10,19 @@ from rich.text import Text
 
 from llmcli.render.drawing import (
     Canvas,
+    bar,
     columns,
     fit,
     footnotes,
     heading,
     name,
     number,
+    percent,
     plural,
     skipped,
     window,
 )
 from llmcli.render.heat import on_heat, scale
-from llmcli.render.probs import bar, percent
 from llmcli.render.text import on_one_line
 
 if TYPE_CHECKING:

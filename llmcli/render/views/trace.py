@@ -10,16 +10,18 @@ from rich.text import Text
 
 from llmcli.render.drawing import (
     Canvas,
+    bar,
     columns,
     fit,
     footnotes,
     heading,
     name,
     number,
+    percent,
     plural,
+    tail,
     wrapped,
 )
-from llmcli.render.probs import bar, percent, tail
 from llmcli.render.text import harmless, on_one_line
 from llmcli.render.tint import legend, tinted
 from llmcli.units import sized

@@ -16,10 +16,11 @@ from llmcli.render.drawing import (
     footnotes,
     heading,
     name,
+    percent,
+    place,
     plural,
     wrapped,
 )
-from llmcli.render.probs import percent, place
 
 if TYPE_CHECKING:
     from llmcli.inspection.why import Side, Why

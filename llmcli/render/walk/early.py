@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from llmcli.render.drawing import plural
-from llmcli.render.probs import bar
+from llmcli.render.drawing import bar, plural
 from llmcli.render.walk.layout import Words, nums, pct, said, small, tiny, tok
 
 if TYPE_CHECKING:
