@@ -30,12 +30,14 @@ import os, sys
 from llmcli.commands.download import _check
 from llmcli.hub.download import download
 from llmcli.hub.names import parse
+from llmcli.hub.transfer import Progress
+class Silent(Progress): pass
 import llmcli.tokenizer, llmcli.checkpoint, llmcli.config, tempfile
 print("ready", flush=True)
 for line in sys.stdin:
     child = os.fork()
     if not child:
-        download(parse("org/tiny"), _check)
+        download(parse("org/tiny"), _check, Silent())
         os._exit(0)
     print(child, flush=True)
     print(os.waitpid(child, 0)[1], flush=True)
@@ -114,6 +116,8 @@ def test_killed_between_any_two_steps_on_disk(server):
     code = (
         "import os, sys, signal, pathlib\n"
         "from llmcli.hub.download import download\nfrom llmcli.hub.names import parse\n"
+        "from llmcli.hub.transfer import Progress\n"
+        "class Silent(Progress): pass\n"
         "def counted(*a, **k):\n"
         "    global n\n"
         "    n -= 1\n"
@@ -125,7 +129,7 @@ def test_killed_between_any_two_steps_on_disk(server):
         "        child = os.fork()\n"
         "        if not child:\n"
         "            n = n0; setattr(os, name, counted)\n"
-        "            download(parse('org/tiny')); os._exit(0)\n"
+        "            download(parse('org/tiny'), lambda folder, new: None, Silent()); os._exit(0)\n"
         "        status, n0 = os.waitpid(child, 0)[1], n0 + 1\n"
         "        print(name, status, flush=True)\n"
         "        sys.stdin.readline()\n"
