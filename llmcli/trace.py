@@ -40,6 +40,7 @@ class Damage:
     line: int
     why: str
     is_end: bool = False  # cut off, as by a kill: no step is missing before another
+    is_gap: bool = False  # the line can be read, steps before it cannot
 
 
 @dataclass
@@ -134,8 +135,10 @@ class Reader:
         last = step.index - 1
         which = f"step {due}" if last == due else f"steps {due} to {last}"
         verb = "is" if last == due else "are"
-        self.damaged.append(Damage(number, f"{which} of run {step.run} {verb} missing before it"))
         self.gaps.setdefault(step.run, due)
+        if not self.damaged or self.damaged[-1].line != number - 1:  # which says why
+            why = f"{which} of run {step.run} {verb} missing before it"
+            self.damaged.append(Damage(number, why, is_gap=True))
 
     def _header(self) -> dict[str, Any]:
         line = next(self.lines, b"")

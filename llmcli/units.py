@@ -10,17 +10,17 @@ from dataclasses import dataclass
 def sized(nbytes: float) -> str:
     """Bytes in three digits or four: 665 -> "665 B", 15006272 -> "14.3 MiB"."""
     unit = "B"
-    for larger in ("KiB", "MiB", "GiB"):
-        if nbytes < 1024:
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if nbytes < 1023.5:
             break
         nbytes, unit = nbytes / 1024, larger
-    places = 0 if unit == "B" else max(0, 3 - len(str(int(nbytes))))
+    places = 0 if unit == "B" or nbytes >= 99.95 else 1 if nbytes >= 9.995 else 2
     return f"{nbytes:,.{places}f} {unit}"
 
 
 def perplexity(nats: float) -> float:
     """e to the mean of -log p over a text's tokens; infinite beyond what a float holds."""
-    return math.exp(nats) if nats < 709 else math.inf
+    return math.inf if nats > 709 else math.exp(nats)
 
 
 @dataclass

@@ -224,7 +224,10 @@ def test_vectors_that_drown_the_stream_are_said(generate, llmcli, model_folder):
     assert share == pytest.approx(0.7 * length / norm, rel=0.5)
     assert generate("--steer", f'"ball" - "girl" @ L1 * {50 * share}').stderr == ""
     assert generate("--steer", one, "-q").stderr == ""
-    assert re.search(said, llmcli("inspect", PROMPT, "-m", model_folder, "--steer", one).stderr)
+    looked = ["inspect", PROMPT, "-m", model_folder, "--steer", one]
+    assert re.search(said, llmcli(*looked).stderr)
+    tried = llmcli(*looked, "--view", "steer", "--sweep", "0.01", "--max-new-tokens", 2)
+    assert tried.stderr == ""  # the strengths are those of the sweep
     both = generate("--steer", one, "--steer", two).stderr
     assert both.count("drowns") == 1  # they are one vector in the end
     assert float(re.search(said, both)[1]) != norm

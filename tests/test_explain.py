@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from llmcli.gpt.weights import load_model
 from llmcli.inspection import explain
 from llmcli.inspection.run import Ask, Run
 from llmcli.inspection.walk.topics import TOPICS
+from llmcli.render.subject import Subject
 
 
 def facts(run):
@@ -97,6 +99,24 @@ def test_a_prompt_too_long_for_one_line_is_repeated_on_two(llmcli):
     long = llmcli("inspect", prompt * 20, "--page", 12).stdout
     assert "deeper: llmcli inspect - --view head " in long
     assert " < prompt.txt\n" in long
+
+
+def test_commands_that_are_shown_keep_the_options_and_find_a_prompt_with_a_dash():
+    subject = Subject("-5 °", (), ("--quantize", "int8"), ("--ablate", "L1"))
+    assert subject.command("inspect {} --view lens", 80) == (
+        "llmcli inspect --quantize int8 --ablate L1 --view lens -- '-5 °'"
+    )
+    assert subject.command("inspect --view model", 80) == (
+        "llmcli inspect --view model --quantize int8"
+    )
+    dash = replace(subject, text="-", model=(), changes=())
+    assert dash.command("inspect {} --view lens", 80) == (
+        "llmcli inspect - --view lens < prompt.txt"
+    )
+    step = replace(dash, step=("--trace", "a b.jsonl", "--step", "3"))
+    assert step.command("inspect {} --page 2", 80) == (
+        "llmcli inspect --trace 'a b.jsonl' --step 3 --page 2"
+    )
 
 
 def test_a_command_that_is_shown_names_the_prompt_as_bash_reads_it(llmcli):

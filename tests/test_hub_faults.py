@@ -288,7 +288,7 @@ def test_a_size_that_no_disk_holds_is_refused_before_a_byte_is_fetched(server: H
     server.edit = lie
     error, _ = run(Told())
     assert error.exit_code == 7
-    assert "9,313,226 GiB are needed" in str(error)
+    assert "9,095 TiB are needed" in str(error)
     assert "are available" in str(error)
     assert len(server.seen) == 1
     assert_nothing_is_seen()

@@ -262,11 +262,13 @@ def test_without_a_prompt_it_shows_the_model_and_leaves_stdin_alone(llmcli, mode
     assert result.stdout.startswith("model  ")
 
 
-@pytest.mark.parametrize(("piped", "view"), [("Once", "next"), ("", "model")])
+@pytest.mark.parametrize(("piped", "view"), [("Once", "next"), ("-", "next"), ("", "model")])
 def test_a_text_in_a_pipe_is_the_prompt(piped, view, model_folder):
     command = [sys.executable, "-m", "llmcli", "inspect", "-m", model_folder, "--json"]
     done = subprocess.run(command, input=piped, capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout)["views"][0]["view"] == view
+    told = json.loads(done.stdout)
+    assert told["views"][0]["view"] == view
+    assert told.get("prompt", "") == piped
     assert done.stderr == ""
 
 

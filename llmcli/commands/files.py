@@ -127,7 +127,8 @@ def tell_damage(reader: Reader, quiet: bool = False) -> None:
     if quiet or not reader.damaged:
         return
     for damage in reader.damaged[:N_DAMAGED]:
-        say(f"{reader.name}, {_where(damage)}: {damage.why}; passed over.")
+        passed = "" if damage.is_gap else "; passed over"
+        say(f"{reader.name}, {_where(damage)}: {damage.why}{passed}.")
     if (more := len(reader.damaged) - N_DAMAGED) > 0:
         say(f"{reader.name}: {more} more damaged line{'s' * (more > 1)}.")
 

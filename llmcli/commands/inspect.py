@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 def inspect(
     ctx: typer.Context,
     prompt: Annotated[
-        str | None, typer.Argument(help="The text to look into; - reads stdin.")
+        str | None, typer.Argument(help="The text to look into; - or a pipe reads stdin.")
     ] = None,
     view: i.Views = None,
     model: o.Model = "fable",
@@ -96,13 +97,13 @@ def inspect(
         prompt = one_view.clean
     if not view and (one_view.page is not None or one_view.all):
         view = ["explain"]
-    if prompt is None and recorded.trace is None and not view and is_piped():
-        prompt = read_text("-", "") or None
+    none = prompt is None and recorded.trace is None and not view
+    piped = read_text("-", "") if none and is_piped() else ""
     traces.check_options(recorded, prompt, view)
     if recorded.trace is not None:
         wanted = traces.wanted(recorded, view)
     else:
-        wanted = entries(view or (["model"] if prompt is None else ["next"]))
+        wanted = entries(view or (["next"] if prompt is not None or piped else ["model"]))
     if where.versus is not None and where.token is None:
         raise UsageError("--versus needs --token.", 'For example: --token " he" --versus " she"')
     check_writable("--save", save, (".svg", ".html"))
@@ -118,19 +119,21 @@ def inspect(
     canvas = output.canvas_for(color, where.rows) if draws else None
     if canvas is not None and not quiet:
         output.note_narrow_terminal()
+    again = o.words_of(typed, model=model, **asdict(compute))
     past, changed = None, interventions
     if recorded.trace is not None and recorded.step is not None:
         named = model if "model" in typed else None
         run = open_past(recorded.trace, recorded.run or 0, named, quiet)
         past, model = run.step(recorded.step), run.opened.name
         compute, changed = run.compute(compute, typed), run.interventions(interventions)
-    changed.check_baseline(baseline)
+    of_prompt = any(entry.prompt for entry in wanted.values())
+    changed.check_baseline(baseline and of_prompt)
     if recorded.trace is not None and past is None:
         made = traces.overview(recorded, where.rows, quiet)
     else:
         made = Request(
-            model, "model" in typed, prompt, where, one_view, interventions, baseline, drawing,
-            seed, compute, tensors, canvas, quiet, past,
+            model, again, prompt, piped, where, one_view, interventions, baseline, drawing, seed,
+            compute, tensors, canvas, quiet, past,
         ).views(wanted)  # fmt: skip
     output.show(made, canvas, color, json)
     if save is not None:
@@ -140,7 +143,7 @@ def inspect(
             "A check failed: see the line that says FAIL.",
             "Its numbers are not to be trusted here; --device cpu --dtype float32 may pass.",
         )
-    if past is not None and any(entry.prompt for entry in wanted.values()):
+    if past is not None and of_prompt:
         traces.tell_held(made.held, past, quiet)
 
 
@@ -158,7 +161,7 @@ def _note_unused(
     if reads_prompt:
         used.add("clean")
     if "baseline" in typed and reads_prompt:
-        used |= VIEWS["change"].uses & {"tensors"}  # which --baseline adds
+        used |= VIEWS["change"].uses  # which --baseline adds
     if "step" in typed:
         used |= {"trace", "step", "run"}
     unused = [name for name in typed if name not in used]

@@ -51,8 +51,9 @@ class Request:
     """The command line, read; `canvas` is None where nothing will be drawn on stdout."""
 
     model: str
-    named: bool  # whether it was typed
+    again: tuple[str, ...]  # the options that name it and how it computes, where they were typed
     prompt: str | None
+    piped: str  # the prompt that was read already, or ""
     where: Where
     one_view: OneView
     interventions: Interventions
@@ -89,7 +90,8 @@ class Request:
             from llmcli.commands.inspect_steer import sweep_of
 
             ask["sweep"] = sweep_of(self, plan, ask["sampling"])
-        run = self.run(opened, ids, plan, prompt_ids)
+        tries = "steer" in wanted  # which has strengths of its own
+        run = self.run(opened, ids, plan, prompt_ids, quiet=self.quiet or tries)
         held = self._held(run)
         about = {
             "model": model_json(opened, run.model),
@@ -125,7 +127,7 @@ class Request:
         from llmcli.commands.job import prompt_ids
         from llmcli.commands.loading import open_model
 
-        text = read_text(self.prompt, 'llmcli inspect "Once upon a time"')
+        text = self.piped or read_text(self.prompt, 'llmcli inspect "Once upon a time"')
         opened = open_model(self.model)
         long = all(entry.long or not entry.prompt for entry in wanted.values())
         ids = prompt_ids(opened, text, remedy=SHORTEN, long=long)
@@ -133,9 +135,8 @@ class Request:
 
     def _again(self, text: str) -> Subject:
         """What is looked at, for commands that look further."""
-        model = ("-m", self.model) if self.named else ()
         step = self.past.options if self.past else ()
-        return Subject(text, step, model, self.interventions.words)
+        return Subject(text, step, self.again, self.interventions.words)
 
     def _check_outputs(self, opened: Opened, others: Sequence[Path] = ()) -> None:
         """Raises UsageError where --tensors would replace what is read."""
@@ -251,7 +252,8 @@ class Request:
         text = self.one_view.corrupt
         if text is None:
             return None
-        return tuple(prompt_ids(opened, text, remedy=SHORTEN))
+        same = "Shorten it: it is to be as many tokens long as the prompt."
+        return tuple(prompt_ids(opened, text, remedy=same, what="--corrupt"))
 
     def run(
         self,
@@ -259,6 +261,7 @@ class Request:
         ids: list[int],
         plan: Plan | None,
         prompt_ids: list[int] | None = None,
+        quiet: bool = True,
     ) -> Run:
         """The model with its weights, and the text, if any: torch is imported here.
 
@@ -276,7 +279,7 @@ class Request:
             loaded,
             ids,
             opened.token_bytes,
-            patches_of(plan, loaded, prompt_ids or ids, self.quiet) if plan else {},
+            patches_of(plan, loaded, prompt_ids or ids, quiet) if plan else {},
             len(opened.tokenizer.prefix_ids),
             opened.tokenizer.vocab_size,
             load_fp32=lambda: load(opened, replace(compute, dtype=DType.float32, quantize=None)),

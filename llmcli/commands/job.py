@@ -122,6 +122,7 @@ def prompt_ids(
     new: int = 1,
     remedy: str = TRUNCATE,
     long: bool = False,
+    what: str = "The prompt",
 ) -> list[int]:
     """What the model is given: the tokenizer's own prefix and the text's ids, if need be cut.
 
@@ -140,9 +141,7 @@ def prompt_ids(
             say(f"The prompt's {more}{n} tokens are cut to {len(prefix) + kept}.")
         ids = ids[len(ids) - kept :] if truncate == "left" else ids[:kept]
     elif n > n_ctx:
-        raise UsageError(
-            f"The prompt has {more}{n} tokens; the model's context holds {n_ctx}.", remedy
-        )
+        raise UsageError(f"{what} has {more}{n} tokens; the model's context holds {n_ctx}.", remedy)
     elif not n:
         raise UsageError(
             "The prompt is empty, and this model has no token to begin with.",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields, is_dataclass
 from enum import StrEnum
 from functools import wraps
@@ -89,6 +89,13 @@ def typed_names(ctx: typer.Context) -> list[str]:
 def pictured(color: str) -> bool:
     """Whether stdout is to be looked at: on a terminal, or where colour is insisted on."""
     return sys.stdout.isatty() or color == ColorMode.always
+
+
+def words_of(typed: Collection[str], **values: object) -> tuple[str, ...]:
+    """Those of some options that were typed, as they are typed."""
+    return tuple(
+        word for name in values if name in typed for word in (spelled(name), str(values[name]))
+    )
 
 
 Color = Annotated[

@@ -105,7 +105,8 @@ class PastRun:
         if gap is not None and index >= gap:
             raise IntegrityError(
                 f"{self.name} has no readable step {gap} of run {self.record.begun.run}: what came "
-                "after cannot be computed again.", f"Choose a step below {gap}.",
+                "after cannot be computed again.",
+                f"Choose a step below {gap}." if gap else "Record it again.",
             )  # fmt: skip
 
     def step(self, index: int) -> PastStep:

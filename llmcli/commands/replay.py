@@ -88,7 +88,7 @@ def replay(past: PastRun, compute: Compute, resample: bool, use_cache: bool, qui
         n_identical=sum(row.n_identical for row in rows),
         max_difference=max((row.max_difference for row in rows), default=0.0),
         tolerance=allowed,
-        passed=not past.holed and all(row.first_difference is None for row in rows),
+        passed=bool(steps) and not past.holed and all(row.first_difference is None for row in rows),
         verdict=verdict(how, rows, coarser, allowed, past.holed),
         facts=tuple(_facts(past, loaded)),
         runs=tuple(rows),

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 from llmcli.errors import UsageError, shown
 from llmcli.tokenizer import Tokenizer
+
+ESCAPES = {"n": "\n", "t": "\t", "r": "\r"}
 
 
 def token_named(
@@ -39,7 +43,7 @@ def token_named(
             )
         return id
     if spaced and len(text) > 2 and text[0] == text[-1] == '"':
-        text = text[1:-1]
+        text = re.sub(r"\\(.)", lambda c: ESCAPES.get(c[1], c[1]), text[1:-1])  # as it is shown
     elif spaced and text[0].isalnum() and (found := tokenizer.id_of(f" {text}")) is not None:
         return found
     if (found := tokenizer.id_of(text)) is not None:
@@ -51,7 +55,7 @@ def token_named(
     pieces = [f"{quoted(tokenizer.token_bytes(id))} (id:{id})" for id in ids[:8]]
     raise UsageError(
         f"{option}: {quoted(text.encode())} is not one token but {len(ids)}: {', '.join(pieces)}.",
-        f"Which one? Name it by its text or id: id:{ids[0]}."
+        f"Which one? Name it by its text or id: id:{text if text.isdigit() else ids[0]}."
         if spaced_id is None
         else f"{quoted(f' {text}'.encode())} (id:{spaced_id}), with the space, is one.",
     )

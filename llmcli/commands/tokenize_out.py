@@ -32,9 +32,9 @@ def run(request: Request) -> None:
     given, out = inputs(request), request.out
     assert out is not None
     read = [Path(str(input.name)) for input in given if input.name not in (None, "-")]
-    for path in (out, sidecar_of(out)):
+    for option, path in (("--out", out), ("Beside --out", sidecar_of(out))):
         regular(path)
-        refuse_inputs("--out", path, read)
+        refuse_inputs(option, path, read)
     source = Source.from_folder(resolve(request.model, tokenizer_only=True))
     write(Bulk(source, request), given, out)
 

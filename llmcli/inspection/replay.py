@@ -117,6 +117,8 @@ def verdict(
 
 
 def _verdict(how: str, runs: Sequence[ReplayRun], dtype: str, tolerance: float) -> str:
+    if not any(run.n_compared for run in runs):
+        return "nothing was compared"
     apart = sum(run.first_difference is not None for run in runs)
     near = all(run.max_difference <= tolerance for run in runs)
     if how == "resampled":

@@ -136,8 +136,9 @@ class _Sums:
         self.pace.add(step.time_s)
         self.finish_reason = step.finish_reason
 
-    def row(self, whole: bool) -> TraceRun:
-        first_s = self.pace.first_s
+    def row(self, gap: int | None) -> TraceRun:
+        """`gap`: the first step that is missing."""
+        whole, first_s = gap is None, None if gap == 0 else self.pace.first_s
         return TraceRun(
             run=self.begun.run,
             prompt_id=self.begun.prompt_id,
@@ -218,7 +219,7 @@ def view(reader: Reader, run: int | None = None, rows: int | None = None) -> Tra
 
 def _made(reader: Reader, kept: _Kept, begun: Begun) -> Trace:
     header, gaps = reader.header, reader.gaps
-    runs = [text.row(whole=run not in gaps) for run, text in kept.texts.items()]
+    runs = [text.row(gaps.get(run)) for run, text in kept.texts.items()]
     n, bits = sum(row.n_tokens for row in runs), sum(text.bits for text in kept.texts.values())
     model, options = header["model"], header["options"]
     return Trace(

@@ -42,8 +42,9 @@ def draw(view: Next, canvas: Canvas) -> Text:
                  _candidates(view, cells)):  # fmt: skip
         out.append("\n").append_text(part)
     out.append_text(footnotes(view.notes, canvas.width))
+    at = f" --position {view.position}" if view.position < view.n_tokens - 1 else ""
     others = "explain, attention, attribution, why, sampling, residual"
-    return out.append_text(deeper(canvas, "inspect {} --view lens", others))
+    return out.append_text(deeper(canvas, f"inspect {{}}{at} --view lens", others))
 
 
 def _prompt(view: Next, canvas: Canvas) -> Text:

@@ -37,7 +37,7 @@ def draw(view: Why, canvas: Canvas) -> Text:
     for part in (_standing(view, canvas), _parts(view), _removals(view, canvas)):
         out.append("\n").append_text(part)
     out.append_text(footnotes(view.notes, canvas.width))
-    token = f"--token id:{view.token.id}"
+    token = f"--token id:{view.token.id} --versus id:{view.rival.id}"
     place = f" --position {view.position}" if view.position < view.n_tokens - 1 else ""
     words = f"inspect {{}}{place} {token} --view attribution"
     return out.append_text(deeper(canvas, words, "lens, ablation"))

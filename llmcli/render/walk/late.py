@@ -24,7 +24,7 @@ def qkv(f: Qkv) -> Words:
         f"We follow layer {f.layer}, head {f.head}, of {f.n_head} heads, at position {f.position}, "
         f"{said(f.token)}: there it reads {100 * f.read_weight:.1f} % from position "
         f"{f.read_position}, {said(f.read_token)}."
-        + ("" if f.asked or not f.chosen else " No head reads more from one earlier token; "
+        + ("" if f.asked or not f.chosen else " No head reads more from one token after the first; "
            "--layer and --head choose another."),
         rows,
     ], (f"inspect {{}} --view head --layer {f.layer} --head {f.head}",))  # fmt: skip
