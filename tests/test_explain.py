@@ -98,7 +98,7 @@ def test_a_prompt_too_long_for_one_line_is_repeated_on_two(llmcli):
     )
     long = llmcli("inspect", prompt * 20, "--page", 12).stdout
     assert "deeper: llmcli inspect - --view head " in long
-    assert " < prompt.txt\n" in long
+    assert " < your-prompt.txt\n" in long
 
 
 def test_commands_that_are_shown_keep_the_options_and_find_a_prompt_with_a_dash():
@@ -111,7 +111,7 @@ def test_commands_that_are_shown_keep_the_options_and_find_a_prompt_with_a_dash(
     )
     dash = replace(subject, text="-", model=(), changes=())
     assert dash.command("inspect {} --view lens", 80) == (
-        "llmcli inspect - --view lens < prompt.txt"
+        "llmcli inspect - --view lens < your-prompt.txt"
     )
     step = replace(dash, step=("--trace", "a b.jsonl", "--step", "3"))
     assert step.command("inspect {} --page 2", 80) == (

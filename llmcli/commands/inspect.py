@@ -114,7 +114,8 @@ def inspect(
     )
     if "steer" in wanted:
         check_steer(wanted, typed, prompt)
-    _note_unused(wanted, typed, prompt, quiet)
+    of_prompt = any(entry.prompt for entry in wanted.values())
+    _note_unused(wanted, typed, prompt, of_prompt, quiet)
     draws = not json and o.pictured(color)
     canvas = output.canvas_for(color, where.rows) if draws else None
     if canvas is not None and not quiet:
@@ -126,7 +127,6 @@ def inspect(
         run = open_past(recorded.trace, recorded.run or 0, named, quiet)
         past, model = run.step(recorded.step), run.opened.name
         compute, changed = run.compute(compute, typed), run.interventions(interventions)
-    of_prompt = any(entry.prompt for entry in wanted.values())
     changed.check_baseline(baseline and of_prompt)
     if recorded.trace is not None and past is None:
         made = traces.overview(recorded, where.rows, quiet)
@@ -151,16 +151,15 @@ FILES = ("tensors", "save_vector")  # who names a file waits for it
 
 
 def _note_unused(
-    wanted: dict[str, ViewEntry], typed: list[str], prompt: str | None, quiet: bool
+    wanted: dict[str, ViewEntry], typed: list[str], prompt: str | None, of_prompt: bool, quiet: bool
 ) -> None:
     """Options that none of the views looks at are said; UsageError where one names a file."""
     from llmcli.inspection.catalogue import VIEWS
 
     used = {"view", "prompt"}.union(*(entry.uses for entry in wanted.values()))
-    reads_prompt = any(entry.prompt for entry in wanted.values())
-    if reads_prompt:
+    if of_prompt:
         used.add("clean")
-    if "baseline" in typed and reads_prompt:
+    if "baseline" in typed and of_prompt:
         used |= VIEWS["change"].uses  # which --baseline adds
     if "step" in typed:
         used |= {"trace", "step", "run"}
@@ -174,7 +173,7 @@ def _note_unused(
                 f"Views{' of a --step' * (of == '--trace')} that have: {', '.join(able)}.",
             )
     words = [o.spelled(name) for name in unused]
-    if prompt is not None and not reads_prompt:
+    if prompt is not None and not of_prompt:
         words.insert(0, "the prompt")
     if words and not quiet:
         say(f"Not used by {of}: {', '.join(words)}.")

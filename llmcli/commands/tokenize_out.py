@@ -141,7 +141,7 @@ class Corpus:
 
 
 class Meter:
-    """Progress on stderr, where that is a terminal: share, bytes, MB/s, time left."""
+    """Progress on stderr, where that is a terminal: share, size, speed, time left."""
 
     def __init__(self, total: int, quiet: bool) -> None:
         self.total, self.done = total, 0

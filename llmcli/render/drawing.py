@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
-from llmcli.render.subject import FILE, NO_SUBJECT, Subject
+from llmcli.render.subject import NO_SUBJECT, Subject
 from llmcli.render.text import harmless, on_one_line, quoted
 
 if TYPE_CHECKING:
@@ -93,9 +93,7 @@ def columns(*cells: tuple[str, int]) -> Text:
 def deeper(canvas: Canvas, words: str, others: str = "", label: str = "deeper") -> Text:
     """The last line of a view: what to type to see more; `others` are views to name instead."""
     command = canvas.subject.command(words, canvas.width - len(label) - 4)
-    out = Text(f"  {label}: ", style="dim").append(f"{command}\n", style="not dim")
-    if canvas.subject.in_file and "{}" in words:
-        out.append(f"{' ' * (len(label) + 4)}{FILE} stands for a file with the prompt\n", "dim")
+    out = Text().append(f"  {label}: ", style="dim").append(f"{command}\n")
     return (
         out.append(f"{' ' * (len(label) + 4)}or --view {others}\n", style="dim") if others else out
     )

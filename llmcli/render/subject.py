@@ -6,7 +6,7 @@ import shlex
 from dataclasses import dataclass
 
 MAX_TEXT = 600  # characters that a command repeats
-FILE = "prompt.txt"  # stands for a file that holds another prompt
+FILE = "your-prompt.txt"  # stands for a file that holds another prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,11 +18,6 @@ class Subject:
     model: tuple[str, ...] = ()  # the options that say which, and how it computes
     changes: tuple[str, ...] = ()  # options, too
 
-    @property
-    def in_file(self) -> bool:
-        """Whether commands read the prompt from FILE: it is long, or means stdin."""
-        return not self.step and (len(self.text) > MAX_TEXT or self.text == "-")
-
     def command(self, words: str, width: int) -> str:
         """`llmcli` and `words`, on several lines where one of `width` does not hold them.
 
@@ -33,7 +28,7 @@ class Subject:
         ending = ""
         if about and self.step and verb == "inspect":
             verb += f" {shlex.join(self.step)}"
-        elif about and self.in_file:
+        elif about and (len(self.text) > MAX_TEXT or self.text == "-"):  # which means stdin
             verb, ending = f"{verb} -", f" < {FILE}"
         elif about and self.text.startswith("-"):
             ending = f" -- {quoted(self.text)}"
