@@ -42,7 +42,7 @@ MAY_IMPORT = {
     "gpt.kernels": set(),
     "gpt.linear": {"gpt.kernels", "gpt.rounding"},
     "gpt.packing": {"gpt.kernels", "gpt.linear", "gpt.rounding"},
-    "gpt.model": {"gpt.linear", "gpt.tap", "gpt.cache", "config"},
+    "gpt.model": {"gpt.kernels", "gpt.linear", "gpt.tap", "gpt.cache", "config"},
     "gpt.weights": {"gpt.model", "gpt.packing", "config", "checkpoint", "errors"},
     "gpt.place": {"config", "errors"},
     "gpt.script": {"gpt.model", "gpt.cache"},

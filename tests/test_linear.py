@@ -76,7 +76,7 @@ def test_stored_weights_are_near_the_true_ones(kind):
     assert error.max() < LAYERS[kind][0]
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 96), (1, 3, 96), (2, 40, 96)], ids=str)
+@pytest.mark.parametrize("shape", [(1, 1, 96), (1, 3, 96), (2, 150, 96)], ids=str)
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
 @pytest.mark.parametrize("kind", LAYERS)
 def test_a_layer_multiplies_by_the_weights_that_it_stores(kind, bias, shape):

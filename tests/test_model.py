@@ -148,6 +148,21 @@ def test_a_long_prompt_is_attended_to_in_blocks_and_equals_transformers(T, save_
     assert blocks.call_count == 2 * model.config.n_layer
 
 
+@pytest.mark.parametrize("amx", [True, False])
+def test_a_long_prompt_in_bfloat16_is_attended_to_in_what_is_faster(amx, save_gpt2, monkeypatch):
+    folder, theirs = save_gpt2(n_positions=256)
+    model = load_model(folder, read_config(folder), "bfloat16")
+    ids = random_ids(model.config, batch=2, length=100)
+    with torch.inference_mode():
+        expected = theirs(ids).logits
+        fused = Mock(wraps=torch.nn.functional.scaled_dot_product_attention)
+        monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", fused)
+        monkeypatch.setattr(gpt, "has_amx", lambda: amx)
+        ours = model(ids, model.new_cache(2, 100))
+    assert (ours - expected).abs().max() < 3e-2 * expected.abs().max()
+    assert [call.args[1].dtype for call in fused.call_args_list] == [torch.bfloat16] * 3 * amx
+
+
 def test_a_long_text_has_gradients(save_gpt2):
     model = ours(save_gpt2(n_positions=128)[0]).requires_grad_(True)
     model(random_ids(model.config, length=100)).square().mean().backward()

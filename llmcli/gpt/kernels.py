@@ -26,6 +26,12 @@ def has_bfloat16_kernel() -> bool:
     return has_onednn() and supported is not None and bool(supported())
 
 
+@cache
+def has_amx() -> bool:
+    """Whether the processor has a unit for products of bfloat16 matrices."""
+    return bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
+
+
 def has_int4_kernel() -> bool:
     """Whether they multiply 4-bit weights at a speed worth having: written for AVX-512 and AVX2."""
     fast = torch.backends.cpu.get_cpu_capability().startswith("AVX") and sys.platform != "win32"

@@ -38,6 +38,7 @@ INT4_PRODUCT: Any = getattr(torch.ops.aten, "_weight_int4pack_mm_for_cpu", None)
 SCRIPTING = Lock()  # layers are made side by side
 LARGE = 1 << 18  # weights of one matrix
 ROWS = 32  # of x that oneDNN orders weights for; fewer and more are as fast
+ROWS_AT_ONCE = 256  # from some 450 on, oneDNN takes twice as long for each on a processor with AMX
 
 
 def onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -103,12 +104,19 @@ class BFloat16Linear(OrderedLinear):
 
 
 class OrderedProduct(nn.Module):
+    """x W^T + b with ordered weights; a script can ask for the size of x, a trace cannot."""
+
     def __init__(self, packed: Tensor, bias: Tensor | None) -> None:
         super().__init__()
         self.packed, self.bias = packed, bias
+        self.at_once = ROWS_AT_ONCE
 
     def forward(self, x: Tensor) -> Tensor:
-        return onednn(x, self.packed, self.bias)
+        rows = x.flatten(0, -2)
+        if rows.size(0) <= self.at_once:
+            return onednn(x, self.packed, self.bias)
+        parts = [onednn(part, self.packed, self.bias) for part in rows.split(self.at_once)]
+        return torch.cat(parts).unflatten(0, x.shape[:-1])
 
 
 class PlainBFloat16Linear(nn.Module):

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from llmcli.config import ModelConfig
 from llmcli.gpt.cache import KVCache, Past
+from llmcli.gpt.kernels import has_amx
 from llmcli.gpt.linear import Linear
 from llmcli.gpt.tap import Tap
 
@@ -55,24 +56,33 @@ def attention(
 ) -> Tensor:
     """softmax(q k^T * scale + mask) v: (B, H, T, D). Eq. 1 of arXiv:1706.03762.
 
-    Fused or in blocks, unless a tap asks for what lies in between; they agree to the last bits.
+    k and v may come from a cache in a finer dtype than q's, which is the result's. All at once,
+    unless a tap asks for what lies in between; the two agree to the last bits.
     """
-    if q.dtype != k.dtype:  # a cache may have a finer one
-        return attention(q.to(k.dtype), k, v, mask, scale, tap).to(q.dtype)
     if not (tap.wants("scores") or tap.wants("pattern")):
-        causal = mask is not None and mask.dim() == 2 and mask.shape[0] == mask.shape[1]
-        on_cpu = q.device.type == "cpu" and not torch.is_grad_enabled()
-        if causal and on_cpu and q.shape[2] > QUERIES:
-            return attention_in_blocks(q, k, v, scale)
-        return F.scaled_dot_product_attention(
-            q, k, v, attn_mask=None if causal else mask, is_causal=causal, scale=scale
-        )
-    scores = q @ k.transpose(-2, -1) * scale  # (B, H, T, S)
+        return attention_at_once(q, k, v, mask, scale)
+    scores = q.to(k.dtype) @ k.transpose(-2, -1) * scale  # (B, H, T, S)
     if mask is not None:
         scores = scores.masked_fill(~mask, -math.inf)
     scores = tap("scores", scores)
     pattern = tap("pattern", scores.softmax(dim=-1))
-    return pattern @ v  # (B, H, T, D)
+    return (pattern @ v).to(q.dtype)  # (B, H, T, D)
+
+
+def attention_at_once(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """The same by torch's fused kernel, or in blocks: what is faster."""
+    causal = mask is not None and mask.dim() == 2 and mask.shape[0] == mask.shape[1]
+    on_cpu = q.device.type == "cpu" and not torch.is_grad_enabled()
+    long = causal and on_cpu and q.shape[2] > QUERIES
+    if long and q.dtype == torch.bfloat16 and has_amx():
+        k, v = k.to(q.dtype), v.to(q.dtype)
+    elif q.dtype != k.dtype:
+        return attention_at_once(q.to(k.dtype), k, v, mask, scale).to(q.dtype)
+    elif long:
+        return attention_in_blocks(q, k, v, scale)
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=None if causal else mask, is_causal=causal, scale=scale
+    )
 
 
 def attention_in_blocks(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
