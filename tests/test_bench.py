@@ -120,6 +120,14 @@ def test_an_engine_that_is_not_installed_is_absent_by_name():
         needed("no_such_engine")
 
 
+def test_an_engine_whose_process_ends_is_absent_with_its_last_words(tmp_path):
+    with pytest.raises(Absent, match=r"its process ended with 1: .*nowhere"):
+        bench_generate.Worker(
+            "ours-float32",
+            {"folder": str(tmp_path / "nowhere"), "models": "", "threads": 1, "device": "cpu"},
+        )
+
+
 def test_a_worker_answers_with_times_ids_and_its_peak_of_memory():
     worker = bench_generate.Worker(
         "ours-float32", {"folder": str(FABLE), "models": "", "threads": 1, "device": "cpu"}

@@ -27,7 +27,7 @@ from random import Random
 from typing import Any
 
 import bench_models as models
-from bench_engines import BATCHES, ENGINES
+from bench_engines import BATCHES, ENGINES, Absent
 from bench_floors import (
     STORED,
     Spread,
@@ -104,11 +104,10 @@ def run(given: argparse.Namespace) -> None:
     workers: dict[str, Worker] = {}
     absent = {}
     for name in ["bandwidth", *given.only]:
-        worker = Worker(name, told)
-        if reason := worker.told.get("absent"):
-            absent[name] = reason
-        else:
-            workers[name] = worker
+        try:
+            workers[name] = Worker(name, told)
+        except Absent as reason:
+            absent[name] = str(reason)
     results = Results(read_config(folder))
     for _ in range(given.repeats):
         one_round(workers, results, given)
@@ -125,7 +124,11 @@ def run(given: argparse.Namespace) -> None:
 
 
 class Worker:
-    """One engine in a process of its own, which answers one question at a time."""
+    """One engine in a process of its own, which answers one question at a time.
+
+    Raises Absent where it is not there, or has ended: of one built for another processor that shows
+    at the first question, which is asked at once.
+    """
 
     def __init__(self, name: str, told: Mapping[str, object]) -> None:
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (as long as the process lives)
@@ -135,8 +138,11 @@ class Worker:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True,
             env=environment(),
         )  # fmt: skip
-        self.name = name
         self.told = self._answer()
+        if reason := self.told.get("absent"):
+            raise Absent(reason)
+        if name != "bandwidth":
+            self.ask(prompts=[[1, 2]], new=2)
 
     def ask(self, **question: object) -> dict[str, Any]:
         assert self.process.stdin
@@ -148,7 +154,8 @@ class Worker:
         line = self.process.stdout.readline()
         if not line:
             self.errors.seek(0)
-            raise SystemExit(f"{self.name} has died:\n{self.errors.read()}")
+            said = self.errors.read().strip().splitlines()[-1:]
+            raise Absent(": ".join([f"its process ended with {self.process.wait()}", *said]))
         return dict(json.loads(line))
 
     def close(self) -> None:
