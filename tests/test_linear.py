@@ -99,6 +99,7 @@ def test_a_large_plain_layer_is_torchs_and_has_gradients(shape, transposed, monk
     if not kernels.has_onednn():
         pytest.skip("this build of torch has no oneDNN")
     onednn = Mock(wraps=linear.onednn)
+    monkeypatch.setattr(linear, "has_mkl", lambda: False)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     monkeypatch.setattr(linear, "onednn", onednn)
     torch.manual_seed(1)
@@ -111,6 +112,15 @@ def test_a_large_plain_layer_is_torchs_and_has_gradients(shape, transposed, monk
     assert onednn.called == (len(shape) > 1)
     layer(x).sum().backward()
     torch.testing.assert_close(layer.bias.grad, torch.full((512,), x.numel() / 768))
+
+
+@torch.inference_mode()
+def test_a_large_plain_layer_on_an_intel_is_left_to_mkl(monkeypatch):
+    monkeypatch.setattr(linear, "has_mkl", lambda: True)
+    monkeypatch.setattr(linear, "onednn", Mock(side_effect=AssertionError))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    layer, x = linear.Linear(768, 512), torch.randn(2, 40, 768)
+    torch.testing.assert_close(layer(x), F.linear(x, layer.weight, layer.bias))
 
 
 @pytest.mark.parametrize("kind", [PlainHalfLinear, PlainBFloat16Linear, PlainInt8Linear])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from functools import cache
 
@@ -17,6 +18,17 @@ def has_fbgemm() -> bool:
 def has_onednn() -> bool:
     """Whether this build of torch has oneDNN, and lets it be called by name."""
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+@cache
+def has_mkl() -> bool:
+    """Whether this build of torch has MKL, and the processor is an Intel: on others it is slow."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+            told = file.read(256)
+    except OSError:  # not Linux
+        told = os.environ.get("PROCESSOR_IDENTIFIER", "")  # as Windows has it
+    return torch.backends.mkl.is_available() and "GenuineIntel" in told
 
 
 @cache
