@@ -445,7 +445,7 @@ def test_of_a_large_matrix_only_a_part_is_in_memory_at_once(storage, save_gpt2):
     """
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert int(done.stdout) < 90
+    assert int(done.stdout) < 110  # with torch 2.6, 97: its own code and buffers, too
 
 
 @torch.inference_mode()
