@@ -146,7 +146,7 @@ def test_stats_go_to_stderr(llmcli, model_folder):
     result = llmcli("generate", "Once", "-m", model_folder, "--seed", 4, "--stats",
                     "--max-new-tokens", 5)  # fmt: skip
     assert re.fullmatch(
-        r"load [\d.]+ s \| first token \d+ ms, second \d+ ms \| "
+        r"load [\d.]+ s \| first token \d+ ms, second at \d+ ms \| "
         r"prefill \d+ tokens, \d+ tok/s \| decode \d tokens, \d+ tok/s \| "
         r"finish (stop|length) \| float16 on cpu \| seed 4\n",
         result.stderr,

@@ -99,7 +99,7 @@ def test_a_large_plain_layer_is_torchs_and_has_gradients(shape, transposed, monk
     if not kernels.has_onednn():
         pytest.skip("this build of torch has no oneDNN")
     onednn = Mock(wraps=linear.onednn)
-    monkeypatch.setattr(linear, "has_mkl", lambda: False)
+    monkeypatch.setattr(linear, "mkl_is_at_home", lambda: False)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     monkeypatch.setattr(linear, "onednn", onednn)
     torch.manual_seed(1)
@@ -116,7 +116,7 @@ def test_a_large_plain_layer_is_torchs_and_has_gradients(shape, transposed, monk
 
 @torch.inference_mode()
 def test_a_large_plain_layer_on_an_intel_is_left_to_mkl(monkeypatch):
-    monkeypatch.setattr(linear, "has_mkl", lambda: True)
+    monkeypatch.setattr(linear, "mkl_is_at_home", lambda: True)
     monkeypatch.setattr(linear, "onednn", Mock(side_effect=AssertionError))
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     layer, x = linear.Linear(768, 512), torch.randn(2, 40, 768)
@@ -348,6 +348,30 @@ def test_a_weight_too_large_for_float16_is_its_largest(kind, dtype):
         assert layer.weight.tolist() == [[65504, 1], [-65504, 0.5]]
         assert layer(torch.tensor([[1.0, 1.0], [0.0, 2.0]])).isfinite().all()
         assert layer(torch.tensor([[0.0, 7e4]]))[0, 1] == pytest.approx(3.5e4, rel=0.1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", [UnpackedHalfLinear, PlainHalfLinear, Int8Linear, Int4Linear])
+@torch.inference_mode()
+def test_what_weights_are_read_from_stays_as_it_is(kind, dtype):
+    weight = made(kind)[1].to(dtype)
+    weight[3, 5] = 65504  # float16 has no larger one, 8 bits have
+    before, x = weight.clone(), torch.ones(1, 2, 96)
+    with packing.for_fbgemm():
+        for source in (weight, weight.t().contiguous().t()):
+            kind(source, None)(x)
+            assert torch.equal(source, before)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@torch.inference_mode()
+def test_unpacked_weights_that_are_no_numbers_are_not_rounded_away(dtype, value):
+    layer = UnpackedHalfLinear(torch.tensor([[1.0, value], [2.0, 3.0]], dtype=dtype), None)
+    with pytest.raises(IntegrityError):
+        layer(torch.ones(1, 1, 2))
+    huge = UnpackedHalfLinear(torch.full((2, 2), 2e38 if dtype != torch.float16 else 6e4), None)
+    assert huge(torch.ones(1, 1, 2)).isfinite().all()  # whose sum is not
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

@@ -153,14 +153,18 @@ def test_a_long_prompt_in_bfloat16_is_attended_to_in_what_is_faster(amx, save_gp
     folder, theirs = save_gpt2(n_positions=256)
     model = load_model(folder, read_config(folder), "bfloat16")
     ids = random_ids(model.config, batch=2, length=100)
+    blocks = Mock(wraps=gpt.attention_in_blocks)
+    fused = Mock(wraps=torch.nn.functional.scaled_dot_product_attention)
     with torch.inference_mode():
         expected = theirs(ids).logits
-        fused = Mock(wraps=torch.nn.functional.scaled_dot_product_attention)
         monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", fused)
+        monkeypatch.setattr(gpt, "attention_in_blocks", blocks)
         monkeypatch.setattr(gpt, "has_amx", lambda: amx)
-        ours = model(ids, model.new_cache(2, 100))
-    assert (ours - expected).abs().max() < 3e-2 * expected.abs().max()
-    assert [call.args[1].dtype for call in fused.call_args_list] == [torch.bfloat16] * 3 * amx
+        for logits in (model(ids, model.new_cache(2, 100)), model(ids)):
+            assert (logits - expected).abs().max() < 3e-2 * expected.abs().max()
+    used, other, dtype = (fused, blocks, torch.bfloat16) if amx else (blocks, fused, torch.float32)
+    assert [call.args[1].dtype for call in used.call_args_list] == [dtype] * 6
+    assert not other.called
 
 
 def test_a_long_text_has_gradients(save_gpt2):

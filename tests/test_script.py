@@ -121,7 +121,7 @@ def test_a_large_layer_in_onednn_is_written_down_too(save_gpt2, monkeypatch):
     if not kernels.has_onednn():
         pytest.skip("this build of torch has no oneDNN")
     monkeypatch.setattr(linear, "LARGE", 1)
-    monkeypatch.setattr(linear, "has_mkl", lambda: False)
+    monkeypatch.setattr(linear, "mkl_is_at_home", lambda: False)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     model = load(save_gpt2, "float32")
     step, ids = DecodeStep(model), torch.tensor([[5]])

@@ -64,12 +64,12 @@ def perplexity(steps: Sequence[Step]) -> float | None:
 
 
 def stats_line(head: dict[str, Any], n_prompt: int, times: Sequence[float], reason: str) -> str:
-    """One line of timings; the rate is after the second token, before which weights are packed."""
+    """One line of timings; the rate is from the second token, before which much may be packed."""
     told = timings(head, times)["timings"]
     first_s, rate = told["first_token_s"], told["decode_tokens_per_s"]
     if first_s is None:
         return f"load {told['load_s']:.2f} s | no token"
-    second = f", second {1000 * told['second_token_s']:.0f} ms" if told["second_token_s"] else ""
+    second = f", second at {1000 * told['second_token_s']:.0f} ms" if told["second_token_s"] else ""
     decode = f", {rate:.0f} tok/s" if rate else ""
     return (
         f"load {told['load_s']:.2f} s | first token {1000 * first_s:.0f} ms{second} | "

@@ -21,8 +21,8 @@ def has_onednn() -> bool:
 
 
 @cache
-def has_mkl() -> bool:
-    """Whether this build of torch has MKL, and the processor is an Intel: on others it is slow."""
+def mkl_is_at_home() -> bool:
+    """Whether torch multiplies with MKL, and on an Intel: on other processors that is slow."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
             told = file.read(256)

@@ -7,6 +7,7 @@ decode step, waits for the bytes of W: what reads fewer of them is faster. Knows
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable
 from functools import cache
@@ -17,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llmcli.gpt.kernels import has_mkl, has_onednn, has_vnni
+from llmcli.gpt.kernels import has_amx, has_onednn, has_vnni, mkl_is_at_home
 from llmcli.gpt.rounding import (
     GROUP,
     Rows,
@@ -37,8 +38,8 @@ INT4_PRODUCT: Any = getattr(torch.ops.aten, "_weight_int4pack_mm_for_cpu", None)
 
 SCRIPTING = Lock()  # layers are made side by side
 LARGE = 1 << 18  # weights of one matrix
-ROWS = 32  # of x that oneDNN orders weights for; fewer and more are as fast
-ROWS_AT_ONCE = 256  # from some 450 on, oneDNN takes twice as long for each on a processor with AMX
+ROWS = 32  # of x that oneDNN orders weights for
+ROWS_AT_ONCE = 256  # with AMX and two threads oneDNN takes twice as long for each of some 450
 
 
 def onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -56,12 +57,12 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None, n_weights: int) -> T
     """x W^T + b, by whom it is fastest; `n_weights` is a number while `weight.numel()` is traced.
 
     oneDNN multiplies large float32 matrices up to 2.7 times as fast as what torch would call, MKL,
-    does on an AMD; small ones, and on one thread a single row, MKL. On an Intel that is MKL, too,
-    for the transpose of a matrix twice as fast.
+    does on an AMD; small ones, and on one thread a single row, MKL. On an Intel MKL is as fast with
+    all, and twice as fast with a transpose.
     """
-    known = has_onednn() and not has_mkl() and x.dtype == torch.float32 and x.device.type == "cpu"
+    known = has_onednn() and x.dtype == torch.float32 and x.device.type == "cpu"
     large = n_weights >= LARGE and torch.get_num_threads() > 1
-    if not (known and large) or torch.is_grad_enabled():
+    if not (known and large) or mkl_is_at_home() or torch.is_grad_enabled():
         return F.linear(x, weight, bias)
     return (scripted_onednn() if torch.jit.is_tracing() else onednn)(x, weight, bias)
 
@@ -110,7 +111,8 @@ class OrderedProduct(nn.Module):
     def __init__(self, packed: Tensor, bias: Tensor | None) -> None:
         super().__init__()
         self.packed, self.bias = packed, bias
-        self.at_once = ROWS_AT_ONCE
+        several = packed.dtype == torch.bfloat16 and has_amx() and torch.get_num_threads() > 1
+        self.at_once = ROWS_AT_ONCE if several else sys.maxsize
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.flatten(0, -2)
@@ -237,7 +239,7 @@ class UnpackedHalfLinear(nn.Module):
         return to_half(self.source[:]).float()
 
     def forward(self, x: Tensor) -> Tensor:
-        return by_parts(x, self.source, self.bias, to_half)
+        return by_parts(x, self.source, self.bias, lambda part: to_half(numbers(part)))
 
 
 class Int8Linear(nn.Module):

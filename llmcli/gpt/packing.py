@@ -45,8 +45,8 @@ def packs(storage: str, rows: int) -> bool:
 def maker(storage: str, shape: Sequence[int], unpacked: bool = False) -> Make:
     """What stores weights of `shape` (out, in) so: the plain and slow layer if it must be.
 
-    A width that groups of 4-bit weights do not divide is stored in 8 bits. `unpacked` puts off what
-    takes long and can be done later, by `pack`.
+    A shape that the kernel for 4 bits does not take is stored in 8. `unpacked` puts off what takes
+    long and can be done later, by `pack`.
     """
     if storage == "int4" and (shape[0] % 16 or shape[1] % GROUP):
         storage = "int8"

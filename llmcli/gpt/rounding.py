@@ -1,6 +1,6 @@
 """Weights in fewer bits: what a matrix becomes on its way from a file to a layer, part by part.
 
-Sources: integers with a scale per output channel, arXiv:1712.05877 and arXiv:2208.07339; groups of
+Sources: integers with a scale per output channel, arXiv:1806.08342 and arXiv:2208.07339; groups of
 32 weights in 4 bits, arXiv:2210.17323.
 """
 
@@ -56,7 +56,10 @@ def floats(weight: Rows) -> Iterator[tuple[slice, Tensor]]:
 
 
 def as_floats(weight: Rows) -> Tensor:
-    """The whole matrix in fp32, one row after the other. Raises IntegrityError as `numbers`."""
+    """The whole matrix in fp32, one row after the other. Raises IntegrityError as `numbers`.
+
+    If it lies so already it is no copy: a kernel that packs it may change what is too large for it.
+    """
     whole = weight[:]
     ready = whole.dtype == torch.float32 and whole.is_contiguous()
     return numbers(whole if ready else as_dtype(weight, torch.float32))
@@ -64,6 +67,8 @@ def as_floats(weight: Rows) -> Tensor:
 
 def to_half(weight: Tensor) -> Tensor:
     """float16, what is too large for it as the largest that it has, as the kernels do."""
+    if weight.dtype == torch.float16:
+        return weight
     most = torch.finfo(torch.float16).max
     return weight.half().clamp_(-most, most)
 
@@ -78,7 +83,9 @@ def as_dtype(weight: Rows, dtype: torch.dtype) -> Tensor:
 
 def numbers(values: Tensor) -> Tensor:
     """`values`; raises IntegrityError where some are NaN or infinite, which rounding would hide."""
-    if not all(bound.isfinite() for bound in values.aminmax()):
+    # A sum is soon made, and finite unless one of them is not, or they are huge.
+    finite = values.sum(dtype=torch.float32).isfinite()
+    if not (finite or all(bound.isfinite() for bound in values.aminmax())):
         raise IntegrityError(
             "The model's weights are not numbers (NaN or infinite).", "They are damaged."
         )

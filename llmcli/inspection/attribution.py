@@ -129,9 +129,10 @@ def account(
 
     `parts` sum to the stream `final` (C,); the final norm's bias is a part of its own.
     """
-    direction = model.head.weight[token].double()  # (C,)
+    head = model.head.weight  # (V, C), which some layers have to unpack
+    direction = head[token].double()  # (C,)
     if versus is not None:
-        direction = direction - model.head.weight[versus].double()
+        direction = direction - head[versus].double()
     vectors = torch.stack(list(parts.values()))  # (parts, C)
     shares = through_norm(model, vectors, final.double()) @ direction
     values = dict(zip(parts, shares.tolist(), strict=True))

@@ -97,7 +97,7 @@ def view(run: Run, ask: Ask) -> Next:
         n_head=run.config.n_head,
         position=p,
         token=run.tokens[p],
-        entropy_bits=float(entropy_bits(logits.log_softmax(dim=-1).exp())),
+        entropy_bits=float(entropy_bits(probs)),
         prompt=tuple(PromptToken(i, run.tokens[i]) for i in window(T, p, PLACES)),
         lens=tuple(_guesses(run, seen, logits, p)),
         sources=tuple(sources(run, seen, p)[:rows]),

@@ -2,8 +2,8 @@
 
 The corrupt prompt runs again and again, each time with one value of the clean prompt's run put in;
 what that recovers of the clean prompt's logit difference is what the value carries ("Locating and
-Editing Factual Associations in GPT", arXiv:2202.05262; "How to use activation patching",
-arXiv:2404.15255).
+Editing Factual Associations in GPT", arXiv:2202.05262; "How to use and interpret activation
+patching", arXiv:2404.15255).
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ wherever nobody looks at it. Knows ids and how to name one, no tokenizer and no 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -196,7 +197,7 @@ def require_numbers(values: Tensor) -> None:
 
 def entropy_bits(probs: Tensor) -> Tensor:
     """Shannon entropy of probabilities (..., V), in bits: (...)."""
-    return torch.special.entr(probs).sum(dim=-1) / torch.log(torch.tensor(2.0))
+    return torch.special.entr(probs).sum(dim=-1) / math.log(2)
 
 
 def vectors(table: nn.Embedding) -> Tensor:

@@ -139,7 +139,7 @@ def _stages(run: Run, left: dict[str, Tensor], probs: dict[str, Tensor]) -> list
                 stage=stage,
                 kept=int(kept.sum()),
                 cut_mass=float(before[~kept].sum()),
-                entropy_bits=float(entropy_bits(logits.log_softmax(dim=-1).exp())),
+                entropy_bits=float(entropy_bits(now)),
                 top=run.token(top),
                 top_prob=float(now[top]),
             )
