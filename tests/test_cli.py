@@ -227,10 +227,12 @@ def test_no_prompt_on_a_terminal_says_what_to_type():
 # --- pipes and signals ---------------------------------------------------------------------------
 
 
-def test_a_closed_pipe_is_a_quiet_end(model_folder):
+@pytest.mark.parametrize("drawn", ["", "--color-probs --color always",
+                                   "--top-probs 9 --color always"])  # fmt: skip
+def test_a_closed_pipe_is_a_quiet_end(drawn, model_folder):
     run = subprocess.run(
         ["bash", "-c", f"{sys.executable} -m llmcli generate x -m {model_folder} --ignore-eos "
-         "--max-new-tokens 60 | head -c 1 > /dev/null; echo ${PIPESTATUS[0]}"],
+         f"--max-new-tokens 60 {drawn} | head -c 1 > /dev/null; echo ${{PIPESTATUS[0]}}"],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert run.stdout == "0\n"

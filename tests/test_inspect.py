@@ -378,6 +378,8 @@ def test_dtype_is_said(llmcli, model_folder):
     assert plain["model"]["dtype"] == "float32"
     assert half["model"]["dtype"] == half["views"][0]["dtype"] == "bfloat16"
     assert "approximate: computed in bfloat16, not in float32." in half["views"][0]["notes"]
+    stored = json.loads(llmcli(*common, "--quantize", "int8").stdout)
+    assert "approximate: weights are kept in int8, not in float32." in stored["views"][0]["notes"]
 
 
 # --- files ---------------------------------------------------------------------------------------

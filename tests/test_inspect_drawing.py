@@ -9,7 +9,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from llmcli.inspection.mlp import MLPView
-from llmcli.inspection.next import Next, PromptToken
+from llmcli.inspection.next import Guess, Next, PromptToken
 from llmcli.inspection.replay import Replay, ReplayStep
 from llmcli.inspection.tokens import TokenRow, Tokens
 from llmcli.inspection.values import Token
@@ -67,11 +67,13 @@ def test_different_bytes_are_never_quoted_the_same():
 
 def test_the_screen_of_a_long_prompt_keeps_to_its_width():
     places = tuple(PromptToken(i, Token(1000 + i, b" token")) for i in range(24))
-    view = Next(n_tokens=1024, n_layer=1, n_head=1, position=23, token=Token(5, b"a"),
-                entropy_bits=1.0, prompt=places, lens=(), sources=(), candidates=(),
+    guesses = tuple(Guess(after, Token(5, b"a"), 0.5, 1.0) for after in ["embed", *"01357"])
+    view = Next(n_tokens=1024, n_layer=8, n_head=1, position=23, token=Token(5, b"a"),
+                entropy_bits=1.0, prompt=places, lens=guesses, sources=(), candidates=(),
                 notes=())  # fmt: skip
     lines = draw_next(view, Canvas(80, False)).plain.splitlines()
     assert "1000 more not shown" in lines[2]
+    assert any(line.startswith("2. layer by layer, 5 of 8 ") for line in lines)
     assert max(map(cell_len, lines)) <= 80
 
 

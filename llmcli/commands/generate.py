@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from llmcli.commands import options as o
-from llmcli.commands.say import say
+from llmcli.commands.say import say, say_narrow
 from llmcli.errors import UsageError
 from llmcli.trace import CHANGES
 
@@ -231,6 +231,8 @@ def generate(
     if dry_run:
         tell_budget(job, compute, ids, num_samples, json)
         return
+    if (baseline or top_probs) and o.pictured(color) and not (json or jsonl or quiet):
+        say_narrow()
     show = Show(
         num_samples, "---" if separator is None else separator, color_probs, echo, json,
         jsonl, stats, color.value, baseline, quiet,

@@ -9,7 +9,7 @@ import typer
 
 from llmcli.commands import inspect_options as i
 from llmcli.commands import options as o
-from llmcli.commands.say import say
+from llmcli.commands.say import say, say_narrow
 from llmcli.errors import IntegrityError, UsageError
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def inspect(
     draws = not json and o.pictured(color)
     canvas = output.canvas_for(color, where.rows) if draws else None
     if canvas is not None and not quiet:
-        output.note_narrow_terminal()
+        say_narrow()
     again = o.words_of(typed, model=model, **asdict(compute))
     past, changed = None, interventions
     if recorded.trace is not None and recorded.step is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from llmcli.commands.files import write
 from llmcli.commands.options import ColorMode
-from llmcli.commands.say import say
 
 if TYPE_CHECKING:
     from llmcli.commands.inspect_request import Made
@@ -110,15 +108,3 @@ def save_pictures(made: Made, path: Path, canvas: Canvas) -> None:
     export = svg if path.suffix == ".svg" else html
     page = export(pictures(made, replace(canvas, color=True)), canvas.width)
     write(path, page.encode("utf-8", "replace"))
-
-
-def note_narrow_terminal() -> None:
-    """Say so where the terminal is narrower than a picture."""
-    from llmcli.render.console import MIN_WIDTH
-
-    columns = shutil.get_terminal_size().columns
-    if sys.stdout.isatty() and columns < MIN_WIDTH:
-        say(
-            f"The pictures need {MIN_WIDTH} columns; this terminal has {columns}. "
-            "A pipe or --json needs none.",
-        )

@@ -326,7 +326,9 @@ class Request:
 
 def noted(view: View, run: Run) -> View:
     """The view, saying so where it was not computed in fp32."""
-    if run.model.storage == "float32":
+    storage = run.model.storage
+    if storage == "float32":
         return view
-    note = f"approximate: computed in {run.model.storage}, not in float32."
+    how = "computed" if str(run.model.dtype) == f"torch.{storage}" else "weights are kept"
+    note = f"approximate: {how} in {storage}, not in float32."
     return replace(view, notes=(*view.notes, note))

@@ -130,7 +130,7 @@ def prompt_ids(
     UsageError, with both numbers, where ids are more than the context holds, unless it may be
     `long`; and where there is none.
     """
-    tokenizer, prefix = opened.tokenizer, list(opened.tokenizer.prefix_ids)
+    prefix = list(opened.tokenizer.prefix_ids)
     n_ctx = sys.maxsize if long else opened.config.n_ctx
     ids, more = _encode_end(opened, text, n_ctx, truncate)
     n = len(prefix) + len(ids)
@@ -144,10 +144,7 @@ def prompt_ids(
         raise UsageError(f"{what} has {more}{n} tokens; the model's context holds {n_ctx}.", remedy)
     elif not n:
         raise UsageError(
-            "The prompt is empty, and this model has no token to begin with.",
-            f"Give it a word, or the text {tokenizer.decode([tokenizer.eot_id])!r}."
-            if tokenizer.eot_id is not None
-            else "Give it a word.",
+            "The prompt is empty, and this model has no token to begin with.", "Give it a word."
         )
     return prefix + ids
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import textwrap
 
@@ -12,6 +13,18 @@ def say(text: str) -> None:
     width = _columns() or sys.maxsize
     for line in text.split("\n"):
         print(line if len(line) <= width else _broken(line, width), file=sys.stderr)
+
+
+def say_narrow() -> None:
+    """Say so where stdout's terminal is narrower than a picture."""
+    from llmcli.render.console import MIN_WIDTH
+
+    columns = shutil.get_terminal_size().columns
+    if sys.stdout.isatty() and columns < MIN_WIDTH:
+        say(
+            f"The pictures need {MIN_WIDTH} columns; this terminal has {columns}. "
+            "A pipe or --json needs none."
+        )
 
 
 def _broken(line: str, width: int) -> str:

@@ -190,6 +190,7 @@ class PictureWriter:
         self.width = min(self.console.width, 120)
         self.console.print(legend(self.width))
         self.titled = n_rows > 1 or bool(echoed)
+        self.echo = prompt if echoed else ""
         if echoed:
             self.console.print("── the prompt, by position ──", style="bold")
         for before, step in echoed:
@@ -207,7 +208,7 @@ class PictureWriter:
 
     def close(self, held: str) -> None:
         self.console.print()
-        self.console.file.write(harmless(self.text + held) + "\n")
+        self.console.file.write(harmless(self.echo + self.text + held) + "\n")
 
     def _picture(self, before: str, step: Step, forced: bool) -> None:
         from llmcli.render.probs import picture

@@ -76,10 +76,10 @@ class Diff(View):
     notes: tuple[str, ...]
 
 
-NOTES = (
-    "measured: as recorded; --step N computes a step of either again.",
+NOTE = "measured: as recorded; --step N computes a step of either again."
+KL_NOTE = (
     "approximate: each KL is at least this much. It is that of the tokens that both recorded, all "
-    "others taken as one; --top-probs of generate says how many a trace records.",
+    "others taken as one; --top-probs of generate says how many a trace records."
 )
 
 
@@ -110,7 +110,7 @@ def view(reader: Reader, other: Reader, run: int) -> Diff:
         facts=_facts(reader.header, other.header, mine, theirs),
         steps=tuple(steps),
         candidates=() if first is None else _candidates(*pairs[first]),
-        notes=NOTES,
+        notes=(NOTE, KL_NOTE) if worst and worst.kl_bits > 0 else (NOTE,),
     )
 
 

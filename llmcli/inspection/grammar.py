@@ -312,7 +312,11 @@ def check(
     for change in ablations:
         units = _ablated(change, config)
         if double := next((by[unit] for unit in units if unit in by), None):
-            raise _undone(change.entry, double)
+            raise change.entry.wrong(
+                0,
+                f"{double.option} {shown(double.text)} changes the same.",
+                "leave one of them out",
+            )
         by |= dict.fromkeys(units, change.entry)
     for blocked in knockouts:
         units = [(layer, "H", head) for layer in blocked.layers for head in blocked.heads]

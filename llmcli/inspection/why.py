@@ -125,7 +125,7 @@ def cost(run: Run, ask: Ask) -> str:
     """What the view is about to compute, in words."""
     n, length = len(_able(run, ask.position)[: ask.rows or CANDIDATES]), ask.position
     batches = len(list(batched(range(n), length)))
-    said = f"{len(run.ids)} tokens"
+    said = f"{len(run.ids)} token{'s' * (len(run.ids) != 1)}"
     flops = text_flops(run.config, len(run.ids)) + n * text_flops(run.config, length)
     if n:
         said += f", then {n} × {length} without one ({batches} batch{'es' * (batches > 1)})"

@@ -10,6 +10,14 @@ from rich.console import Console, RenderableType
 
 MIN_WIDTH = 80
 
+
+class Unhandled(Console):
+    """Leaves it to the command line that a reader has gone, as a plain write does."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 Picture = tuple[str, RenderableType]  # a title, if there is one, and what stands under it
 
 
@@ -19,7 +27,7 @@ def console(color: str = "auto", stderr: bool = False) -> Console:
     NO_COLOR wins over `color`, which wins over what the stream is.
     """
     off = bool(os.environ.get("NO_COLOR")) or color == "never"
-    made = Console(
+    made = Unhandled(
         file=sys.stderr if stderr else sys.stdout,
         force_terminal=True if color == "always" and not off else None,
         color_system=None if off else "auto",  # None: no styles at all

@@ -83,7 +83,9 @@ def _lines(places: tuple[PromptToken, ...], width: int) -> list[list[PromptToken
 
 
 def _lens(view: Next, cells: int) -> Text:
-    out = section(2, "layer by layer", "the best guess, were this layer the last")
+    shown = len(view.lens) - 1  # the first is the embedding
+    some = f", {shown} of {view.n_layer}" if shown < view.n_layer else ""
+    out = section(2, f"layer by layer{some}", "its best guess; KL: how far from the model's own")
     out.append_text(columns(("  after", 9), ("says", TOKEN), ("", cells), ("prob", -7),
                             ("KL bits", -9)))  # fmt: skip
     for row in view.lens:

@@ -116,9 +116,10 @@ def feed_forward(f: FeedForward) -> Words:
 def blocks(f: Blocks) -> Words:
     rows = [f"after {r.after:<6} length {r.length:9.3f}   {tok(r.best)} {pct(r.prob)}"
             for r in f.rows]  # fmt: skip
+    each = "each" if len(f.rows) > f.n_layer else f"{len(f.rows) - 1} of them"
     return Words("Many blocks, one after another", [
         f"Norm, attention, add, norm, feed-forward, add: that is a block. There are {f.n_layer}, "
-        "alike in build, each with its own numbers. What the stream would say after each, read "
+        f"alike in build, each with its own numbers. What the stream would say after {each}, read "
         "through the final norm and output matrix:",
         rows,
         "Those were trained for the last block's output alone; early readings are rough.",
@@ -199,6 +200,7 @@ def parameters(f: Parameters) -> Words:
 
 
 def changing(f: Changing) -> Words:
+    untouched, *_, steered = f.outcomes
     names = {"untouched": "untouched", "without": f"without {f.ablate}", "steered": "steered"}
     rows = [f"{'':<18} {'likeliest':<23}   {tok(f.best, 9)}   {tok(f.towards, 9)}"]
     rows += [f"{names[o.name]:<18} {tok(o.top)} {pct(o.top_prob)}   {pct(o.best_prob):>9}   "
@@ -209,6 +211,8 @@ def changing(f: Changing) -> Words:
         f"prompt, {f.added:.1f} long where the stream is {f.stream:.1f}. The likeliest next token, "
         "and what became of the first choice and of what was steered to:",
         rows,
-        "A steered model need not say that text; it may go on as if it had just read it.",
+        "A steered model need not say that text; it may go on as if it had just read it."
+        + " Here it became less likely: what later layers make of a direction depends on all "
+        "that is in the stream." * (steered.steered_prob < untouched.steered_prob),
     ], (f"inspect {{}} --ablate {f.ablate} --baseline",
         f"inspect {{}} --steer '{f.steer}' --baseline"))  # fmt: skip
