@@ -190,8 +190,8 @@ def test_a_row_that_several_entries_would_empty_together_is_refused():
     ids=str,
 )
 def test_contradictions_are_refused(options):
-    told = "would undo this" if len(options) > 1 or "patch" in options else "changes the same"
-    with pytest.raises(UsageError, match=told):
+    told = {("ablate",): "changes the same", ("patch",): "patches this place too"}
+    with pytest.raises(UsageError, match=told.get(tuple(options), "would undo this")):
         planned(**options)
 
 

@@ -26,7 +26,8 @@ LINES = 5  # of a quantity, where nobody says
 
 def draw(view: Difference, canvas: Canvas) -> Text:
     out = heading("difference", f"of view {view.of}",
-                  f"{view.n_moved} of {plural(view.n_numbers, 'number')} moved",
+                  f"{view.n_moved} of {plural(view.n_numbers, 'number')} moved"
+                  if view.n_numbers else "nothing to compare",
                   width=canvas.width)  # fmt: skip
     groups: dict[str, list[Delta]] = {}
     for delta in view.numbers:
