@@ -332,9 +332,6 @@ def test_an_option_that_no_view_uses_is_noted(llmcli, model_folder):
     assert clean.stderr == ""  # it is the prompt
     alone = llmcli("inspect", PROMPT, "-m", model_folder, "--view", "model")
     assert alone.stderr == "Not used by --view model: the prompt.\n"
-    token = llmcli("inspect", PROMPT, "-m", model_folder, "--token", "no token")
-    assert token.stderr == "Not used by --view next: --token.\n"  # nor is it looked up
-    assert token.exit_code == 0
 
 
 def test_every_option_of_the_table_exists():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -115,8 +115,7 @@ def inspect(
     if "steer" in wanted:
         check_steer(wanted, typed, prompt)
     of_prompt = any(entry.prompt for entry in wanted.values())
-    if "token" in _note_unused(wanted, typed, prompt, of_prompt, quiet):
-        where = replace(where, token=None, versus=None)  # nobody asks which they are
+    _note_unused(wanted, typed, prompt, of_prompt, quiet)
     draws = not json and o.pictured(color)
     canvas = output.canvas_for(color, where.rows) if draws else None
     if canvas is not None and not quiet:
@@ -153,8 +152,8 @@ FILES = ("tensors", "save_vector")  # who names a file waits for it
 
 def _note_unused(
     wanted: dict[str, ViewEntry], typed: list[str], prompt: str | None, of_prompt: bool, quiet: bool
-) -> list[str]:
-    """Options that none of the views looks at, which is said; UsageError where one names a file."""
+) -> None:
+    """Options that none of the views looks at are said; UsageError where one names a file."""
     from llmcli.inspection.catalogue import VIEWS
 
     used = {"view", "prompt"}.union(*(entry.uses for entry in wanted.values()))
@@ -178,4 +177,3 @@ def _note_unused(
         words.insert(0, "the prompt")
     if words and not quiet:
         say(f"Not used by {of}: {', '.join(words)}.")
-    return unused

@@ -86,11 +86,11 @@ class Request:
         self._check_outputs(opened, changes.files)
         plan = changes.plan(opened, prompt_ids)
         ask = {**self._ask(opened, ids), "changes": tuple(changes.lines)}
-        if "steer" in wanted:
+        tries = "steer" in wanted  # strengths of its own
+        if tries:
             from llmcli.commands.inspect_steer import sweep_of
 
             ask["sweep"] = sweep_of(self, plan, ask["sampling"])
-        tries = "steer" in wanted  # which has strengths of its own
         run = self.run(opened, ids, plan, prompt_ids, quiet=self.quiet or tries)
         held = self._held(run)
         about = {
@@ -185,7 +185,7 @@ class Request:
         opened = open_model(self.model)
         self._check_outputs(opened)
         ask = self._ask(opened, [])
-        run = self.run(opened, [], None)
+        run = self.run(opened, [])
         about = {"model": model_json(opened, run.model)}
         views = [self._view(name, opened, run, ask) for name in wanted]
         self._save_tensors(wanted, run, ask, about)
@@ -259,13 +259,14 @@ class Request:
         self,
         opened: Opened,
         ids: list[int],
-        plan: Plan | None,
+        plan: Plan | None = None,
         prompt_ids: list[int] | None = None,
         quiet: bool = True,
     ) -> Run:
         """The model with its weights, and the text, if any: torch is imported here.
 
-        The prompt is the text's beginning, and all of it where nothing else is given.
+        The prompt is the text's beginning, and all of it where nothing else is given; `quiet` says
+        nothing of what the plan drowns the stream in.
         """
         from llmcli.commands.changes import patches_of
         from llmcli.commands.loading import load

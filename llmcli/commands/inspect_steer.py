@@ -95,7 +95,6 @@ def vector_from_examples(request: Request) -> Made:
     from llmcli.commands.inspect_request import Made, noted
     from llmcli.commands.inspect_target import index
     from llmcli.commands.loading import model_json, open_model
-    from llmcli.inspection.plan import Plan
 
     given = request.one_view
     assert given.positive is not None  # check_steer saw to it
@@ -117,7 +116,7 @@ def vector_from_examples(request: Request) -> Made:
             f"{n_negative} negative ones.",
             "Give as many of each, in pairs, or use --method mean.",
         )
-    run = request.run(opened, [], Plan())
+    run = request.run(opened, [])
     from llmcli.inspection.steer import vector_view
     from llmcli.inspection.tensors import packed
 
