@@ -73,6 +73,8 @@ def test_the_screen_of_a_long_prompt_keeps_to_its_width():
                 notes=())  # fmt: skip
     lines = draw_next(view, Canvas(80, False)).plain.splitlines()
     assert "1000 more not shown" in lines[2]
+    assert lines[5].startswith('     8 " token" " token"')
+    assert [line.split().index("▲") for line in lines if "▲" in line] == [8]  # of 16 to 23
     assert any(line.startswith("2. layer by layer, 5 of 8 ") for line in lines)
     assert max(map(cell_len, lines)) <= 80
 

@@ -49,36 +49,44 @@ def draw(view: Next, canvas: Canvas) -> Text:
 
 def _prompt(view: Next, canvas: Canvas) -> Text:
     hidden = view.n_tokens - len(view.prompt)
-    about = "the prompt as the model reads it, ids below"
+    about = "the prompt: a place, then tokens, below them ids"
     out = section(1, "tokens", about + (f"; {hidden} more not shown" if hidden else ""))
-    for line in _lines(view.prompt, canvas.width - 2):
-        for style, text in (("", 0), ("dim", 1)):
-            out.append(" ")
-            for place in line:
-                shown = name(place.token.text) if text == 0 else str(place.token.id)
-                here = "reverse" if text == 0 and place.position == view.position else style
-                out.append(" ")
-                out.append(fit(shown, min(cell_len(shown), _width(place))), style=here)
-                out.append(" " * (_width(place) - min(cell_len(shown), _width(place))))
-            out.rstrip()
-            out.append("\n")
+    margin = max(4, len(str(view.n_tokens)) + 2)  # where each line has its first place
+    for line in _lines(view, canvas.width - margin):
+        tokens, ids = Text(), Text(" " * margin)
+        tokens.append(f"{line[0].position:>{margin}}", style="dim")
+        for place in line:
+            here = place.position == view.position
+            token, id = (fit(said, _width(view, place)) for said in _said(view, place))
+            tokens.append(" ").append(token.rstrip(), style="reverse" if here else "")
+            tokens.append(" " * (cell_len(token) - cell_len(token.rstrip())))
+            ids.append(f" {id}", style="dim")
+        for row in (tokens, ids):
+            row.rstrip()
+            out.append_text(row).append("\n")
     return out
 
 
-def _width(place: PromptToken) -> int:
-    return min(MAX_TOKEN, max(cell_len(name(place.token.text)), len(str(place.token.id))))
+def _said(view: Next, place: PromptToken) -> tuple[str, str]:
+    """A token, and below it its id, which points to the one asked about."""
+    pointer = " ▲" if place.position == view.position else ""
+    return name(place.token.text), f"{place.token.id}{pointer}"
 
 
-def _lines(places: tuple[PromptToken, ...], width: int) -> list[list[PromptToken]]:
+def _width(view: Next, place: PromptToken) -> int:
+    return min(MAX_TOKEN, max(map(cell_len, _said(view, place))))
+
+
+def _lines(view: Next, width: int) -> list[list[PromptToken]]:
     """The places in as many lines as they need."""
     lines: list[list[PromptToken]] = [[]]
     used = 0
-    for place in places:
-        if lines[-1] and used + _width(place) + 1 > width:
+    for place in view.prompt:
+        if lines[-1] and used + _width(view, place) + 1 > width:
             lines.append([])
             used = 0
         lines[-1].append(place)
-        used += _width(place) + 1
+        used += _width(view, place) + 1
     return lines
 
 
