@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from unittest.mock import Mock
 
 import bench_floors as floors
 import bench_generate
@@ -126,6 +127,17 @@ def test_an_engine_whose_process_ends_is_absent_with_its_last_words(tmp_path):
             "ours-float32",
             {"folder": str(tmp_path / "nowhere"), "models": "", "threads": 1, "device": "cpu"},
         )
+
+
+def test_an_engine_that_ends_in_the_middle_is_named():
+    told = {"folder": str(FABLE), "models": "", "threads": 1, "device": "cpu"}
+    workers = {"bandwidth": Mock(ask=lambda: {"bandwidth": 1.0}),
+               "ours-float32": bench_generate.Worker("ours-float32", told)}  # fmt: skip
+    workers["ours-float32"].process.kill()
+    workers["ours-float32"].process.wait()
+    given = Mock(measure=["decode"], prompt=[2], new=2)
+    with pytest.raises(SystemExit, match="ours-float32: its process ended with -9"):
+        bench_generate.one_round(workers, bench_generate.Results(read_config(FABLE)), given)
 
 
 def test_a_worker_answers_with_times_ids_and_its_peak_of_memory():

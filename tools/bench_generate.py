@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -146,7 +147,8 @@ class Worker:
 
     def ask(self, **question: object) -> dict[str, Any]:
         assert self.process.stdin
-        print(json.dumps(question), file=self.process.stdin, flush=True)
+        with suppress(BrokenPipeError):  # it has ended, which its answer tells
+            print(json.dumps(question), file=self.process.stdin, flush=True)
         return self._answer()
 
     def _answer(self) -> dict[str, Any]:
@@ -218,7 +220,10 @@ def one_round(workers: Mapping[str, Worker], results: Results, given: argparse.N
     results.bandwidth.append(workers["bandwidth"].ask()["bandwidth"])
 
     def measured(name: str, prompts: list[list[int]], new: int) -> Times:
-        answer = engines[name].ask(prompts=prompts, new=new)
+        try:
+            answer = engines[name].ask(prompts=prompts, new=new)
+        except Absent as reason:
+            raise SystemExit(f"{name}: {reason}") from reason
         results.peak_mib[name] = answer["peak_mib"]
         results.ids[f"{len(prompts)} {len(prompts[0])} {new}"][name] = [
             id for step in answer["ids"] for id in step
