@@ -33,7 +33,7 @@ class ModelConfig:
     n_head: int
     n_embd: int
     mlp_dim: int
-    activation: str  # a key of gpt.model.ACTIVATIONS
+    activation: str  # a key of gpt.activation.ACTIVATIONS
     norm_eps: float
     tie_embeddings: bool
     scale_by_head_dim: bool  # scores / sqrt(head_dim)

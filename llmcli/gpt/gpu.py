@@ -44,7 +44,7 @@ STORED = {
         __device__ Stored rounded(float v) {
             Stored r; asm("cvt.rn.f16.f32 %0, %1;" : "=h"(r) : "f"(v)); return r; }""",
 }
-ACTIVATIONS = {  # as in gpt.model
+ACTIVATIONS = {  # as in gpt.activation
     "gelu_tanh": "0.5f * x * (1 + tanhf(0.7978845608f * (x + 0.044715f * x * x * x)))",
     "gelu": "0.5f * x * (1 + erff(0.7071067812f * x))",
     "relu": "x < 0 ? 0 : x",

@@ -37,6 +37,7 @@ INT8_PRODUCT = torch.fbgemm_linear_int8_weight_fp32_activation
 INT4_PRODUCT: Any = getattr(torch.ops.aten, "_weight_int4pack_mm_for_cpu", None)
 
 SCRIPTING = Lock()  # layers are made side by side
+COARSE = ("bfloat16", "int8", "int4")  # storages whose layers return what is right to 8 bits
 LARGE = 1 << 18  # weights of one matrix
 ROWS = 32  # of x that oneDNN orders weights for
 ROWS_AT_ONCE = 256  # with AMX and two threads oneDNN takes twice as long for each of some 450

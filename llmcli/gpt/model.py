@@ -18,20 +18,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmcli.config import ModelConfig
+from llmcli.gpt.activation import ACTIVATIONS
 from llmcli.gpt.cache import KVCache, Past
 from llmcli.gpt.kernels import has_amx
-from llmcli.gpt.linear import Linear
+from llmcli.gpt.linear import COARSE, Linear
 from llmcli.gpt.tap import Tap
 
 NO_TAP = Tap()
 QUERIES = 64  # at once in a prompt on a CPU: their scores stay in its caches
-
-ACTIVATIONS = {
-    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),  # arXiv:1606.08415, section 2
-    "gelu": F.gelu,
-    "relu": F.relu,
-    "silu": F.silu,
-}
 
 
 def causal_mask(T: int, S: int, device: torch.device) -> Tensor:
@@ -57,15 +51,16 @@ def kept_in(dtype: torch.dtype, device: torch.device) -> torch.dtype:
 
 
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, tap: Tap
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, tap: Tap, coarse: bool
 ) -> Tensor:
     """softmax(q k^T * scale + mask) v: (B, H, T, D), in q's dtype. Eq. 1 of arXiv:1706.03762.
 
     Computed in the dtype of k and v, which may be finer. All at once, unless a tap asks for what
     lies in between: the two agree to the last bits (`attention_at_once` names the exception).
+    `coarse` says that q, k and v are no finer than bfloat16, whatever they are in.
     """
     if not (tap.wants("scores") or tap.wants("pattern")):
-        return attention_at_once(q, k, v, mask, scale)
+        return attention_at_once(q, k, v, mask, scale, coarse)
     scores = q.to(k.dtype) @ k.transpose(-2, -1) * scale  # (B, H, T, S)
     if mask is not None:
         scores = scores.masked_fill(~mask, -math.inf)
@@ -74,23 +69,28 @@ def attention(
     return (pattern @ v).to(q.dtype)  # (B, H, T, D)
 
 
-def attention_at_once(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+def attention_at_once(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, coarse: bool
+) -> Tensor:
     """The same by torch's fused kernel, or in blocks: what is faster.
 
-    A long prompt in bfloat16 is attended to in that where AMX makes it twice as fast as fp32.
+    A long prompt that is coarse already is attended to in bfloat16 where AMX makes it twice as fast
+    as fp32.
     """
     causal = mask is not None and mask.dim() == 2 and mask.shape[0] == mask.shape[1]
     on_cpu = q.device.type == "cpu" and not torch.is_grad_enabled()
     long = causal and on_cpu and q.shape[2] > QUERIES
-    if long and q.dtype == torch.bfloat16 and has_amx():
-        k, v = k.to(q.dtype), v.to(q.dtype)
-    elif q.dtype != k.dtype:
-        return attention_at_once(q.to(k.dtype), k, v, mask, scale).to(q.dtype)
-    elif long:
-        return attention_in_blocks(q, k, v, scale)
-    return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=None if causal else mask, is_causal=causal, scale=scale
-    )
+    by_amx = long and coarse and has_amx()
+    dtype, its = torch.bfloat16 if by_amx else k.dtype, q.dtype
+    if not its == k.dtype == dtype:
+        q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
+    if long and not by_amx:
+        z = attention_in_blocks(q, k, v, scale)
+    else:
+        z = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=None if causal else mask, is_causal=causal, scale=scale
+        )
+    return z if its == dtype else z.to(its)
 
 
 def attention_in_blocks(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
@@ -147,7 +147,8 @@ class Attention(nn.Module):
             k, v = past.append(k, v)  # (B, H, S, D)
         elif k.dtype != (kept := kept_in(k.dtype, k.device)):
             k, v = k.to(kept), v.to(kept)
-        z = tap("z", attention(q, k, v, mask, self.scale, tap))  # (B, H, T, D)
+        coarse = self.qkv.storage in COARSE
+        z = tap("z", attention(q, k, v, mask, self.scale, tap, coarse))  # (B, H, T, D)
         return self.out(z.transpose(1, 2).reshape(B, T, -1))  # (B, T, C)
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from llmcli.gpt.model import ACTIVATIONS
+from llmcli.gpt.activation import ACTIVATIONS
 from llmcli.inspection.lens import lens_logits, stream_points
 from llmcli.inspection.next import spread
 from llmcli.inspection.run import cosine
