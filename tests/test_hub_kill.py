@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 
 import pytest
 from hub_models import git_hash, sha256, tiny_model
@@ -42,6 +43,13 @@ for line in sys.stdin:
     print(child, flush=True)
     print(os.waitpid(child, 0)[1], flush=True)
 """
+
+
+def wait_until(true: Callable[[], object], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        time.sleep(0.01)
 
 
 class Nursery:
@@ -163,8 +171,7 @@ def test_who_waits_for_a_process_that_is_killed_goes_on_in_its_place(server):
         return [seen.range for seen in server.seen if "/cdn/" in seen.path and LARGE in seen.path]
 
     child = first.start()
-    while not ranges():
-        time.sleep(0.01)
+    wait_until(ranges)
     second.start()
     time.sleep(0.4)
     assert ranges() == [""], "the second waits"
@@ -188,8 +195,7 @@ def test_ctrl_c_says_that_nothing_is_lost(server, tmp_path):
         stderr=subprocess.PIPE,
         text=True,
     )
-    while not any("/cdn/" in path for path in server.paths()):
-        time.sleep(0.01)
+    wait_until(lambda: any("/cdn/" in path for path in server.paths()))
     time.sleep(0.1)
     run.send_signal(signal.SIGINT)
     out, err = run.communicate(timeout=20)
