@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from llmcli.render.json import one_line
+from llmcli.strict_json import one_line
 
 if TYPE_CHECKING:
     from llmcli.gpt import facts

@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "commands": {
         "", "commands", "render", "hub", "tokenizer", "streaming", "config", "checkpoint", "errors",
         "gpt", "inspection", "tokenizing", "tokenizer_file", "budget", "trace", "trace_lines",
-        "units",
+        "strict_json", "units",
     },
     "budget": {"config", "errors", "units"},
     "render": {"render", "units"},
@@ -32,7 +32,7 @@ MAY_IMPORT = {
         "inspection", "gpt", "config", "checkpoint", "trace", "trace_lines", "errors", "units",
     },
     "trace": {"trace_lines", "errors"},
-    "trace_lines": {"render.json"},
+    "trace_lines": {"strict_json"},
     "gpt": {"gpt", "config", "checkpoint", "errors"},
     "gpt.tap": {"errors"},
     "gpt.cache": {"config"},
@@ -60,6 +60,7 @@ MAY_IMPORT = {
     "config": {"errors"},
     "checkpoint": {"errors"},
     "errors": set(),
+    "strict_json": set(),
     "units": set(),
     "": set(),
 }  # fmt: skip

@@ -24,7 +24,7 @@ from llmcli.errors import IntegrityError
 from llmcli.gpt.facts import Facts
 from llmcli.inspection.replay import compared, verdict
 from llmcli.inspection.trace import in_words, view
-from llmcli.render.json import strict
+from llmcli.strict_json import strict
 from llmcli.trace import BLOCK_NBYTES, Reader, Writer, records
 from llmcli.trace_lines import Begun, Choice, Step, json_text, kl_bits, lens_text, step_line
 

@@ -136,7 +136,7 @@ def _fetch(
     """Fetch the models one after another, or say what would be fetched."""
     from llmcli.hub import EMBEDDED
     from llmcli.hub.download import download as fetch
-    from llmcli.render.json import strict
+    from llmcli.strict_json import strict
 
     parsed = [(name, None if name in EMBEDDED else _parsed(name, revision)) for name in names]
     done: list[dict[str, Any]] = []
@@ -231,7 +231,7 @@ def _offer(as_json: bool) -> None:
     from llmcli.config import FAMILIES
     from llmcli.hub import resolve
     from llmcli.hub.names import KNOWN
-    from llmcli.render.json import strict
+    from llmcli.strict_json import strict
 
     def is_here(name: str) -> bool:
         try:
@@ -278,7 +278,7 @@ def _offer(as_json: bool) -> None:
 def _list(as_json: bool, quiet: bool) -> None:
     """The models in the cache, whoever put them there."""
     from llmcli.hub.cache import local_models
-    from llmcli.render.json import strict
+    from llmcli.strict_json import strict
 
     found = list(local_models())
     if as_json:
@@ -315,7 +315,7 @@ def _list(as_json: bool, quiet: bool) -> None:
 def _remove(names: list[HubName], as_json: bool, quiet: bool) -> None:
     from llmcli.hub.names import DEFAULT_REVISION
     from llmcli.hub.upkeep import place, remove
-    from llmcli.render.json import strict
+    from llmcli.strict_json import strict
 
     removed: list[dict[str, Any]] = []
     names = list(dict.fromkeys(names))
@@ -339,7 +339,7 @@ def _verify(names: list[HubName], as_json: bool, quiet: bool) -> None:
     """Hash all files of each model. Raises IntegrityError naming those that are damaged."""
     from llmcli.hub import cached
     from llmcli.hub.upkeep import verify
-    from llmcli.render.json import strict
+    from llmcli.strict_json import strict
 
     reports: list[dict[str, Any]] = []
     folders = [cached(name, tokenizer_only=True) for name in names]  # all are here, or none is read

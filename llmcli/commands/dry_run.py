@@ -10,7 +10,7 @@ from llmcli.budget import TORCH_NBYTES, budget
 from llmcli.commands.job import Job
 from llmcli.commands.loading import load
 from llmcli.commands.options import Compute
-from llmcli.render.json import strict
+from llmcli.strict_json import strict
 from llmcli.units import Pace, rate, sized
 
 MEASURED_TOKENS = 16

@@ -92,7 +92,7 @@ def print_tsv(made: Made) -> None:
 
 def print_json(made: Made) -> None:
     from llmcli.render.forms import document
-    from llmcli.render.json import strict
+    from llmcli.strict_json import strict
 
     about = dict(made.about)
     for key, views in (("baseline", made.untouched), ("difference", made.differences)):

@@ -28,7 +28,7 @@ from llmcli.commands.say import say
 from llmcli.commands.traced import Tracing, hashes, traced
 from llmcli.commands.writers import drawn_json
 from llmcli.errors import IntegrityError, UsageError, shown, shown_path
-from llmcli.render.json import strict
+from llmcli.strict_json import strict
 
 if TYPE_CHECKING:
     from llmcli.gpt.generation import Step

@@ -8,8 +8,8 @@ from typing import Any
 from llmcli.commands.tokenize_request import Record, Request
 from llmcli.errors import UsageError
 from llmcli.hub import resolve
-from llmcli.render.json import strict
 from llmcli.render.text import quoted
+from llmcli.strict_json import strict
 from llmcli.tokenizer import Tokenizer
 from llmcli.tokenizing.merges import Merger, Piece
 from llmcli.tokenizing.rows import tokens

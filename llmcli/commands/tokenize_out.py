@@ -18,7 +18,7 @@ from llmcli.commands.tokenize_bulk import Bulk
 from llmcli.commands.tokenize_request import Input, Request, each, inputs
 from llmcli.errors import NotFoundError, shown_path
 from llmcli.hub import resolve, revision_of
-from llmcli.render.json import strict
+from llmcli.strict_json import strict
 from llmcli.tokenizer_file import tokenizer_sha256
 from llmcli.tokenizing.output import TokenFile, dtype_for
 from llmcli.tokenizing.source import Source

@@ -10,8 +10,8 @@ from llmcli.commands.tokenize_bulk import Tally
 from llmcli.commands.tokenize_request import Input, Record, Request, each, inputs, records
 from llmcli.errors import UsageError, shown_path
 from llmcli.hub import resolve, revision_of
-from llmcli.render.json import strict
 from llmcli.render.text import decoded, harmless, quoted
+from llmcli.strict_json import strict
 from llmcli.tokenizer_file import tokenizer_sha256
 from llmcli.tokenizing.rows import Row, Tokens, chunks, tokens, truncated
 from llmcli.tokenizing.source import Source

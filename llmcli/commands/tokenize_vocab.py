@@ -9,8 +9,8 @@ from typing import Any
 from llmcli.commands.tokenize_request import Request
 from llmcli.errors import UsageError
 from llmcli.hub import resolve
-from llmcli.render.json import strict
 from llmcli.render.text import decoded, quoted
+from llmcli.strict_json import strict
 from llmcli.tokenizer import Tokenizer
 from llmcli.tokenizer_file import ALPHABET, BYTE_OF
 from llmcli.tokenizing.source import Source

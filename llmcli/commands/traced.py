@@ -20,8 +20,8 @@ from llmcli.commands.job import Job, Runner
 from llmcli.commands.loading import Opened, model_json
 from llmcli.commands.say import say
 from llmcli.errors import LLMCLIError, UnsupportedModelError, UsageError, shown_path
-from llmcli.render.json import strict
 from llmcli.streaming import Piece, TextStream
+from llmcli.strict_json import strict
 from llmcli.tokenizer_file import tokenizer_sha256
 from llmcli.trace import SCHEMA, SUFFIXES, Reader, Writer
 from llmcli.trace_lines import Begun, LensLayer, json_text, lens_text, step_line

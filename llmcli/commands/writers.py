@@ -224,7 +224,7 @@ class JsonWriter:
     """Keeps all steps, and prints one object at the end."""
 
     def __init__(self, opened: Opened, n_rows: int, header: dict[str, Any]) -> None:
-        from llmcli.render.json import strict
+        from llmcli.strict_json import strict
 
         self.opened, self.header, self.strict = opened, header, strict
         self.texts = [""] * n_rows
@@ -266,7 +266,7 @@ class JsonlWriter:
     def __init__(
         self, opened: Opened, n_rows: int, header: dict[str, Any], baseline: bool | None = None
     ) -> None:
-        from llmcli.render.json import strict
+        from llmcli.strict_json import strict
 
         self.opened, self.header, self.strict = opened, header, strict
         self.of_run = {} if baseline is None else {"baseline": baseline}
