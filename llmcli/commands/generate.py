@@ -175,19 +175,18 @@ def generate(
     )  # fmt: skip
     names = o.typed_names(ctx)
     replays.check_options(names)
-    tracing, past = tracing_to(trace, trace_lens, quiet), None
+    tracing = tracing_to(trace, trace_lens, quiet)
+    past = None
     if replay is not None:
-        goes_on = from_step is not None  # from one of the runs
-        past = open_past(
-            replay, run or 0 if goes_on else run, model if "model" in names else None, quiet
-        )
+        which = run if from_step is None else run or 0  # all runs, or the one that goes on
+        past = open_past(replay, which, model if "model" in names else None, quiet)
         compute = past.compute(compute, names)
-        if not goes_on:
+        if from_step is None:
             replays.show(replays.replay(past, compute, resample, not no_cache, quiet), json, color)
             return
+        interventions = past.interventions(interventions)
         if "max_new_tokens" not in names:
             max_new_tokens = past.job().max_new_tokens
-    interventions = past.interventions(interventions) if past else interventions
     interventions.check_baseline(baseline)
     opened = past.opened if past else open_model(model)
     sampling = sampling_from(opened, drawing, past.sampling if past else None)
