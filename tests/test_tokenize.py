@@ -403,6 +403,27 @@ def test_a_device_is_refused_before_any_work(name):
         regular(Path(name))
 
 
+@pytest.mark.parametrize("name", ["tokenizer", "tokenizer.json", "config.json"])
+def test_out_is_none_of_the_models_files(name, llmcli, copied):
+    before = {path.name: path.read_bytes() for path in copied.iterdir()}
+    result = llmcli("tokenize", "x", "-m", copied, "--out", copied / name)
+    assert result.exit_code == 2
+    assert "the model consists of" in result.stderr
+    assert {path.name: path.read_bytes() for path in copied.iterdir()} == before
+
+
+def test_what_stands_beside_out_replaces_its_like_only(llmcli, model_folder, tmp_path):
+    given = ["tokenize", "x", "-m", model_folder, "--out", tmp_path / "notes"]
+    mine = tmp_path / "notes.json"
+    mine.write_text('{"my": "notes"}')
+    result = llmcli(*given)
+    assert result.exit_code == 2
+    assert "notes.json is there already, and not by this command" in result.stderr
+    assert mine.read_text() == '{"my": "notes"}'
+    mine.unlink()
+    assert [llmcli(*given).exit_code for _ in range(2)] == [0, 0]
+
+
 def test_a_link_under_out_stays_and_its_target_is_written(llmcli, model_folder, tmp_path):
     (tmp_path / "disk").mkdir()
     for name in ("ids.bin", "ids.bin.json"):

@@ -16,7 +16,7 @@ from llmcli.commands.files import refuse_inputs, regular, replacing
 from llmcli.commands.say import say
 from llmcli.commands.tokenize_bulk import Bulk
 from llmcli.commands.tokenize_request import Input, Request, each, inputs
-from llmcli.errors import NotFoundError, shown_path
+from llmcli.errors import NotFoundError, UsageError, shown_path
 from llmcli.hub import resolve, revision_of
 from llmcli.strict_json import strict
 from llmcli.tokenizer_file import tokenizer_sha256
@@ -25,18 +25,35 @@ from llmcli.tokenizing.source import Source
 from llmcli.units import sized
 
 SCHEMA = 1
+BEGINNING = b'{"schema": '  # of what stands beside the ids
 TICK_S = 0.2  # between two looks at the progress
 
 
 def run(request: Request) -> None:
     given, out = inputs(request), request.out
     assert out is not None
+    folder = resolve(request.model, tokenizer_only=True)
     read = [Path(str(input.name)) for input in given if input.name not in (None, "-")]
     for option, path in (("--out", out), ("Beside --out", sidecar_of(out))):
         regular(path)
         refuse_inputs(option, path, read)
-    source = Source.from_folder(resolve(request.model, tokenizer_only=True))
-    write(Bulk(source, request), given, out)
+        refuse_inputs(option, path, folder.iterdir(), "the model consists of")
+    _refuse_strangers(sidecar_of(out))
+    write(Bulk(Source.from_folder(folder), request), given, out)
+
+
+def _refuse_strangers(sidecar: Path) -> None:
+    """Raises UsageError where the file that nobody named is there already, and not one of ours."""
+    try:
+        with sidecar.open("rb") as file:
+            start = file.read(len(BEGINNING))
+    except OSError:  # there is none, or to write it says why not
+        return
+    if start and start != BEGINNING:
+        raise UsageError(
+            f"Beside --out, {shown_path(sidecar)} is there already, and not by this command.",
+            "Name another --out.",
+        )
 
 
 def write(bulk: Bulk, given: list[Input], out: Path) -> None:
