@@ -448,6 +448,23 @@ def test_two_runs_part_where_their_tokens_do(traced, shown):
     assert same["facts"] == []
 
 
+def test_every_option_that_two_runs_differ_in_is_named(traced, shown, tmp_path):
+    mean, reference = ["--ablate", "L1.H0:mean"], tmp_path / "my reference.txt"
+    reference.write_text("Once upon a time there was a little girl.")
+    path = traced(*mean)
+    for more, expected in (
+        (["--reference", reference],
+         {"changes": ("--ablate L1.H0:mean", f"--ablate L1.H0:mean  --reference '{reference}'")}),
+        (["--no-cache"], {"--no-cache": ("", "yes")}),
+        (["--stop-id", 299, "--keep-stop"],
+         {"ends at ids": ("", "299"), "--keep-stop": ("", "yes")}),
+        (["--stop-id", 299], {"ends at ids": ("", "299"), "hides ids": ("", "299")}),
+    ):  # fmt: skip
+        other = traced(*mean, *more, name=f"{len(str(more))}.jsonl")
+        facts = shown("inspect", "--trace", path, "--diff", other)["views"][0]["facts"]
+        assert {row["what"]: (row["this"], row["other"]) for row in facts} == expected
+
+
 def test_the_kl_of_two_runs_is_a_lower_bound_of_the_exact_one(traced, shown, model_folder):
     path = traced("--temperature", 0, "--top-probs", 100)
     forced = [f"{each['step']}={each['id']}" for each in steps_of(path)]

@@ -171,6 +171,10 @@ def _facts(
     )
 
 
+def _ids(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else ""
+
+
 def _about(header: dict[str, Any], record: Record) -> dict[str, str]:
     model = header["model"]
     return {
@@ -182,6 +186,8 @@ def _about(header: dict[str, Any], record: Record) -> dict[str, str]:
         "versions": ", ".join(f"{name} {is_}" for name, is_ in header["versions"].items()),
         "seed": str(header["seed"]),
         **said(header["options"]),
+        "ends at ids": _ids(header["options"].get("stop_ids")),
+        "hides ids": _ids(header["options"].get("hidden_ids")),
         "changes": changes_in_words(header["options"]),
         "prompt": record.begun.prompt,
         "finish": (record.steps[-1].finish_reason if record.steps else None) or "unfinished",

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import heapq
 import math
-import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from llmcli.inspection.values import Token, View
+from llmcli.shell import quoted
 from llmcli.trace import CHANGES, Reader, no_such_run
 from llmcli.trace_lines import Begun, Choice, LensLayer, Step
 from llmcli.units import Pace, perplexity, rate
@@ -307,6 +307,8 @@ def said(options: Mapping[str, Any]) -> dict[str, str]:
 def _typed(options: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
     """Each option that does something, with what follows it every time that it is typed."""
     off = {"repetition_penalty": 1.0, "top_p": 1.0, "typical_p": 1.0}
+    if options.get("cache") is False:
+        yield "--no-cache", [""]
     for name, value in options.items():
         if name in (*CHANGES, "steer_prompt", "stop_ids", "hidden_ids", "cache", "reference"):
             continue
@@ -323,14 +325,7 @@ def _words(name: str, value: Any) -> list[str]:
         return [f"{len(value)} steps"]
     if name == "bias":
         return [_bias(entry) for entry in value]
-    return [_quoted(f"{each}") for each in value]
-
-
-def _quoted(text: str) -> str:
-    """As a shell reads it; control characters as bash and zsh do."""
-    if text.isprintable():
-        return shlex.quote(text)
-    return "$'" + repr(text + '"')[1:-2] + "'"  # in which repr escapes single quotes
+    return [quoted(f"{each}") for each in value]
 
 
 def _bias(entry: Any) -> str:
@@ -345,4 +340,8 @@ def _bias(entry: Any) -> str:
 def changes_in_words(options: Mapping[str, Any]) -> str:
     """The interventions, as they were typed; "" where there are none."""
     words = [f"--{name} {entry}" for name in CHANGES for entry in options.get(name) or ()]
-    return "  ".join(words) + ("  --steer-prompt" if options.get("steer_prompt") else "")
+    if options.get("steer_prompt"):
+        words.append("--steer-prompt")
+    if reference := options.get("reference"):
+        words.append(f"--reference {quoted(reference)}")
+    return "  ".join(words)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 
+from llmcli.shell import quoted
+
 MAX_TEXT = 600  # characters that a command repeats
 FILE = "your-prompt.txt"  # stands for a file that holds another prompt
 
@@ -41,18 +43,3 @@ class Subject:
 
 
 NO_SUBJECT = Subject()
-
-
-def quoted(text: str) -> str:
-    """`text` as one word of a command; what cannot be seen as bash and zsh escape it."""
-    if text.isprintable():
-        return shlex.quote(text)
-    return f"$'{''.join(map(_escaped, text))}'"
-
-
-def _escaped(c: str) -> str:
-    if c == "\n":
-        return "\\n"
-    if c in "\\'":
-        return f"\\{c}"
-    return c if c.isprintable() else f"\\u{ord(c):04x}" if ord(c) < 1 << 16 else f"\\U{ord(c):08x}"
