@@ -10,9 +10,12 @@ from hub_models import git_hash, tiny_model
 from hub_server import HubServer, Told, assert_whole, fetch, server
 
 from llmcli import hub
-from llmcli.errors import IntegrityError, LLMCLIError, NotFoundError
-from llmcli.hub import cache
+from llmcli.errors import IntegrityError, LLMCLIError, NotFoundError, UsageError
+from llmcli.hub import cache, upkeep
 from llmcli.hub.cache import is_plain
+from llmcli.hub.download import download
+from llmcli.hub.names import parse
+from llmcli.hub.transfer import Progress
 
 __all__ = ["server"]  # the fixture
 
@@ -164,7 +167,9 @@ def test_a_whole_model_folder_may_lie_on_another_disk(server, tmp_path):
     "manifest",
     [b"", b"[]", b"{}", b'{"part": false, "files": {}}', b'{"part": false, "files": 7}',
      b'{"part": 0, "files": {"x": 1}}',
-     b'{"part": 0, "files": {"../../../../outside/x": [1, "y", 2]}}', b"[" * 100_000],
+     b'{"part": 0, "files": {"../../../../outside/x": [1, "y", 2]}}', b"[" * 100_000,
+     b'{"part": 0, "files": {"config.json": [1e999, "x", 0]}}',
+     b'{"part": 0, "files": {"a\\u0000b": [1, "x", 0]}}'],
 )  # fmt: skip
 def test_a_manifest_that_others_wrote_is_not_trusted(server, manifest):
     commit = server.put("org/tiny", FILES)
@@ -173,6 +178,24 @@ def test_a_manifest_that_others_wrote_is_not_trusted(server, manifest):
     (folder / "model.safetensors").resolve().write_bytes(b"evil")
     (folder / "tokenizer.json").unlink()
     assert_whole(fetch("org/tiny", revision=commit).folder, FILES)
+
+
+@pytest.mark.parametrize("when", ["config.json", "tokenizer.json", "model.safetensors"])
+def test_nobody_removes_a_model_while_it_comes(server, when):
+    server.put("org/tiny", FILES)
+    refused = []
+
+    class Removing(Progress):
+        def done(self, file, nbytes, fetched):
+            if file == when:
+                with pytest.raises(UsageError, match="is being downloaded"):
+                    upkeep.remove(parse("org/tiny"), whole=True)
+                refused.append(file)
+
+    assert_whole(download(parse("org/tiny"), lambda folder, new: None, Removing()).folder, FILES)
+    assert refused == [when]
+    assert upkeep.remove(parse("org/tiny"), whole=True) > 0
+    assert not list(cache.cache_dir().rglob("*.lock"))
 
 
 def test_a_file_in_the_way_is_one_sentence(server):

@@ -41,6 +41,11 @@ def repo_folder(repo: str) -> Path:
     return cache_dir() / "--".join(["models", *repo.split("/")])
 
 
+def locks_of(folder: Path) -> Path:
+    """Where the locks of a model's `folder` are."""
+    return folder.parent / ".locks" / folder.name
+
+
 def commit_of(folder: Path, revision: str) -> str | None:
     """The commit that `revision` (a branch, a tag, a commit or its beginning) is in the cache."""
     if is_commit(revision):
@@ -140,7 +145,7 @@ class Manifest:
             raw = _read_json(cls.path(snapshot))
             files = {str(k): (int(n), str(h), int(t)) for k, (n, h, t) in raw["files"].items()}
             return cls(bool(raw["part"]), files)
-        except (IntegrityError, ValueError, TypeError, KeyError, AttributeError):
+        except (IntegrityError, OverflowError, ValueError, TypeError, KeyError, AttributeError):
             return None
 
 

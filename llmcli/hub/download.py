@@ -78,12 +78,15 @@ def download(
             carrier = Transfer(hub, found, Path(scratch), Path(scratch), progress)
             return _planned(carrier, small, weights, folder)
     try:
-        room = _Room(folder, found.commit)
-        with tempfile.TemporaryDirectory(prefix="llmcli-") as stage:
+        with (
+            _to_itself(folder, name, progress),
+            tempfile.TemporaryDirectory(prefix="llmcli-") as stage,
+        ):
+            room = _Room(folder, found.commit)
             carrier = Transfer(hub, found, room.blobs, room.locks, progress)
             delivery = _Delivery(carrier, room, Path(stage), check, name)
             files = delivery.all(small, weights)
-        room.show(name, delivery.blobs, files, tokenizer_only)
+            room.show(name, delivery.blobs, files, tokenizer_only)
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise
@@ -122,7 +125,7 @@ def _changed(path: Path, stamp: tuple[int, str, int]) -> bool:
     """Whether a file is not the one that was verified: its size and time tell."""
     try:
         found = path.stat()
-    except OSError:
+    except (OSError, ValueError):  # a name with a NUL
         return True
     return (found.st_size, found.st_mtime_ns) != (stamp[0], stamp[2])
 
@@ -218,13 +221,22 @@ class _Delivery:
             raise
 
 
+@contextlib.contextmanager
+def _to_itself(folder: Path, name: HubName, progress: Progress) -> Iterator[None]:
+    """Have the model's place until all is shown: nobody removes it meanwhile."""
+    locks = cache.locks_of(folder)
+    _make(locks, inside=folder.parent)
+    with transfer.locked(locks / "download.lock", name.repo, progress.say):
+        yield
+
+
 class _Room:
     """The model's place in the cache: made if need be, and nothing in it leads out of it."""
 
     def __init__(self, folder: Path, commit: str) -> None:
         self.folder = folder
         self.blobs, self.snapshot = folder / "blobs", folder / "snapshots" / commit
-        self.locks = folder.parent / ".locks" / folder.name
+        self.locks = cache.locks_of(folder)
         for inner in (self.blobs, self.snapshot.parent, folder / "refs", folder / ".llmcli"):
             _make(inner, inside=folder)
         _make(self.locks, inside=folder.parent)

@@ -40,7 +40,7 @@ def remove(name: HubName, whole: bool) -> int:
     if folder.is_symlink() and whole:  # what it leads to is not the cache's
         folder.unlink()
         return 0
-    locks = cache.cache_dir() / ".locks" / folder.name
+    locks = cache.locks_of(folder)
     others = [other for other in cache.commits(folder) if other != commit]
     try:
         with _all_locked(name, locks):
