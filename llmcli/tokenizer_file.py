@@ -170,8 +170,8 @@ def _from_vocab_and_merges(folder: Path) -> Recipe:
         token = _added_token(flags | {"id": number}, folder)
         added[token.content] = token
     specials = {"<|endoftext|>", *map(_name, _special_names(folder))} - added.keys()
-    for name in sorted(specials & vocab.keys()):
-        added[name] = AddedToken(name, vocab[name], special=True)
+    for name in sorted(specials & vocab.keys() - {""}):
+        added[name] = _added_token({"content": name, "id": vocab[name], "special": True}, path)
     eos, bos = _name(config.get("eos_token")), _name(config.get("bos_token"))
     return Recipe(
         where=path,

@@ -267,11 +267,13 @@ def _is_header(header: Any) -> bool:
         and _are_texts([model.get(key) for key in ("name", "dtype", "device")])
         and model["dtype"] in TOLERANCE
         and isinstance(files, dict)
-        and isinstance(model.get("tokenizer_sha256"), dict)
+        and isinstance(hashes := model.get("tokenizer_sha256"), dict)
+        and _are_texts(list(hashes.values()))
         and isinstance(header.get("versions"), dict)
         and type(header.get("seed")) is int
         and isinstance(model.get("revision"), str | None)
-        and all(isinstance(file, dict) and "header_sha256" in file for file in files.values())
+        and all(isinstance(file, dict) for file in files.values())
+        and _are_texts([file.get("header_sha256") for file in files.values()])
         and all(_are_texts(options.get(name, [])) for name in CHANGES)
         and _are_texts([options.get("reference") or ""])
     )

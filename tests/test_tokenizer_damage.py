@@ -183,6 +183,24 @@ def test_vocab_and_merges_take_added_tokens_from_the_config(tmp_path) -> None:
         Tokenizer.from_folder(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["\ud800", "x"])
+def test_special_tokens_of_a_folder_without_tokenizer_json_are_checked(tmp_path, name) -> None:
+    vocab = small()["model"]["vocab"] | {name: 300 if name == "\ud800" else "300"}
+    for file, value in (("vocab.json", vocab), ("special_tokens_map.json", {"eos_token": name})):
+        (tmp_path / file).write_text(json.dumps(value))
+    (tmp_path / "merges.txt").write_text("")
+    with pytest.raises(IntegrityError, match="added token"):
+        Tokenizer.from_folder(tmp_path)
+
+
+def test_an_empty_name_is_no_special_token(tmp_path) -> None:
+    vocab = small()["model"]["vocab"] | {"": 300}
+    for file, value in (("vocab.json", vocab), ("special_tokens_map.json", {"more": []})):
+        (tmp_path / file).write_text(json.dumps(value))
+    (tmp_path / "merges.txt").write_text("")
+    assert Tokenizer.from_folder(tmp_path).special_ids == {"<|endoftext|>": 262}
+
+
 def test_special_tokens_are_plain_text_unless_asked_for(tok) -> None:
     assert 262 not in tok.encode("the<|endoftext|>")
     assert tok.encode("the<|endoftext|>", special=True) == [257, 262]

@@ -210,10 +210,13 @@ def test_a_line_is_in_the_file_once_it_is_written(tmp_path, name):
     assert len(records(Reader(path))[0].steps) == 5
 
 
+def model(**changes):
+    return {"name": "fable", "revision": None, "dtype": "float32", "device": "cpu", "files": {},
+            "tokenizer_sha256": {}} | changes  # fmt: skip
+
+
 def header(**changes):
-    model = {"name": "fable", "revision": None, "dtype": "float32", "device": "cpu", "files": {},
-             "tokenizer_sha256": {}}  # fmt: skip
-    return {"schema": 1, "model": model, "options": {}, "seed": 1, "versions": {}} | changes
+    return {"schema": 1, "model": model(), "options": {}, "seed": 1, "versions": {}} | changes
 
 
 def begun(run=0):
@@ -446,6 +449,15 @@ def test_two_runs_part_where_their_tokens_do(traced, shown):
     assert same["first_difference"] is None
     assert same["n_common"] == N
     assert same["facts"] == []
+
+
+def test_texts_that_are_no_utf_8_do_not_end_a_table(llmcli, tmp_path):
+    path = tmp_path / "run.jsonl"
+    odd = line_of(begun()).replace('"Once"', r'"\ud800\nx"')
+    path.write_text("\n".join([json.dumps(header()), odd, line_of(step(0))]) + "\n")
+    done = llmcli("inspect", "--trace", path)
+    assert done.exit_code == 0
+    assert "?\\nx" in done.stdout
 
 
 def test_every_option_that_two_runs_differ_in_is_named(traced, shown, tmp_path):
@@ -752,6 +764,8 @@ def test_a_trace_of_several_gzip_members_is_read_as_one(traced, monkeypatch):
         (json.dumps(header(schema=99)).encode(), 6, "has schema 99; this llmcli reads up to 1"),
         (json.dumps(header(model=[])).encode(), 5, "damaged header"),
         (json.dumps(header(seed="1")).encode(), 5, "damaged header"),
+        (json.dumps(header(model=model(tokenizer_sha256={"x": 5}))).encode(), 5, "damaged header"),
+        (json.dumps(header(model=model(files={"x": {"header_sha256": 5}}))).encode(), 5, "damaged"),
         (json.dumps(header(options={"ablate": 5})).encode(), 5, "damaged header"),
         (json.dumps(header(options={"steer": ["a\0.safetensors @ L0"]})).encode(), 5, "damaged"),
         (json.dumps(header(options={"reference": "a\0b"})).encode(), 5, "damaged header"),

@@ -97,5 +97,5 @@ def _cell(value: Any) -> str:
     if isinstance(value, bool):
         return str(int(value))
     if isinstance(value, str):
-        return quoted(value.encode())[1:-1] if CONTROL.search(value) else value
+        return quoted(value.encode("utf-8", "replace"))[1:-1] if CONTROL.search(value) else value
     return json.dumps(plain(value), separators=(",", ":"))
