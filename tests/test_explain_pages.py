@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -15,6 +16,8 @@ from test_model import ours
 
 from llmcli.inspection import explain
 from llmcli.inspection.run import Ask, Run
+from llmcli.inspection.walk.after import chat, repeating
+from llmcli.inspection.walk.run import Walk
 from llmcli.tokenizer import Tokenizer
 
 TEXT = "Once upon a time, there was a little girl named Lily. One day, she saw a"
@@ -44,14 +47,18 @@ def ref():
     )
 
 
-@pytest.fixture(scope="module")
-def facts():
-    """What the walk says of the same prompt, by topic."""
+def run_of_text():
     tokenizer = Tokenizer.from_folder(FABLE)
     prefix = list(tokenizer.prefix_ids)
     ids = [*prefix, *tokenizer.encode(TEXT)]
-    run = Run(ours(FABLE), ids, tokenizer.token_bytes, n_prefix=len(prefix))
-    pages = explain.view(run, Ask(position=len(ids) - 1)).pages
+    return Run(ours(FABLE), ids, tokenizer.token_bytes, n_prefix=len(prefix))
+
+
+@pytest.fixture(scope="module")
+def facts():
+    """What the walk says of the same prompt, by topic."""
+    run = run_of_text()
+    pages = explain.view(run, Ask(position=len(run.ids) - 1)).pages
     return {page.topic: page.facts for page in pages}
 
 
@@ -344,7 +351,7 @@ def test_repeating_appends_what_transformers_appends_greedily(ref, facts):
         assert (step.n_tokens, step.token.id) == (len(ids), int(probs.argmax()))
         near(step.prob, probs.max())
         ids.append(step.token.id)
-    assert f.text.decode() == Tokenizer.from_folder(FABLE).decode(ids[len(ref.ids) :])
+    assert f.text == Tokenizer.from_folder(FABLE).decode(ids[len(ref.ids) :])
 
 
 @torch.inference_mode()
@@ -364,6 +371,19 @@ def test_chat_has_the_share_of_the_context_and_the_probability_of_the_end(ref, f
     assert (f.n_tokens, f.n_ctx, f.eos.id) == (len(ref.ids), 512, ref.model.config.eos_token_id)
     assert f.context_used == len(ref.ids) / 512
     assert f.eos_prob == pytest.approx(float(ref.probs[0]), rel=1e-3)
+
+
+def test_any_of_several_end_tokens_ends_a_text(ref):
+    run = run_of_text()
+    third = repeating(Walk(run)).steps[2].token.id
+    run.model.config = replace(run.model.config, eos_ids=(0, third))
+    walk = Walk(run)
+    f = repeating(walk)
+    assert [step.token.id for step in f.steps][2:] == [third]
+    assert f.text == b"".join(step.token.text for step in f.steps[:2]).decode()
+    f = chat(walk)
+    assert (f.n_eos, f.eos.id) == (2, 0)
+    near(f.eos_prob, ref.probs[0] + ref.probs[third])
 
 
 def stream(w, ids, without=(None, None), add=(None, None)):

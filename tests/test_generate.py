@@ -308,6 +308,17 @@ def test_color_probs_off_a_terminal_is_the_text(generate):
     assert generate("--color-probs").stdout == generate().stdout
 
 
+def test_color_probs_of_a_sample_do_not_tint_the_next(llmcli):
+    """What is hidden at a sample's end, improbable as it was, is over then."""
+    done = llmcli("generate", "Once upon a time", "--temperature", 0, "-n", 3, "--num-samples", 2,
+                  "--force", "1=0", "--color-probs", "--color", "always")  # fmt: skip
+    lines = done.stdout.splitlines()[1:]
+    assert "sample 0" in lines[0]
+    assert "sample 1" in lines[2]
+    assert lines[1] == lines[3]
+    assert "," in lines[1]
+
+
 def test_color_probs_mark_the_least_likely_without_colour_too(model_folder):
     arguments = ["generate", "Once", "-m", model_folder, "--color-probs", "--echo", "--seed", 1,
                  "--max-new-tokens", 20, "--temperature", 2]  # fmt: skip

@@ -162,6 +162,16 @@ def test_tokens_that_are_half_characters_and_wide_ones_stay_aligned(llmcli, mode
         assert all("\x1b" not in row for row in rows)
 
 
+@pytest.mark.parametrize(("option", "name"), [("--save", "r.html"), ("--tensors", "r.safetensors")])
+def test_an_output_does_not_replace_the_reference(option, name, llmcli, model_folder, tmp_path):
+    path = tmp_path / name
+    path.write_text("Once upon a time")
+    result = llmcli("inspect", "a", "-m", model_folder, "--ablate", "L0.H0:mean", "--reference",
+                    path, "--view", "tokens", option, path)  # fmt: skip
+    assert_fails(result, 2, "is a file that this run reads")
+    assert path.read_text() == "Once upon a time"
+
+
 @pytest.mark.parametrize(("option", "name"), [("--save", "x.svg"), ("--tensors", "x.safetensors")])
 @pytest.mark.parametrize(("number", "code"), [(errno.ENOSPC, 7), (errno.EIO, 3)])
 def test_a_failed_write_leaves_the_file_as_it_was(

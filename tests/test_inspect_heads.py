@@ -401,6 +401,10 @@ def test_the_cost_is_said_before_it_is_spent(llmcli, monkeypatch):
     said = llmcli(*common).stderr
     # 8 layers of 12 C^2 weights and what is small beside them, twice, for 21 + 160 tokens.
     assert said == "--view why: 21 tokens, then 8 × 20 without one (1 batch): 2.3 GFLOP.\n"
+    said = llmcli("inspect", "--clean", 3 * PROMPT, "--corrupt", 3 * PROMPT.replace("Tom", "Ben"),
+                  "--view", "patching", "--token", " he", "--versus", " she").stderr  # fmt: skip
+    assert said.startswith("--view patching: 8 layers × (61 places + 4 heads) × 61 tokens: ")
+    assert 400 < float(said.split()[-2]) < 420  # the same weights, for 520 times 61 tokens
     monkeypatch.setattr(circuits, "factors_of", stop)
     with pytest.raises(Stopped):
         circuits_of(llmcli, catch=False)

@@ -7,6 +7,7 @@ import time
 
 import pytest
 import torch
+from conftest import FABLE
 from safetensors.torch import save_file
 from test_model import ours
 
@@ -16,8 +17,10 @@ from llmcli.gpt.cache import KVCache
 from llmcli.gpt.generation import generate
 from llmcli.gpt.sampling import generator_for
 from llmcli.gpt.tap import Probe
+from llmcli.inspection.grammar import Entry, Place
 from llmcli.inspection.intervention import patches
-from llmcli.inspection.plan import Prompt, plan, read
+from llmcli.inspection.plan import Prompt, plan, positions, read
+from llmcli.tokenizer import Tokenizer
 
 IDS = [5, 17, 33, 8, 60, 2, 71]
 OTHER = [9, 44, 12, 80, 3, 3, 21, 50]
@@ -381,3 +384,19 @@ def test_a_text_that_stands_everywhere_is_knocked_out_in_a_moment(model):
     assert time.perf_counter() - start < 5
     assert torch.equal(hidden[0, 0, 1:, 1:], torch.ones(400, 400, dtype=torch.bool).tril())
     assert not hidden[..., 0].any()
+
+
+def test_a_word_is_found_where_it_stands_alone_in_any_script():
+    tokenizer = Tokenizer.from_folder(FABLE)
+
+    def where(text, word):
+        ids = tokenizer.encode(text)
+        prompt = Prompt(ids, tokenizer.encode, tokenizer.token_bytes)
+        found = positions(Place(word, 0), Entry("--knockout", word), prompt)
+        return b"".join(tokenizer.token_bytes(ids[i]) for i in found).decode()
+
+    assert where("un ami né de sa fiancée", "de").strip() == "de"
+    assert "né" in where("un ami né de sa fiancée", "né")
+    for text, word in (("Er ist müde.", "de"), ("une fiancée née", "e"), ("bear", "ear")):
+        with pytest.raises(UsageError, match="does not hold this text"):
+            where(text, word)

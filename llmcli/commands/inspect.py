@@ -109,9 +109,10 @@ def inspect(
     check_writable("--save", save, (".svg", ".html"))
     check_writable("--tensors", tensors, (".safetensors",))
     check_writable("--save-vector", one_view.save_vector, (".safetensors",))
-    refuse_inputs(
-        "--save", save, [recorded.trace, recorded.diff, one_view.positive, one_view.negative]
-    )
+    read = [recorded.trace, recorded.diff, one_view.positive, one_view.negative,
+            interventions.reference]  # fmt: skip
+    refuse_inputs("--save", save, read)
+    refuse_inputs("--tensors", tensors, read)
     if "steer" in wanted:
         check_steer(wanted, typed, prompt)
     of_prompt = any(entry.prompt for entry in wanted.values())

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from llmcli.commands.changes import Changes, patches_of, read_changes, tap_for
 from llmcli.commands.job import Job
-from llmcli.commands.loading import load
+from llmcli.commands.loading import load, model_json
 from llmcli.commands.options import ColorMode, Compute, Interventions, pictured, spelled
 from llmcli.commands.recorded import PastRun
 from llmcli.commands.traced import versions
@@ -18,6 +18,7 @@ from llmcli.trace import Record
 from llmcli.trace_lines import TOLERANCE, Step, difference
 
 if TYPE_CHECKING:
+    from llmcli.commands.inspect_request import Made
     from llmcli.gpt import generation
     from llmcli.gpt.model import GPT
     from llmcli.inspection.replay import Replay
@@ -61,8 +62,9 @@ def check_options(typed: Collection[str]) -> None:
         )
 
 
-def replay(past: PastRun, compute: Compute, resample: bool, use_cache: bool, quiet: bool) -> Replay:
+def replay(past: PastRun, compute: Compute, resample: bool, use_cache: bool, quiet: bool) -> Made:
     """The recorded runs computed again and held against what was recorded."""
+    from llmcli.commands.inspect_request import Made
     from llmcli.inspection.replay import NOTES, Replay, compared, verdict, worst
 
     longest = max(len(record.begun.ids) + len(record.steps) for record in past.records.values())
@@ -78,7 +80,7 @@ def replay(past: PastRun, compute: Compute, resample: bool, use_cache: bool, qui
         rows.append(compared(made, n, number, math.inf if resample else allowed))
         steps += made
     how = "resampled" if resample else "forced"
-    return Replay(
+    view = Replay(
         file=str(past.path),
         how=how,
         model=past.opened.name,
@@ -95,6 +97,7 @@ def replay(past: PastRun, compute: Compute, resample: bool, use_cache: bool, qui
         worst=worst(steps),
         notes=NOTES,
     )
+    return Made([view], {"model": model_json(past.opened, loaded)})
 
 
 def _again(
@@ -147,14 +150,12 @@ def _facts(past: PastRun, model: GPT) -> Iterator[Any]:
             yield ReplayFact(what, before, now)
 
 
-def show(view: Replay, json: bool, color: ColorMode) -> None:
+def show(made: Made, json: bool, color: ColorMode) -> None:
     """The verdict on stdout. Raises IntegrityError where the run does not come out the same."""
     from llmcli.commands import inspect_output as output
-    from llmcli.commands.inspect_request import Made
 
-    about = {"model": {"name": view.model, "revision": None, "dtype": view.dtype}}
-    made = Made([view], about)
     output.show(made, output.canvas_for(color) if pictured(color) else None, color, json)
+    view = cast("Replay", made.views[0])
     if not view.passed:
         apart = any(row.first_difference is not None for row in view.runs)
         raise IntegrityError(

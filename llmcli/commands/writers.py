@@ -117,9 +117,9 @@ class TintWriter:
         self.n_rows, self.echo = n_rows, echo
         self.console = console(color)
         self.console.print(legend(self.console.color_system is not None))
-        self.prob = 1.0
 
     def begin(self, row: int) -> None:
+        self.prob = 1.0
         if self.n_rows > 1:
             self.console.print(f"── sample {row} of {self.n_rows} ──", style="dim")
         if self.echo:

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from llmcli.errors import UsageError
 from llmcli.inspection.intervention import composed
+from llmcli.inspection.model import text_flops
 from llmcli.inspection.run import Ask, Run, assigned, batched
-from llmcli.inspection.values import Row, Token, View
+from llmcli.inspection.values import LONG_FLOPS, Row, Token, View, gflop
 
 NOTES = (
     "measured: recovered is 1, or 100 %, where a value alone restores the clean prompt's "
@@ -77,6 +78,14 @@ class Patching(View):
     places: tuple[StreamPatch, ...]
     heads: tuple[HeadPatch, ...]
     notes: tuple[str, ...]
+
+
+def cost(run: Run, ask: Ask) -> str | None:
+    """What the view is about to compute, in words, where that takes a while."""
+    L, T, H = run.config.n_layer, len(run.ids), run.config.n_head
+    flops = L * (T + H) * text_flops(run.config, T)
+    said = f"{L} layers × ({T} places + {H} heads) × {T} tokens: {gflop(flops)}"
+    return said if flops > LONG_FLOPS else None
 
 
 def view(run: Run, ask: Ask) -> Patching:

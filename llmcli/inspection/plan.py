@@ -211,11 +211,14 @@ def _standing(text: str, prompt: Prompt) -> tuple[int, ...]:
     data, owner = b"".join(pieces), []
     for position, piece in enumerate(pieces, prompt.n_prefix):
         owner += [position] * len(piece)
-    word = text.encode("utf-8", "surrogateescape")
-    before = rb"(?<!\w)" if re.match(rb"\w", word) else rb""
-    after = rb"(?!\w)" if re.match(rb"\w", word[-1:]) else rb""
-    hits = re.finditer(before + re.escape(word) + after, data)
-    return tuple(sorted({owner[i] for hit in hits for i in range(*hit.span())}))
+    whole = data.decode("utf-8", "surrogateescape")
+    before = r"(?<!\w)" if re.match(r"\w", text) else ""
+    after = r"(?!\w)" if re.match(r"\w", text[-1:]) else ""
+    found: set[int] = set()
+    for hit in re.finditer(before + re.escape(text) + after, whole):
+        start, end = (len(whole[:at].encode("utf-8", "surrogateescape")) for at in hit.span())
+        found.update(owner[start:end])
+    return tuple(sorted(found))
 
 
 def _hidden_keys(wish: Knockout, prompt: Prompt) -> HiddenKeys:

@@ -98,6 +98,11 @@ class Run:
         """A vocabulary entry; one that only pads the vocabulary has no bytes."""
         return Token(id, self.token_bytes(id))
 
+    def text_of(self, ids: Sequence[int]) -> str:
+        """The text of generated `ids`, without what ended it."""
+        shown = [id for id in ids if id not in self.config.eos_ids]
+        return b"".join(map(self.token_bytes, shown)).decode("utf-8", "replace")
+
     @property
     def ids_tensor(self) -> Tensor:
         """The prompt's ids: (T,)."""

@@ -253,7 +253,7 @@ def view(run: Run, ask: Ask) -> SteerSweep:
         stream_norm=float(seen(run.model, run.ids, point)[point][-1].float().norm()),
         greedy=sweep.sampling.temperature == 0,
         seed=ask.seed,
-        untouched_text=text_of(run, plain),
+        untouched_text=run.text_of(plain),
         untouched_perplexity=perplexity(untouched, plain),
         trials=tuple(trials),
         notes=SWEEP_NOTES,
@@ -264,7 +264,7 @@ def _tried(run: Run, ask: Ask, sweep: Sweep) -> tuple[str, float, float]:
     """The text under the run's patches, its mean KL, and its perplexity when untouched."""
     ids = continued(run, ask, sweep)
     kl = kl_per_step(run, ids)
-    return text_of(run, ids), sum(kl) / len(kl), perplexity(replace(run, patch={}), ids)
+    return run.text_of(ids), sum(kl) / len(kl), perplexity(replace(run, patch={}), ids)
 
 
 def continued(run: Run, ask: Ask, sweep: Sweep) -> list[int]:
@@ -275,12 +275,6 @@ def continued(run: Run, ask: Ask, sweep: Sweep) -> list[int]:
         top_probs=None, tap=Probe(run.config.n_layer, patch=run.patch),
     )  # fmt: skip
     return [step.id for step in steps]
-
-
-def text_of(run: Run, ids: Sequence[int]) -> str:
-    """The text of generated `ids`, without what ended it."""
-    shown = [id for id in ids if id not in run.config.eos_ids]
-    return b"".join(run.token(id).text for id in shown).decode("utf-8", "replace")
 
 
 def random_like(vector: Tensor, seed: int) -> Tensor:

@@ -65,7 +65,7 @@ class Repeating:
     n_ctx: int
     eos: Token | None
     steps: tuple[Step, ...]  # none where the context is full
-    text: bytes
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +93,9 @@ class Chat:
     n_tokens: int
     n_ctx: int
     context_used: float
-    eos: Token | None
-    eos_prob: float | None  # that the text ends here
+    n_eos: int  # tokens that end a text
+    eos: Token | None  # the first of them
+    eos_prob: float | None  # that the text ends here, with any of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +182,7 @@ def repeating(walk: Walk) -> Repeating:
         n_ctx=walk.config.n_ctx,
         eos=_eos(walk),
         steps=tuple(steps),
-        text=b"".join(step.token.text for step in steps if step.token != _eos(walk)),
+        text=walk.run.text_of([step.token.id for step in steps]),
     )
 
 
@@ -232,13 +233,14 @@ def cache(walk: Walk) -> Cache:
 
 
 def chat(walk: Walk) -> Chat:
-    T, eos = len(walk.run.ids), _eos(walk)
+    T, ends = len(walk.run.ids), list(walk.config.eos_ids)
     return Chat(
         n_tokens=T,
         n_ctx=walk.config.n_ctx,
         context_used=T / walk.config.n_ctx,
-        eos=eos,
-        eos_prob=None if eos is None else float(walk.logits.softmax(dim=-1)[eos.id]),
+        n_eos=len(ends),
+        eos=_eos(walk),
+        eos_prob=float(walk.logits.softmax(dim=-1)[ends].sum()) if ends else None,
     )
 
 

@@ -177,8 +177,11 @@ def cache(f: Cache) -> Words:
 
 
 def chat(f: Chat) -> Words:
-    end = "" if f.eos is None else (
-        f" Now its end token, {said(f.eos)}, has a probability of {f.eos_prob:.1e}.")  # fmt: skip
+    end = ""
+    if f.eos is not None:
+        its = f"its end token, {said(f.eos)}, has" if f.n_eos == 1 else (
+            f"its {f.n_eos} end tokens, {said(f.eos)} the first, have together")  # fmt: skip
+        end = f" Now {its} a probability of {f.eos_prob:.1e}."
     return Words("A chatbot is a transcript that the model continues", [
         "A chat program writes the conversation as one text, with marks for who speaks, and lets "
         "the model continue it until a mark or an end token comes." + end,
