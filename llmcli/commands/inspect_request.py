@@ -111,13 +111,26 @@ class Request:
             wanted = {**wanted, **entries(["change"])}
         views = [self._view(name, opened, run, ask) for name in wanted]
         differences: list[View] = [
-            difference(view, plain)
-            for plain in untouched
+            difference(*self._lined_up([(view, run), (before, plain)], ask))
+            for before in untouched
             for view in views
-            if view.name == plain.name and not wanted[view.name].proof
+            if view.name == before.name and not wanted[view.name].proof
         ]
         self._save_tensors(wanted, run, ask, about)
         return Made(views, about, untouched, differences, held, self._again(text))
+
+    def _lined_up(self, pair: Sequence[tuple[View, Run]], ask: dict[str, Any]) -> list[View]:
+        """The views, each with all that the other lists: what moved most may be in one alone."""
+        from llmcli.inspection.difference import listed
+        from llmcli.inspection.run import Ask
+
+        lists = [listed(view) for view, _ in pair]
+        if lists[0] == lists[1]:
+            return [view for view, _ in pair]
+        name = pair[0][0].name
+        asked = Ask(**self._fitted(name, ask), also=frozenset[Any]().union(*lists[0], *lists[1]))
+        module = import_module(f"llmcli.inspection.{name}")
+        return [module.view(run, asked) for _, run in pair]
 
     def _subject(self, wanted: dict[str, ViewEntry]) -> tuple[Opened, str, list[int], list[int]]:
         """The model, the text, its ids, and those of them that are the prompt."""

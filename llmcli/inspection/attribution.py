@@ -44,6 +44,7 @@ class Attribution(View):
 
     name: ClassVar[str] = "attribution"
     compared: ClassVar = ("rank", "prob", "logit", "sum_of_parts")
+    cut: ClassVar = ("parts",)
 
     position: int
     token: Token
@@ -94,7 +95,8 @@ def summed(run: Run, ask: Ask, seen: Values | None = None) -> Attribution:
     if ask.versus is not None:
         logit = float(logits[token].double() - logits[ask.versus].double())
     order = sorted(values, key=lambda part: -abs(values[part]))
-    shown = order[: ask.rows or len(order)]
+    n = ask.rows or len(order)
+    shown = order[:n] + [part for part in order[n:] if (part,) in ask.also]
     total, size = sum(values.values()), sum(map(abs, values.values()))
     return Attribution(
         position=ask.position,
@@ -110,7 +112,7 @@ def summed(run: Run, ask: Ask, seen: Values | None = None) -> Attribution:
         tolerance=size * TOLERANCE[run.model.storage],
         parts=tuple(Part(i, part, values[part]) for i, part in enumerate(shown)),
         n_rest=len(order) - len(shown),
-        rest=sum(values[part] for part in order[len(shown) :]),
+        rest=sum(values[part] for part in order if part not in shown),
         notes=NOTES,
     )
 

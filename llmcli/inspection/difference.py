@@ -3,6 +3,7 @@
 Rows line up by what they are about (their `key`: a layer, a head, a position, a part, a token),
 wherever they stand in their table. What only one of the two has is left out, and so is a number
 that is about different things in them, as the probability of a best guess that is another token.
+Of lists by size, what either run has among its largest is to be in both: `Ask.also`.
 """
 
 from __future__ import annotations
@@ -68,12 +69,17 @@ def difference(changed: View, untouched: View) -> Difference:
     return Difference(changed.name, len(found), moved, tuple(found), tuple(notes))
 
 
+def listed(view: View) -> list[frozenset[tuple[Any, ...]]]:
+    """What the rows are about of each table that lists the largest only."""
+    return [frozenset(row.its for row in getattr(view, table)) for table in view.cut]
+
+
 def _table(table: str, changed: tuple[Any, ...], untouched: tuple[Any, ...]) -> Iterator[Delta]:
     if not isinstance(changed[0], Row):  # notes, and vectors
         return
-    others = {_key(row): row for row in untouched}
+    others = {row.its: row for row in untouched}
     for row in changed:
-        if (other := others.get(_key(row))) is None:
+        if (other := others.get(row.its)) is None:
             continue
         named = {name: getattr(row, name) for name in row.key}
         token = named.pop("token", None)
@@ -83,10 +89,6 @@ def _table(table: str, changed: tuple[Any, ...], untouched: tuple[Any, ...]) -> 
         for name, i, now, before in _numbers(row, other, quantities):
             of = token if i is None else None
             yield Delta(table, _place(named, name, i), of, name, before, now, now - before)
-
-
-def _key(row: Row) -> tuple[Any, ...]:
-    return tuple(getattr(row, name) for name in row.key)
 
 
 def _place(named: dict[str, Any], quantity: str, i: int | None) -> str:

@@ -58,6 +58,7 @@ class MLPView(View):
 
     name: ClassVar[str] = "mlp"
     compared: ClassVar = ("n_positive", "norm", "effect", "bias")
+    cut: ClassVar = ("neurons",)
 
     n_tokens: int
     layer: int
@@ -106,7 +107,9 @@ def view(run: Run, ask: Ask) -> MLPView:
     effects = account(run.model, parts, final, token, ask.versus)
     norms = vectors.norm(dim=-1)
     order = norms.sort(descending=True, stable=True).indices.tolist()
-    shown, rest = order[: ask.rows or ROWS], order[ask.rows or ROWS :]
+    n = ask.rows or ROWS
+    more = [neuron for neuron in order[n:] if (f"L{layer}.N{neuron}",) in ask.also]
+    shown, rest = order[:n] + more, [neuron for neuron in order[n:] if neuron not in more]
     return MLPView(
         n_tokens=len(run.ids),
         layer=layer,

@@ -69,6 +69,7 @@ class Next(View):
 
     name: ClassVar[str] = "next"
     compared: ClassVar = ("entropy_bits",)
+    cut: ClassVar = ("sources", "candidates")
 
     n_tokens: int
     n_layer: int
@@ -91,6 +92,7 @@ def view(run: Run, ask: Ask) -> Next:
     top = logits[0].sort(descending=True, stable=True)
     probs = logits[0].softmax(dim=-1)
     rows = ask.rows or 5
+    wanted = {token.id for (*_, token) in ask.also}
     return Next(
         n_tokens=T,
         n_layer=run.config.n_layer,
@@ -100,10 +102,15 @@ def view(run: Run, ask: Ask) -> Next:
         entropy_bits=float(entropy_bits(probs)),
         prompt=tuple(PromptToken(i, run.tokens[i]) for i in window(T, p, PLACES)),
         lens=tuple(_guesses(run, seen, logits, p)),
-        sources=tuple(sources(run, seen, p)[:rows]),
+        sources=tuple(
+            source
+            for i, source in enumerate(sources(run, seen, p))
+            if i < rows or source.its in ask.also
+        ),
         candidates=tuple(
             Candidate(rank, run.token(id), float(probs[id]), float(logits[0, id]))
-            for rank, id in enumerate(top.indices[:rows].tolist())
+            for rank, id in enumerate(top.indices.tolist())
+            if rank < rows or id in wanted
         ),
         notes=(
             "measured. Attention is where heads read, not proof of cause; many rest on the first "

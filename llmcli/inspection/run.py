@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np  # noqa: F401 (before torch: see llmcli.gpt)
 import torch
@@ -52,6 +52,7 @@ class Ask:
     versus: int | None = None  # an id
     analogy: tuple[tuple[int, int], ...] = ()  # (how often, id): negative is taken off
     rows: int | None = None
+    also: frozenset[tuple[Any, ...]] = frozenset()  # rows of cut tables that are wanted besides
     sampling: Sampling = field(default_factory=Sampling)
     seed: int = 0
     draw: tuple[int, int] = (0, 0)  # whose random numbers: the prompt's place, the sample

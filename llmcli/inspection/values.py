@@ -35,17 +35,23 @@ class Row:
     key: ClassVar[tuple[str, ...]]
     about: ClassVar[Mapping[str, tuple[str, ...]]] = MappingProxyType({})
 
+    @property
+    def its(self) -> tuple[Any, ...]:
+        """What the row is about: the values of its `key`."""
+        return tuple(getattr(self, name) for name in self.key)
+
 
 class View:
     """Base of all views; `name` is what --view takes, `about` is that of `Row`.
 
     `compared` names the facts that a change of the run may change; the others are sizes, and how
-    well numbers add up.
+    well numbers add up. `cut` names the tables that list the largest rows only.
     """
 
     __slots__ = ()
     name: ClassVar[str]
     compared: ClassVar[tuple[str, ...]] = ()
+    cut: ClassVar[tuple[str, ...]] = ()
     about: ClassVar[Mapping[str, tuple[str, ...]]] = MappingProxyType({})
     notes: tuple[str, ...]
     __dataclass_fields__: ClassVar[dict[str, Any]]

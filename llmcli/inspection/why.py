@@ -72,6 +72,7 @@ class Why(View):
 
     name: ClassVar[str] = "why"
     compared: ClassVar = ("rank", "prob", "rival_rank", "rival_prob", "lead")
+    cut: ClassVar = ("parts_for", "parts_against")
     about: ClassVar = {
         "rival": (
             "rival_rank",
@@ -153,6 +154,8 @@ def view(run: Run, ask: Ask) -> Why:
     sides = [Side(part.part, part.value) for part in account.parts if MOVING.match(part.part)]
     speak_for = [side for side in sides if side.adds > 0][:PARTS]
     against = [side for side in sides if side.adds < 0][:PARTS]
+    if ask.also:  # to be found in one list, whichever way a change has turned them
+        speak_for, against = [side for side in sides if side.its in ask.also], []
     sources = next.sources(run, seen, p) if able else []
     candidates = [source for source in sources if source.position in able]
     removals = _removals(run, candidates[: ask.rows or CANDIDATES], p, (token, rival), logits)

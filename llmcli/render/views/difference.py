@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from rich.cells import cell_len
 from rich.text import Text
 
 from llmcli.render.drawing import (
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from llmcli.inspection.difference import Delta, Difference
 
 LINES = 5  # of a quantity, where nobody says
+NUMBERS = 38  # cells of a row's numbers
+BAR = 5  # cells at least to each side of its bar
 
 
 def draw(view: Difference, canvas: Canvas) -> Text:
@@ -35,8 +38,14 @@ def draw(view: Difference, canvas: Canvas) -> Text:
             groups.setdefault(delta.quantity if delta.table or delta.place else "", []).append(
                 delta
             )
-    half = max(6, min(20, (canvas.width - 64) // 2))
-    place = min(44, canvas.width - 2 * half - 38)
+    most = {
+        quantity: sorted(deltas, key=lambda delta: -abs(delta.difference))[: canvas.rows or LINES]
+        for quantity, deltas in groups.items()
+    }
+    labels = [_label(delta) for deltas in most.values() for delta in deltas]
+    wanted = max(map(cell_len, labels), default=0)
+    place = min(44, canvas.width - NUMBERS - 2 * BAR, max(26, wanted))
+    half = min(20, (canvas.width - NUMBERS - place) // 2)
     for quantity, deltas in groups.items():
         title = (f"  {quantity or 'the whole'}", place)
         sides = [("less".rjust(half), half), (" more", half)] if quantity else []
@@ -46,10 +55,9 @@ def draw(view: Difference, canvas: Canvas) -> Text:
         if not quantity:
             _facts(out, deltas, place)
             continue
-        most = sorted(deltas, key=lambda delta: -abs(delta.difference))[: canvas.rows or LINES]
-        _lines(out, most, place, half)
-        if len(deltas) > len(most):
-            out.append(f"  {len(deltas) - len(most)} more with --rows\n", style="dim")
+        _lines(out, most[quantity], place, half)
+        if rest := len(deltas) - len(most[quantity]):
+            out.append(f"  {rest} more with --rows\n", style="dim")
     return out.append_text(footnotes(view.notes, canvas.width))
 
 
@@ -59,12 +67,16 @@ def _facts(out: Text, deltas: Sequence[Delta], place: int) -> None:
         out.append(f" {delta.untouched:10.4g} {delta.changed:10.4g} {delta.difference:+11.4g}\n")
 
 
+def _label(delta: Delta) -> str:
+    token = "" if delta.token is None else f" {name(delta.token.text)}"
+    return f"  {delta.place}{token}"
+
+
 def _lines(out: Text, deltas: Sequence[Delta], place: int, half: int) -> None:
     per_cell = max(abs(delta.difference) for delta in deltas) / half
     for delta in deltas:
         minus, plus = signed_bar(delta.difference / per_cell, half, half)
         style = "green" if delta.difference > 0 else "red"
-        token = "" if delta.token is None else f" {name(delta.token.text)}"
-        out.append(fit(f"  {delta.place}{token}", place), style="cyan")
+        out.append(fit(_label(delta), place), style="cyan")
         out.append(f" {delta.untouched:10.4g} {delta.changed:10.4g} {delta.difference:+11.4g} ")
         out.append(minus, style=style).append("│", style="dim").append(f"{plus}\n", style=style)
