@@ -43,14 +43,19 @@ def first_component(positive: Tensor, negative: Tensor) -> Tensor:
 METHODS: Mapping[str, Make] = {"mean": mean_difference, "pca": first_component}
 
 
-def activations(model: GPT, texts: Sequence[Sequence[int]], n_prefix: int) -> Tensor:
-    """What each text is at each layer, the mean over its own tokens, in fp64: (L, N, C)."""
-    rows = []
+def activations(model: GPT, texts: Sequence[Sequence[int]], n_prefix: int) -> tuple[Tensor, Tensor]:
+    """What each text is at each layer, the mean over its own tokens, in fp64: (L, N, C).
+
+    And how long the stream is at each of those tokens, as the mean: (L, N); their mean is shorter.
+    """
+    means, lengths = [], []
     for ids in texts:
         values = seen(model, ids, "*.resid_post")  # (T, C) each
         layers = [values[f"{layer}.resid_post"] for layer in range(model.config.n_layer)]
-        rows.append(torch.stack([without_prefix(x, n_prefix).double().mean(dim=0) for x in layers]))
-    return torch.stack(rows, dim=1)
+        stream = torch.stack([without_prefix(x, n_prefix).double() for x in layers])  # (L, T, C)
+        means.append(stream.mean(dim=1))
+        lengths.append(stream.norm(dim=2).mean(dim=1))
+    return torch.stack(means, dim=1), torch.stack(lengths, dim=1)
 
 
 def along(vector: Tensor, positive: Tensor, negative: Tensor, examples: Tensor) -> Tensor:

@@ -134,7 +134,7 @@ def ablated_points(change: Ablation) -> list[str]:
 def mean_values(
     model: GPT, texts: Sequence[Sequence[int]], points: Sequence[str]
 ) -> dict[str, Tensor]:
-    """The mean of each point over the positions of all `texts`: (C,), or (H, 1, D) of z."""
+    """The mean of each point over the positions of all `texts`: (C,), (M,), or (H, 1, D) of z."""
     sums: dict[str, Tensor] = {}
     n = 0
     for ids in texts:

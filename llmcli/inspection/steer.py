@@ -19,7 +19,7 @@ from llmcli.gpt.sampling import generator_for
 from llmcli.gpt.tap import Probe
 from llmcli.inspection import direction
 from llmcli.inspection.compare import kl_per_step, perplexity
-from llmcli.inspection.intervention import patches, seen, vectors_of
+from llmcli.inspection.intervention import patches, stream_norms, vectors_of
 from llmcli.inspection.plan import Example
 from llmcli.inspection.run import Ask, Run, Sweep
 from llmcli.inspection.values import Token, View
@@ -76,7 +76,7 @@ class SteerVector(View):
     n_positive: int
     n_negative: int
     norm: float
-    stream_norm: float
+    stream_norm: float  # at a token of the examples, the mean
     apart: int
     held_out_apart: int | None
     layers: tuple[LayerRow, ...]
@@ -103,12 +103,11 @@ class Fit(NamedTuple):
     stream_norm: float
 
     @classmethod
-    def of(cls, make: direction.Make, positive: Tensor, negative: Tensor) -> Fit:
+    def of(cls, make: direction.Make, positive: Tensor, negative: Tensor, length: float) -> Fit:
         vector = make(positive, negative)
         places = [direction.along(vector, positive, negative, x) for x in (positive, negative)]
         held_out = direction.held_out(make, positive, negative)
-        norms = torch.cat([positive, negative]).norm(dim=-1)
-        return cls(vector, (places[0], places[1]), held_out, float(norms.mean()))
+        return cls(vector, (places[0], places[1]), held_out, length)
 
     def row(self, layer: int) -> LayerRow:
         return LayerRow(
@@ -128,12 +127,14 @@ def vector_view(
 
     Raises UsageError where the examples do not differ.
     """
-    positive, negative = (
-        direction.activations(run.model, [one.ids for one in examples[side]], run.n_prefix).cpu()
+    (positive, long), (negative, other) = (
+        direction.activations(run.model, [one.ids for one in examples[side]], run.n_prefix)
         for side in SIDES
-    )  # (L, P, C) and (L, N, C)
+    )  # (L, P, C) and (L, P), (L, N, C) and (L, N)
     make = direction.METHODS[method]
-    fits = [Fit.of(make, *both) for both in zip(positive, negative, strict=True)]
+    lengths = torch.cat([long, other], dim=1).mean(dim=1).tolist()
+    both = zip(positive.cpu(), negative.cpu(), lengths, strict=True)
+    fits = [Fit.of(make, *each) for each in both]
     own, chosen = fits[layer], fits[layer].row(layer)
     if not chosen.norm > 1e-6 * chosen.stream_norm:
         raise UsageError(
@@ -245,12 +246,11 @@ def view(run: Run, ask: Ask) -> SteerSweep:
             patch = patches(run.model, sweep.plan, run.ids, [strength * made])
             told.append(_tried(replace(run, patch=patch), ask, sweep))
         trials.append(Trial(strength, abs(strength) * float(one.norm()), *told[0], *told[1]))
-    point = f"{wanted.layer}.resid_post"
     return SteerSweep(
         layer=wanted.layer,
         position=0 if sweep.plan.steer_prompt else len(run.ids) - 1,
         norm=float(one.norm()),
-        stream_norm=float(seen(run.model, run.ids, point)[point][-1].float().norm()),
+        stream_norm=stream_norms(run.model, sweep.plan, run.ids)[0],
         greedy=sweep.sampling.temperature == 0,
         seed=ask.seed,
         untouched_text=run.text_of(plain),
