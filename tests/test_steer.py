@@ -83,6 +83,9 @@ def test_a_vector_points_from_the_negative_to_the_positive(model, method):
     _, opposite = made(model, method, positive=NEGATIVE, negative=POSITIVE)
     torch.testing.assert_close(opposite, -vector, atol=1e-5, rtol=0)
     assert view.norm == pytest.approx(float(vector.norm()), rel=1e-5)
+    lengths = [by_hand(model, ids)[1][1, "resid_post"].norm(dim=1).mean()
+               for ids in (*POSITIVE, *NEGATIVE)]  # fmt: skip
+    assert view.stream_norm == pytest.approx(float(sum(lengths)) / len(lengths), rel=1e-5)
 
 
 def test_examples_lie_along_the_vector_as_they_are_told_to(model):

@@ -216,6 +216,7 @@ class Request:
         places = len(ids) or config.n_ctx
         things = "tokens in the prompt" if ids else "positions in the context"
         position = index("--position", where.position, places, things)
+        at = places - 1 if position is None else position
         targets: dict[str, int | None] = {}
         for name, token in (("token", where.token), ("versus", where.versus)):
             targets[name] = None
@@ -233,29 +234,34 @@ class Request:
             )
         return {
             **targets,
-            "position": places - 1 if position is None else position,
+            "position": at,
             "layer": index("--layer", where.layer, config.n_layer, "layers"),
             "head": index("--head", where.head, config.n_head, "heads"),
             "rows": where.rows,
             "analogy": analogy_terms(where.analogy, opened.tokenizer, config),
             "page": page_asked(self.one_view.page, self.one_view.all),
             "corrupt": self._corrupt(opened),
-            **self._drawing(opened),
+            **self._drawing(opened, at),
         }
 
-    def _drawing(self, opened: Opened) -> dict[str, Any]:
-        """How the next token is drawn: as was asked, and else as it was recorded."""
+    def _drawing(self, opened: Opened, position: int) -> dict[str, Any]:
+        """How the token after `position` is drawn: as was asked, and else as it was recorded.
+
+        What follows a place of the recorded prompt was never drawn, and is as a first step.
+        """
         from llmcli.commands.loading import sampling_from
 
         if self.past is None:
             return {"sampling": sampling_from(opened, self.drawing), "seed": self.seed or 0}
-        past = self.past.run
+        past, steps = self.past.run, self.past.record.steps
+        index = position + 1 - len(self.past.prompt_ids)  # of the step that came after it
+        step = steps[index] if 0 <= index < len(steps) else None
         return {
             "sampling": sampling_from(opened, self.drawing, past.sampling),
             "seed": past.header["seed"] if self.seed is None else self.seed,
             "draw": self.past.record.begun.draw,
-            "n_drawn": self.past.step.index,
-            "forced": self.past.step.id if self.past.step.forced else None,
+            "n_drawn": step.index if step else 0,
+            "forced": step.id if step and step.forced else None,
         }
 
     def _corrupt(self, opened: Opened) -> tuple[int, ...] | None:

@@ -138,6 +138,8 @@ class Heads:
     n_embd: int
     width: int  # of the heads' vectors end to end
     rows: tuple[Head, ...]
+    n_others: int
+    others_length: float  # of the longest that another writes
     bias_length: float
     sum_length: float
     max_difference: float  # of heads plus bias from the layer's output
@@ -250,6 +252,8 @@ def heads(walk: Walk) -> Heads:
     total = written.sum(dim=0) + attn.out.bias.float()
     lengths = written.norm(dim=-1)
     keenest = walk.weights.max(dim=-1)
+    shown = sorted({head, *strongest(lengths, HEADS - 1)})
+    others = lengths[[h for h in range(attn.n_head) if h not in shown]]
     return Heads(
         layer=layer,
         head=head,
@@ -260,8 +264,10 @@ def heads(walk: Walk) -> Heads:
         rows=tuple(
             Head(h, int(keenest.indices[h]), walk.run.tokens[int(keenest.indices[h])],
                  float(keenest.values[h]), float(lengths[h]))
-            for h in strongest(lengths, HEADS)
+            for h in shown
         ),
+        n_others=len(others),
+        others_length=float(others.max()) if len(others) else 0.0,
         bias_length=length(attn.out.bias),
         sum_length=length(total),
         max_difference=float((total - walk.inside["attn_out"][-1].float()).abs().max()),

@@ -84,7 +84,8 @@ class Projection:
     head_dim: int
     vocab_size: int
     kept: float  # the share of the squared length that the head's query can depend on
-    n_tried: int  # tokens sent through the token embedding and back by the output matrix
+    n_different: int  # tokens of the prompt
+    n_tried: int  # of them, those sent through the token embedding and back by the output matrix
     n_back: int  # of them, those that come back as the strongest
 
 
@@ -139,7 +140,8 @@ def projection(walk: Walk) -> Projection:
     x = walk.inside["norm_1"][-1].float()  # (C,)
     w_q = walk.model.block(layer).attn.w_qkv[0, head]  # (D, C)
     basis = torch.linalg.qr(w_q.float().T).Q  # (C, D): what the query depends on
-    tried = torch.tensor(sorted(set(walk.run.ids))[:TRIED], device=x.device)
+    different = sorted(set(walk.run.ids))
+    tried = torch.tensor(different[:TRIED], device=x.device)
     back = walk.model.token_vectors[tried] @ walk.model.head.weight.T  # (n, V)
     return Projection(
         points=POINTS,
@@ -152,6 +154,7 @@ def projection(walk: Walk) -> Projection:
         head_dim=walk.config.head_dim,
         vocab_size=walk.config.vocab_size,
         kept=float((x @ basis).square().sum() / x.square().sum()),
+        n_different=len(different),
         n_tried=len(tried),
         n_back=int((back.argmax(dim=-1) == tried).sum()),
     )

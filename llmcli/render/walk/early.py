@@ -154,6 +154,9 @@ def projection(f: Projection) -> Words:
                 "blind.")  # fmt: skip
     else:
         lost = "This model's heads are as wide as the stream, so their queries need not lose any."
+    of = f"your prompt's {plural(f.n_different, 'different token')}"
+    if f.n_tried < f.n_different:
+        of = f"{f.n_tried} of {of}"
     return Words("A matrix as a projection between spaces", [
         "Any other vector gives a mixture of rows. The matrix leads from a space with as many "
         "dimensions as it has rows to one with as many as it has columns. In this field that is "
@@ -164,8 +167,8 @@ def projection(f: Projection) -> Words:
         lost,
         f"Also {f.vocab_size} tokens in {f.n_embd} dimensions cannot all be told apart by right "
         "angles" + ("" if f.vocab_size > f.n_embd else " unless they are that few") + ". Sent "
-        f"through the embedding and straight back through the output matrix, {f.n_back} of "
-        f"your prompt's {plural(f.n_tried, 'different token')} came back with the highest number.",
+        f"through the embedding and straight back through the output matrix, {f.n_back} of {of} "
+        "came back with the highest number.",
     ], (f"inspect --view neighbors --token id:{f.token.id}",))  # fmt: skip
 
 

@@ -24,8 +24,8 @@ def qkv(f: Qkv) -> Words:
         f"We follow layer {f.layer}, head {f.head}, of {f.n_head} heads, at position {f.position}, "
         f"{said(f.token)}: there it reads {100 * f.read_weight:.1f} % from position "
         f"{f.read_position}, {said(f.read_token)}."
-        + ("" if f.asked or not f.chosen else " No head reads more from one token after the first; "
-           "--layer and --head choose another."),
+        + ("" if f.asked or not f.chosen else " No head reads more from one token between the "
+           "first and this one; --layer and --head choose another."),
         rows,
     ], (f"inspect {{}} --view head --layer {f.layer} --head {f.head}",))  # fmt: skip
 
@@ -77,6 +77,9 @@ def context(f: Context) -> Words:
 def heads(f: Heads) -> Words:
     rows = [f"head {h.head:3}  reads most from {h.position:4} {tok(h.token)} {pct(h.weight)}  "
             f"writes {h.length:8.3f}" for h in f.rows]  # fmt: skip
+    if f.n_others:
+        others = f"{plural(f.n_others, 'other')}, at most"
+        rows.append(f"{others:>53} {f.others_length:8.3f}")
     return Words("Several heads and their projection", [
         f"The {f.n_head} heads of layer {f.layer} do this at once, each with its own matrices. "
         f"Their vectors end to end are {f.width} numbers; one more matrix and a bias project them "
