@@ -129,12 +129,13 @@ class Tokenizer:
         """The bytes of one token, perhaps a part of a character."""
         return self.decode_bytes([id])
 
-    def id_of(self, text: str) -> int | None:
-        """The id of the one token that is exactly `text`, or None."""
-        if text in self._added:
+    def id_of(self, text: str | bytes) -> int | None:
+        """The id of the one token that is exactly `text`, or these bytes; or None."""
+        if isinstance(text, str) and text in self._added:
             return self._added[text].id
+        data = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
         try:
-            rank = self._encoding.encode_single_token(text.encode("utf-8", "surrogatepass"))
+            rank = self._encoding.encode_single_token(data)
         except KeyError:
             return None
         return rank if self.id_of_rank is None else self.id_of_rank[rank]

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from importlib import import_module
+from xml.etree import ElementTree
 
 import inspect_schema
 import jsonschema
@@ -20,6 +21,7 @@ from test_cli import assert_fails
 
 from llmcli.commands.inspect_target import say_which
 from llmcli.commands.token_names import token_named
+from llmcli.errors import UsageError
 from llmcli.inspection.catalogue import VIEWS
 from llmcli.render.text import quoted
 from llmcli.tokenizer import Tokenizer
@@ -136,6 +138,8 @@ def assert_tsv_equals_json(tsv, view):
         if key not in expected_tables and key not in ("notes", "view"):
             for name, cell in as_cells(key, value).items():
                 assert same(facts.pop(name)[0], cell), name
+            if value is None:  # a token that there is not has its two, too
+                assert facts.pop(f"{key}_id", [""]) == [""]
     assert not facts
     assert len(tables) == len(expected_tables)
     for key, rows in expected_tables.items():
@@ -450,6 +454,33 @@ def test_a_saved_picture_holds_the_text_and_needs_no_network(name, llmcli, model
     assert "lens" in kept
     assert "surprisal" in kept
     assert not re.search(r"https?://(?!www\.w3\.org/|www\.textualize\.io)|src=|@import", kept)
+
+
+def test_a_saved_picture_is_xml_whatever_the_text(llmcli, model_folder, tmp_path):
+    path = tmp_path / "x.svg"
+    text = "a\uffff\ufffe b\x00\x1b<&>"
+    done = llmcli("inspect", "-m", model_folder, "--view", "tokens", "--save", path, input=text)
+    assert done.exit_code == 0, done.stderr
+    ElementTree.fromstring(path.read_text())
+
+
+def test_a_column_is_there_where_no_row_has_such_a_token(llmcli, model_folder):
+    """As the likeliest other token of a first token, which nothing predicts."""
+    for text in ("a", "Once upon"):
+        done = llmcli("inspect", text, "-m", model_folder, "--view", "tokens")
+        header = next(line for line in done.stdout.splitlines() if line.startswith("position\t"))
+        assert header.endswith("\talternative_id\talternative\talternative_prob")
+    facts = llmcli("inspect", text, "-m", model_folder, "--view", "attribution").stdout
+    assert "# versus_id\t\n# versus\t\n" in facts
+
+
+def test_a_token_of_bytes_is_named_as_it_is_shown():
+    known = Tokenizer.from_folder(FABLE)
+    for id in (known.id_of(b"\xe6"), known.id_of("\n"), known.id_of(" was")):
+        shown = quoted(known.token_bytes(id))
+        assert token_named("--token", shown, known, spaced=True) == id
+    with pytest.raises(UsageError, match=r'no token consists of the bytes "\\xe6\\xe6"'):
+        token_named("--token", r'"\xe6\xe6"', known, spaced=True)
 
 
 def test_a_checkpoint_without_a_tensor_is_damaged(llmcli, copied):

@@ -161,6 +161,38 @@ def test_the_difference_is_each_number_changed_minus_untouched(views):
     assert facts["perplexity"] == by["views"]["tokens"]["perplexity"]
 
 
+def test_what_either_run_lists_is_compared(views):
+    """Parts that a change silences fall out of the changed run's list, and moved most."""
+    changed = ["--ablate", "L1.H2", "--ablate", "L2.N5", "--baseline", "--token", "id:7"]
+    whole = views("--view", "attribution", *changed)["difference"][0]["numbers"]
+    whole = {n["place"]: n["difference"] for n in whole if n["quantity"] == "value"}
+    document = views("--view", "attribution", "--rows", 4, *changed)
+    listed = {f"part {row['part']}" for key in ("views", "baseline")
+              for row in document[key][0]["parts"]}  # fmt: skip
+    assert all(len(document[key][0]["parts"]) == 4 for key in ("views", "baseline"))
+    cut = document["difference"][0]["numbers"]
+    cut = {n["place"]: n["difference"] for n in cut if n["quantity"] == "value"}
+    assert len(listed) > 4
+    assert cut == {place: whole[place] for place in listed}
+    for view, place, quantity in (
+        (["why", "--versus", "id:9"], None, "adds"),
+        (["mlp", "--layer", 2, "--rows", 3], "part L2.N5", "norm"),
+    ):
+        document = views("--view", *view, *changed)
+        numbers = [n for n in document["difference"][0]["numbers"]
+                   if n["quantity"] == quantity and n["table"]]  # fmt: skip
+        tables = ("neurons",) if place else ("parts_for", "parts_against")
+        listed = {f"part {row['part']}" for key in ("views", "baseline")
+                  for table in tables for row in document[key][0][table]}  # fmt: skip
+        assert {n["place"] for n in numbers} == listed
+    document = views("--view", "next", "--rows", 3, *changed)
+    listed = {row["token"]["id"] for key in ("views", "baseline")
+              for row in document[key][0]["candidates"]}  # fmt: skip
+    numbers = document["difference"][0]["numbers"]
+    assert {n["token"]["id"] for n in numbers if n["quantity"] == "prob"} == listed
+    assert len(listed) > 3
+
+
 def test_of_one_head_each_weight_has_its_difference(views):
     head = ["--view", "attention", "--layer", 2, "--head", 1]
     document = views(*head, "--ablate", "L0.mlp", "--baseline")

@@ -23,6 +23,8 @@ from llmcli.inspection.intervention import filled
 from llmcli.inspection.next import attention_row
 from llmcli.inspection.run import Ask
 from llmcli.inspection.why import Stage, entered
+from llmcli.render.drawing import Canvas
+from llmcli.render.views.why import draw as draw_why
 
 PROMPT = "Tom and Lily went to the park. Tom saw a big dog. Lily was scared, but Tom"
 D, H, C = 8, 4, 32  # of the random model
@@ -382,6 +384,8 @@ def test_there_is_nothing_to_leave_out_of_one_token_or_of_a_changed_run(pair):  
     changed = why.view(replace(run, patch={"1.mlp_out": filled(None, None)}), Ask(position=9))
     assert changed.removals == ()
     assert why.NOT_REMOVED in changed.notes
+    assert changed.n_candidates is None
+    assert "none: the run is changed" in draw_why(changed, Canvas(80, False)).plain
 
 
 def test_attention_of_the_candidates_is_the_mean_of_all_heads(pair):  # noqa: F811

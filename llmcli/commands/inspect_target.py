@@ -19,8 +19,9 @@ def index(option: str, value: int | None, count: int, things: str) -> int | None
         return value
     if -count <= value < 0:
         return value + count
+    there = f"are {count} {things}" if count != 1 else f"is 1 {things.replace('s ', ' ')}"
     raise UsageError(
-        f"{option} {value} does not exist: there are {count} {things}.",
+        f"{option} {value} does not exist: there {there}.",
         f"It goes from 0 to {count - 1}, or from -1, the last, to {-count}.",
     )
 

@@ -7,6 +7,7 @@ import re
 from llmcli.errors import UsageError, shown
 from llmcli.tokenizer import Tokenizer
 
+ESCAPED = re.compile(r"\\(x[0-9a-f]{2}|.)")
 ESCAPES = {"n": "\n", "t": "\t", "r": "\r"}
 
 
@@ -43,7 +44,15 @@ def token_named(
             )
         return id
     if spaced and len(text) > 2 and text[0] == text[-1] == '"':
-        text = re.sub(r"\\(.)", lambda c: ESCAPES.get(c[1], c[1]), text[1:-1])  # as it is shown
+        text = ESCAPED.sub(_unescaped, text[1:-1])  # as it is shown
+        data = text.encode("utf-8", "surrogateescape")  # it may be a part of a character
+        if (found := tokenizer.id_of(data)) is not None:
+            return found
+        if data != text.encode("utf-8", "replace"):
+            raise UsageError(
+                f"{option}: no token consists of the bytes {quoted(data)}.",
+                "llmcli tokenize --vocab lists those that there are.",
+            )
     elif spaced and text[0].isalnum() and (found := tokenizer.id_of(f" {text}")) is not None:
         return found
     if (found := tokenizer.id_of(text)) is not None:
@@ -59,6 +68,14 @@ def token_named(
         if spaced_id is None
         else f"{quoted(f' {text}'.encode())} (id:{spaced_id}), with the space, is one.",
     )
+
+
+def _unescaped(found: re.Match[str]) -> str:
+    """What an escape stands for; bytes that are no text by themselves as Python hides them."""
+    c = found[1]
+    if len(c) == 3:
+        return bytes.fromhex(c[1:]).decode("utf-8", "surrogateescape")
+    return ESCAPES.get(c, c)
 
 
 def whole_number(digits: str) -> int:

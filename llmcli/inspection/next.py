@@ -92,7 +92,7 @@ def view(run: Run, ask: Ask) -> Next:
     top = logits[0].sort(descending=True, stable=True)
     probs = logits[0].softmax(dim=-1)
     rows = ask.rows or 5
-    wanted = {token.id for (*_, token) in ask.also}
+    wanted = {key[0].id for key in ask.also if len(key) == 1}  # tokens, not places
     return Next(
         n_tokens=T,
         n_layer=run.config.n_layer,

@@ -26,6 +26,11 @@ NOTES = (
     "A place is the residual stream entering a layer at one position; a head is its z at all "
     "positions. What several places carry together, none of them may recover alone.",
 )
+LITTLE = 0.1  # of a difference of logits
+SAME = (
+    "The two prompts hardly differ in this difference of logits: shares of so little are large, "
+    "and say little."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,10 +109,14 @@ def view(run: Run, ask: Ask) -> Patching:
     clean_difference, corrupt_difference = (_of(one, ask) for one in (run, corrupt))
     span = clean_difference - corrupt_difference
     if abs(span) < 1e-6:
+        seen = slice(ask.position + 1)
         raise UsageError(
             "The two prompts have the same difference of logits; there is nothing to recover.",
-            "Choose prompts that differ in what decides between --token and --versus.",
+            "Choose prompts that differ in what decides between --token and --versus."
+            if list(run.ids[seen]) != list(ask.corrupt[seen])
+            else f"Up to position {ask.position} they are the same: choose a later --position.",
         )
+    little = abs(span) < LITTLE * max(abs(clean_difference), abs(corrupt_difference))
 
     def share(difference: float) -> float:
         return (difference - corrupt_difference) / span
@@ -125,7 +134,7 @@ def view(run: Run, ask: Ask) -> Patching:
         prompts=tuple(TokenPair(p, run.tokens[p], corrupt.tokens[p]) for p in range(len(run.ids))),
         places=tuple(places),
         heads=tuple(heads),
-        notes=NOTES,
+        notes=(*NOTES, SAME) if little else NOTES,
     )
 
 

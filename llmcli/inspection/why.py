@@ -100,7 +100,7 @@ class Why(View):
     enters: str | None  # after what it is among the `top_k`, and stays; None: it is not
     n_parts: int
     rest: float  # the lead that all parts but those listed make up
-    n_candidates: int  # tokens of the text that could be left out
+    n_candidates: int | None  # tokens of the text that could be left out; None: a change forbids it
     n_batches: int
     layers: tuple[Stage, ...]
     parts_for: tuple[Side, ...]
@@ -175,13 +175,13 @@ def view(run: Run, ask: Ask) -> Why:
         enters=entered(stages, TOP_K),
         n_parts=account.n_parts,
         rest=account.sum_of_parts - math.fsum(side.adds for side in (*speak_for, *against)),
-        n_candidates=len(able),
+        n_candidates=None if run.patch else len(able),
         n_batches=len(list(batched(removals, p))),
         layers=tuple(stages),
         parts_for=tuple(speak_for),
         parts_against=tuple(against),
         removals=tuple(removals),
-        notes=(*NOTES, NOT_REMOVED) if run.patch else NOTES,
+        notes=(*NOTES[1:], NOT_REMOVED) if run.patch else NOTES,
     )
 
 

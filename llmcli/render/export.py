@@ -10,6 +10,8 @@ from rich.console import Console
 
 from llmcli.render.console import Picture, print_all
 
+NO_XML = re.compile("[\ufffe\uffff\ud800-\udfff]")  # no characters to XML 1.0
+
 
 def _recorded(pictures: Iterable[Picture], width: int) -> Console:
     console = Console(
@@ -23,7 +25,8 @@ def _recorded(pictures: Iterable[Picture], width: int) -> Console:
 def svg(pictures: Iterable[Picture], width: int) -> str:
     """One SVG of all pictures. Rich's template names a font on a public server; ours does not."""
     made = _recorded(pictures, width).export_svg(title="llmcli inspect")
-    return re.sub(r"@font-face\s*\{[^}]*\}", "", made)
+    made = re.sub(r"@font-face\s*\{[^}]*\}", "", made)
+    return NO_XML.sub("\ufffd", made)
 
 
 def html(pictures: Iterable[Picture], width: int) -> str:

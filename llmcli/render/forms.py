@@ -10,7 +10,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import Field, fields, is_dataclass
 from typing import Any
 
 from llmcli.render.text import quoted
@@ -54,7 +54,7 @@ def tsv(view: Any) -> str:
         elif field.name == "notes":
             facts += [f"# note\t{note}" for note in value]
         else:
-            facts += [f"# {name}\t{text}" for name, text in _cells(field.name, value)]
+            facts += [f"# {name}\t{text}" for name, text in _cells(field, value)]
     lines = facts
     for name, rows in tables.items():
         if len(tables) > 1:
@@ -69,22 +69,21 @@ def _is_table(value: Any) -> bool:
 
 def _table(rows: Sequence[Any]) -> list[str]:
     cells = [_row(row) for row in rows]
-    width = max(cells, key=len)  # a row without some token has fewer cells
-    header = [name for name, _ in width]
-    return [
-        "\t".join(header),
-        *("\t".join(dict(row).get(name, "") for name in header) for row in cells),
-    ]
+    header = "\t".join(name for name, _ in cells[0])
+    return [header, *("\t".join(text for _, text in row) for row in cells)]
 
 
 def _row(row: Any) -> list[tuple[str, str]]:
-    return [cell for field in fields(row) for cell in _cells(field.name, getattr(row, field.name))]
+    return [cell for field in fields(row) for cell in _cells(field, getattr(row, field.name))]
 
 
-def _cells(name: str, value: Any) -> list[tuple[str, str]]:
+def _cells(field: Field[Any], value: Any) -> list[tuple[str, str]]:
     """One value as named cells: a token has two, `NAME_id` and `NAME`, all else has one."""
+    name = field.name
+    if value is None and str(field.type).startswith("Token"):
+        return [(f"{name}_id", ""), (name, "")]
     if is_dataclass(value):
-        inner = [(field.name, getattr(value, field.name)) for field in fields(value)]
+        inner = [(each.name, getattr(value, each.name)) for each in fields(value)]
         return [(name if key == "text" else f"{name}_{key}", _cell(item)) for key, item in inner]
     return [(name, _cell(value))]
 

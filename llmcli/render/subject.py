@@ -30,7 +30,7 @@ class Subject:
         ending = ""
         if about and self.step and verb == "inspect":
             verb += f" {shlex.join(self.step)}"
-        elif about and (len(self.text) > MAX_TEXT or self.text == "-"):  # which means stdin
+        elif about and (len(self.text) > MAX_TEXT or self.text == "-" or "\0" in self.text):
             verb, ending = f"{verb} -", f" < {FILE}"
         elif about and self.text.startswith("-"):
             ending = f" -- {quoted(self.text)}"

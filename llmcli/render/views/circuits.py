@@ -57,10 +57,7 @@ def _pairs(view: Circuits, canvas: Canvas) -> Text:
 
 
 def _compositions(view: Circuits, canvas: Canvas) -> Text:
-    shown = len(view.compositions)
     about = f"{plural(view.n_composed, 'earlier head')}, in 3 ways; chance is {view.chance:.4f}"
-    if hidden := 3 * view.n_composed - shown:
-        about += f"; {hidden} more with --rows"
     out = Text().append("  Composition", style="bold").append(f"  {about}\n", style="dim")
     if not view.compositions:
         return out
@@ -68,6 +65,8 @@ def _compositions(view: Circuits, canvas: Canvas) -> Text:
     most = view.compositions[0].score or 1.0
     for row in view.compositions:
         out.append_text(_composition(row, most, max(10, min(40, canvas.width - 40))))
+    if hidden := 3 * view.n_composed - len(view.compositions):
+        out.append(f"  {hidden} more with --rows\n", style="dim")
     return out
 
 

@@ -64,6 +64,12 @@ def _heads(out: Text, view: Patching, canvas: Canvas) -> None:
             _row(out, values, [(layer, head) for head in some], canvas)
 
 
+def _percent(share: float) -> str:
+    """In at most four cells, thousands as 12k."""
+    number = round(100 * share)
+    return f"{number}" if -999 <= number <= 9999 else f"{round(number / 1000)}k"
+
+
 def _row(
     out: Text,
     values: Mapping[tuple[int, int], float],
@@ -73,7 +79,7 @@ def _row(
     for key in keys:
         share = values[key]
         style = on_heat(share) if canvas.color else ""
-        out.append(fit(str(round(100 * share)), CELL - 1, right=True), style=style)
+        out.append(f"{_percent(share):>{CELL - 1}}", style=style)
         out.append(" ")
     out.rstrip()
     out.append("\n")

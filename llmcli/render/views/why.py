@@ -88,6 +88,8 @@ def _side(side: Side | None) -> str:
 def _removals(view: Why, canvas: Canvas) -> Text:
     shown = len(view.removals)
     out = Text().append("  Without one token", style="bold")
+    if view.n_candidates is None:
+        return out.append("  none: the run is changed\n", style="dim")
     if not shown:
         return out.append("  none: the first and the last one always stay\n", style="dim")
     which = f"the {shown} most attended of {view.n_candidates}"
