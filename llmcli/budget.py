@@ -36,12 +36,19 @@ PER_WEIGHT = {"float32": 4.0, "float16": 2.0, "bfloat16": 2.0, "int8": 1.0, "int
 
 
 def budget(
-    config: ModelConfig, storage: str, batch: int = 1, n_tokens: int | None = None
+    config: ModelConfig,
+    storage: str,
+    batch: int = 1,
+    n_tokens: int | None = None,
+    at_once: int | None = None,
 ) -> Budget:
-    """What `batch` rows of up to `n_tokens` (None: the whole context) take on a CPU."""
+    """What `batch` rows of up to `n_tokens` (None: the whole context) take on a CPU.
+
+    At most `at_once` tokens of a row (None: all) go through the model in one pass.
+    """
     itemsize = 2 if storage == "bfloat16" else 4  # of what is computed
     tokens = n_tokens or config.n_ctx
-    rows = batch * tokens
+    rows = batch * (at_once or tokens)
     return Budget(
         weights=int(config.n_parameters * PER_WEIGHT[storage]),
         cache=batch * tokens * config.kv_nbytes(4),

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from typing import Any
 
-# What splitlines() and JavaScript take for a line's end, and JSON leaves as it is.
-LINE_ENDS = {end: f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"}
+# What splitlines() and JavaScript take for a line's end, or a terminal for a command, and JSON
+# leaves as it is.
+RAW = re.compile("[\x7f-\x9f\u2028\u2029]")
 
 
 def strict(value: Any) -> str:
@@ -17,10 +19,8 @@ def strict(value: Any) -> str:
 
 
 def one_line(json: str) -> str:
-    """`json` with an escape for each character that someone could take for the line's end."""
-    for end, escaped in LINE_ENDS.items():
-        json = json.replace(end, escaped)
-    return json
+    """`json` with an escape for each character that someone could take for more than itself."""
+    return RAW.sub(lambda found: f"\\u{ord(found[0]):04x}", json)
 
 
 def _finite(value: Any) -> Any:

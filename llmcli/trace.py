@@ -95,7 +95,7 @@ class Reader:
             self.file: BinaryIO = path.open("rb")
         except OSError as error:
             raise NotFoundError(
-                f"{self.name} cannot be read: {error.strerror}.", "Name a trace: --trace run.jsonl"
+                f"{self.name} cannot be read: {error.strerror}.", "Name a trace, as run.jsonl."
             ) from error
         self.n_bytes = 0  # read so far, as they lie in the file
         self.is_cut = False  # whether it was gzip, and ended before its end

@@ -29,6 +29,9 @@ def test_a_run_that_fits_passes_and_one_that_does_not_tells_both_numbers(save_gp
     check_fits(budget(config, "float32"))
     with pytest.raises(ResourceError, match=r"This needs .* GiB .*; 400 MiB are available"):
         check_fits(budget(config, "float32", batch=200_000))
+    whole, step = (budget(config, "float32", 9, 20, at_once) for at_once in (None, 2))
+    assert whole.activations > step.activations
+    assert whole.cache == step.cache
     monkeypatch.setattr("llmcli.budget.available_nbytes", lambda: None)
     check_fits(budget(config, "float32", batch=200_000))  # nobody knows; the system will tell
 

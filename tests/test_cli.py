@@ -155,9 +155,12 @@ def test_stats_go_to_stderr(llmcli, model_folder):
 
 def test_top_probs_in_a_pipe_are_rows(llmcli, model_folder):
     common = ["generate", "Once", "-m", model_folder, "--seed", 4, "--max-new-tokens", 3]
-    rows = [line.split("\t") for line in llmcli(*common, "--top-probs", 4).stdout.splitlines()]
+    done = llmcli(*common, "--top-probs", 4, "--force", "1=Q", "--top-k", 9)
+    rows = [line.split("\t") for line in done.stdout.splitlines()]
     assert rows[0] == ["sample", "step", "chosen", "rank", "id", "token", "prob", "drawn_prob",
-                       "entropy_bits"]  # fmt: skip
+                       "entropy_bits", "kept", "forced"]  # fmt: skip
+    assert [row[1:3] for row in rows if row[-1] == "1"] == [["1", "1"]]
+    assert {0 < float(row[-2]) < 1 for row in rows[1:]} == {True}
     for step in range(3):
         ours = [row for row in rows[1:] if row[1] == str(step)]
         assert sum(row[2] == "1" for row in ours) == 1

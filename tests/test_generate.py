@@ -16,6 +16,8 @@ import torch
 from conftest import edit_json
 from test_cli import PACKAGE_SCHEMAS, assert_fails, in_terminal, make_it_say
 
+from llmcli.commands.job import Job
+
 SCHEMA = json.loads((PACKAGE_SCHEMAS / "generate.schema.json").read_text())
 
 
@@ -373,6 +375,21 @@ def test_dry_run_tells_the_budget(generate):
     text = generate("--dry-run").stdout
     assert re.search(r"^needed +\d+ MiB$", text, re.M)
     assert re.search(r"^speed +\d+  tok/s", text, re.M)
+
+
+def test_dry_run_measures_the_whole_prompt(llmcli, monkeypatch):
+    real, lengths = Job.run, []
+
+    def run(job, model, prompts, *rest):
+        lengths.append(len(prompts[0]))
+        return real(job, model, prompts, *rest)
+
+    monkeypatch.setattr(Job, "run", run)
+    text = " a" * 511  # fills the context of fable, with what begins each text
+    told = json.loads(llmcli("generate", text, "--dry-run", "--json").stdout)
+    assert lengths == [told["n_tokens"]] == [512]
+    assert told["first_token_s"] > 0
+    assert told["decode_tokens_per_s"] is None  # one token can come
 
 
 def test_too_little_memory_is_refused_with_numbers_before_anything_is_loaded(generate, monkeypatch):

@@ -11,10 +11,13 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+import torch
 from conftest import edit_json
+from safetensors.torch import save_file
 from test_cli import assert_fails
 from test_generate import schema_of
 
+from llmcli.commands import many as many_module
 from llmcli.commands.many import read_prompts
 from llmcli.errors import UsageError
 
@@ -375,3 +378,49 @@ def test_a_pipe_as_out_is_refused_at_once_without_a_seed_too(llmcli, model_folde
     os.mkfifo(out)
     result = llmcli("generate", "--prompts", path, "--out", out, "-m", model_folder)
     assert_fails(result, 2, "is no regular file")
+
+
+def test_what_is_done_is_out_when_the_run_is_interrupted(
+    llmcli, model_folder, tmp_path, monkeypatch
+):
+    """The longest prompts run first, so that they wait for those before them in the file."""
+    path = tmp_path / "prompts"
+    path.write_text("a\na b\na b c d\na b c d e f\n")
+    real, batches = many_module.run_batch, []
+
+    def interrupted(*arguments):
+        if batches:
+            raise KeyboardInterrupt
+        batches.append(arguments)
+        return real(*arguments)
+
+    monkeypatch.setattr(many_module, "run_batch", interrupted)
+    done = llmcli("generate", "--prompts", path, "-m", model_folder, "-n", 4, "--batch-size", 2)
+    assert done.exit_code != 0
+    assert [json.loads(line)["id"] for line in done.stdout.splitlines()] == [2, 3]
+
+
+def test_results_of_another_vector_under_the_same_name_are_not_taken_for_done(many, tmp_path):
+    vector, out = tmp_path / "v.safetensors", tmp_path / "out.jsonl"
+    again = ["--out", out, "--steer", f"{vector} @ L1 * 2", "--steer-prompt"]
+    save_file({"vector": torch.ones(32)}, vector)
+    many("Once\n", *again)
+    many("Once\n", *again)
+    save_file({"vector": -torch.ones(32)}, vector)
+    many("Once\n", *again, code=5, said="the result of another prompt, model, seed or option")
+
+
+def test_an_array_of_json_is_no_list_of_prompts(many):
+    many('[{"prompt": "Once"},\n {"prompt": "Tom"}]\n', code=2, said="is one JSON array")
+    assert len(many("[Once\n[Tom]\n")) == 2
+
+
+def test_a_disk_without_room_for_two_keeps_all_results(many, tmp_path, monkeypatch):
+    out = tmp_path / "out.jsonl"
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "replace", full)
+    many("a\na b c\n", "-q", "--out", out, "--batch-size", 1, code=7, said="no room to put it in")
+    assert {json.loads(line)["id"] for line in out.read_text().splitlines()} == {0, 1}

@@ -20,6 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from test_cli import PACKAGE_SCHEMAS, assert_fails
 
+from llmcli.config import read_config
 from llmcli.errors import IntegrityError
 from llmcli.gpt.facts import Facts
 from llmcli.inspection.replay import compared, verdict
@@ -583,6 +584,47 @@ def test_a_run_goes_on_from_any_step_as_it_did(traced, llmcli):
         assert done.exit_code == 0, done.stderr
         assert [s["id"] for s in steps_of(again)] == [s["id"] for s in steps_of(path, 1)]
         assert llmcli("generate", "--replay", again, "--resample").exit_code == 0
+
+
+def test_a_run_without_a_cache_is_computed_again_without_one(traced, llmcli, monkeypatch):
+    from llmcli.gpt import generation
+
+    path, with_cache = traced("--no-cache"), traced(name="other.jsonl")
+    real, used = generation.generate, []
+
+    def generate(*arguments, use_cache, **options):
+        used.append(use_cache)
+        return real(*arguments, use_cache=use_cache, **options)
+
+    monkeypatch.setattr(generation, "generate", generate)
+    for file, more in ((path, ()), (with_cache, ()), (with_cache, ("--no-cache",))):
+        assert llmcli("generate", "--replay", file, "--resample", *more).exit_code == 0
+    assert used == [False, True, False]
+
+
+def test_what_ends_a_text_is_as_recorded_but_for_what_is_typed(llmcli, model_folder, tmp_path):
+    common = ["generate", "-m", model_folder, "-n", 12, "--seed", 1]
+    path = tmp_path / "run.jsonl"
+    eos = list(read_config(model_folder).eos_ids)
+
+    def told(*recorded, typed):
+        llmcli(*common, "Once", "--trace", path, *recorded)
+        done = llmcli("generate", "--replay", path, "--from-step", 0, "--json", *typed)
+        assert done.exit_code == 0, done.stderr
+        return json.loads(done.stdout)["options"]
+
+    assert told(typed=["--stop-id", 299])["stop_ids"] == sorted([*eos, 299])
+    assert told("--ignore-eos", typed=["--stop-id", 299])["stop_ids"] == [299]
+    assert told("--stop-id", 298, typed=["--ignore-eos"])["stop_ids"] == [298]
+    assert told("--temperature", 0, typed=["--top-k", 5])["temperature"] == 0
+
+
+def test_what_would_end_the_recorded_part_is_refused(traced, llmcli):
+    path = traced()
+    third = steps_of(path)[3]["id"]
+    done = llmcli("generate", "--replay", path, "--from-step", 8, "--stop-id", third)
+    assert_fails(done, 2, "what comes before holds what is to end the text")
+    assert llmcli("generate", "--replay", path, "--from-step", 3, "--stop-id", third).exit_code == 0
 
 
 def test_a_run_goes_on_with_a_change_after_the_recorded_tokens(traced, llmcli):

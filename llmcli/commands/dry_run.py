@@ -23,7 +23,7 @@ def tell_budget(job: Job, compute: Compute, ids: Sequence[int], n_rows: int, jso
     config = job.opened.config
     n_tokens = len(ids) + job.room(len(ids))
     _, storage = choose(compute.device, compute.dtype, compute.quantize)
-    plan = budget(config, storage, n_rows, n_tokens)
+    plan = budget(config, storage, n_rows, n_tokens, job.at_once(len(ids)))
     first_s, speed = _measured(job, compute, ids, n_rows) if plan.fits else (None, None)
     told = {
         "schema": 1,
@@ -50,7 +50,7 @@ def tell_budget(job: Job, compute: Compute, ids: Sequence[int], n_rows: int, jso
     print(f"needed       {sized(plan.needed):>9}")
     print(f"available    {available:>9}")
     if speed:
-        print(f"speed        {speed:>9.0f}  tok/s, measured over {MEASURED_TOKENS} tokens")
+        print(f"speed        {speed:>9.0f}  tok/s, measured over {MEASURED_TOKENS} tokens at most")
     if not plan.fits:
         print("It does not fit; the speed was not measured.")
 
@@ -59,10 +59,10 @@ def _measured(
     job: Job, compute: Compute, ids: Sequence[int], n_rows: int
 ) -> tuple[float, float | None]:
     """Seconds to the first token, and tokens a second after the second, over a few tokens."""
-    ids = ids[: max(1, job.opened.config.n_ctx // 2)]
     n_new = max(job.max_new_tokens, MEASURED_TOKENS)
     job = replace(job, max_new_tokens=n_new, stop_ids=frozenset(), stops=(), forced={})
-    model = load(job.opened, compute, n_rows, len(ids) + job.room(len(ids)), unpacked=True)
+    n_tokens, at_once = len(ids) + job.room(len(ids)), job.at_once(len(ids))
+    model = load(job.opened, compute, n_rows, n_tokens, unpacked=True, at_once=at_once)
     pieces = job.run(model, [ids] * n_rows, job.draws(n_rows), job.streams(n_rows))
     times = [piece.step.time_s for piece in islice(pieces, MEASURED_TOKENS * n_rows)]
     return times[0], rate(Pace.of(times))

@@ -77,7 +77,7 @@ def generate(
     baseline: o.Baseline = False,
     force: Annotated[
         list[str] | None,
-        typer.Option(metavar="STEP=TOKEN", help='Take this token at this step: "3= cat".'),
+        typer.Option(metavar="STEP=TOKEN", help='Take this token at this step: "3= cat", 3=464 by id.'),
     ] = None,
     trace: Annotated[
         Path | None,

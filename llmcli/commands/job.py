@@ -60,6 +60,10 @@ class Job:
         """How many tokens the context has room for after so many, and the run wants."""
         return min(self.max_new_tokens, self.opened.config.n_ctx - length)
 
+    def at_once(self, length: int) -> int:
+        """How many tokens of a row go through the model in one pass after a prompt of `length`."""
+        return length if self.use_cache else length + self.room(length)
+
     def filled(self, reason: str | None, n_tokens: int) -> bool:
         """Whether the context, and not --max-new-tokens, ended a text of so many tokens."""
         return reason == "length" and n_tokens < self.max_new_tokens

@@ -94,13 +94,15 @@ def sampling_from(opened: Opened, drawing: Drawing, default: Sampling | None = N
             f"--top-k {given['top_k']} is more than the {vocab_size} tokens that there are.",
             "0 draws from all of them.",
         )
+    recorded = default is not None
     default = default or read_sampling(opened.folder)
     default = replace(default, top_k=min(default.top_k, vocab_size))
     if bias := given.pop("bias", None):
         given["bias"] = tuple(_bias(opened.tokenizer, entry) for entry in bias)
         if len({id for id, _ in given["bias"]}) < len(bias):
             raise UsageError("--bias gives the same token twice.", "Leave one of them out.")
-    if not default.temperature and "temperature" not in given and given.keys() & CUTS:
+    greedy = not default.temperature and "temperature" not in given
+    if greedy and given.keys() & CUTS and not recorded:
         given["temperature"] = SENSIBLE.temperature  # who asks for a cut does not ask for greedy
     return replace(default, **given)
 
@@ -127,8 +129,11 @@ def load(
     n_tokens: int | None = None,
     unpacked: bool = False,
     quiet: bool = False,
+    at_once: int | None = None,
 ) -> GPT:
     """The model with its weights; `n_tokens` a row, of `batch` rows, are what it must hold.
+
+    Of these at most `at_once` are computed in one pass, by default all.
 
     Raises ResourceError, before anything is loaded, where memory would not suffice.
     """
@@ -140,7 +145,7 @@ def load(
     device, storage = choose(compute.device, compute.dtype, compute.quantize)
     missing = None
     if device == "cpu":
-        check_fits(budget(opened.config, storage, batch, n_tokens))
+        check_fits(budget(opened.config, storage, batch, n_tokens, at_once))
         missing = packing.missing_kernel(storage)
     if device == "cuda":
         missing = gpu.missing_kernel(opened.config, storage)

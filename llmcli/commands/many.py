@@ -25,9 +25,10 @@ from llmcli.commands.job import Job, Runner, prompt_ids
 from llmcli.commands.loading import as_options, load
 from llmcli.commands.options import Compute, DType
 from llmcli.commands.say import say
+from llmcli.commands.single import ending
 from llmcli.commands.traced import Tracing, hashes, traced
 from llmcli.commands.writers import drawn_json
-from llmcli.errors import IntegrityError, UsageError, shown, shown_path
+from llmcli.errors import IntegrityError, ResourceError, UsageError, shown, shown_path
 from llmcli.strict_json import strict
 
 if TYPE_CHECKING:
@@ -58,6 +59,10 @@ def read_prompts(path: Path) -> list[Item]:
     example = "Name a file of prompts, one a line: --prompts prompts.txt"
     text, name = read_file(path, MAX_PROMPTS_NBYTES, example, dash=True), name_of(path)
     is_jsonl = text.lstrip()[:1] == "{"
+    if text.lstrip()[:1] == "[" and _is_json(text):
+        raise UsageError(
+            f"{name} is one JSON array.", 'Write an object a line: {"prompt": "Once upon a time"}'
+        )
     items = [
         _item(name, index, line) if is_jsonl else Item(index, index, line.removesuffix("\r"))
         for index, line in enumerate(text.split("\n"))
@@ -76,12 +81,23 @@ def read_prompts(path: Path) -> list[Item]:
     return items
 
 
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
 def _item(name: str, index: int, line: str) -> Item:
     where = f"{name}, line {index + 1}"
     try:
         raw = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"{where} is not JSON.", "One object a line, or plain text.") from error
+        raise UsageError(
+            f"{where} is not JSON, as a brace at the file's beginning promises.",
+            'An object a line, also for texts that begin with a brace: {"prompt": "{ x"}',
+        ) from error
     if not isinstance(raw, dict) or not isinstance(raw.get("prompt"), str):
         raise UsageError(
             f"{where} has no text under the key 'prompt'.", 'For example: {"prompt": "Once"}'
@@ -131,14 +147,31 @@ class Results:
             self.shown += 1
         sys.stdout.flush()
 
+    def tell_rest(self) -> None:
+        """On stdout what is done and waited for others: an interrupted run has no more of them."""
+        for item in self.items if self.path is None else ():
+            for record in self.done.pop(item.id, []):
+                sys.stdout.write(strict(record) + "\n")
+        sys.stdout.flush()
+
     def put_in_order(self) -> None:
-        """Give the file its finished records alone, in the order of the input, in one move."""
+        """Give the file its finished records alone, in the order of the input, in one move.
+
+        Raises ResourceError, which leaves it as it is, where the disk has no room for two of it.
+        """
         if self.path is None:
             return
-        with replacing(self.path) as file:
-            for item in self.items:
-                for record in self.done.get(item.id, []):
-                    file.write(f"{strict(record)}\n".encode())
+        try:
+            with replacing(self.path) as file:
+                for item in self.items:
+                    for record in self.done.get(item.id, []):
+                        file.write(f"{strict(record)}\n".encode())
+        except ResourceError as error:
+            raise ResourceError(
+                f"{shown_path(self.path)} holds what is done, but the disk has no room to put it "
+                "in order.",
+                "Free as much again, and run the same command.",
+            ) from error
 
     def _resume(self, path: Path) -> None:
         """Read what an earlier run finished, and put it in order, without what a kill cut off."""
@@ -204,7 +237,8 @@ def key_of(
         job.keep_stop, sorted(job.forced.items()), job.top_probs or 0, job.use_cache, computed,
     ]  # fmt: skip
     if changes:
-        depends += [dict(changes.words), changes.reference]
+        vectors = [hashlib.sha256(path.read_bytes()).hexdigest() for path in changes.files]
+        depends += [dict(changes.words), changes.reference, vectors]
     return hashlib.sha256(strict(depends).encode()).hexdigest()[:16]
 
 
@@ -260,13 +294,14 @@ def run_many(
     lengths = [len(ids) for _, ids in todo]
     longest = max(lengths) + job.room(min(lengths))  # beside each other, a row is as wide as this
     rows, once = min(batch_size, len(todo)) * num_samples, len(todo) <= batch_size
-    model = load(job.opened, compute, rows, longest, unpacked=once, quiet=quiet)
+    at_once = job.at_once(max(lengths))
+    model = load(job.opened, compute, rows, longest, once, quiet, at_once)
     some = todo[0][1]  # the changes are the same for any of them
     patch = patches_of(changes.plan(job.opened, some), model, some, quiet)
     tap = tap_for(patch, model, tracing.points if tracing else ())
     started, n_done, n_tokens, n_filled = time.perf_counter(), 0, 0, 0
     names = {item.index: item.id for item in items}
-    with traced(job, tracing, model, changes, tap, names) as run:
+    with ending(results.tell_rest), traced(job, tracing, model, changes, tap, names) as run:
         for batch in batches(todo, batch_size):
             records = run_batch(job, run, model, batch, keys, num_samples, tap)
             results.add([(item, records[item.id]) for item, _ in batch])

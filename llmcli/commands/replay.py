@@ -30,8 +30,7 @@ READ = {  # what a replay looks at; all else is as it was recorded
 }  # fmt: skip
 FIELDS = {  # options that --from-step takes anew, by the field of a job that they set
     "seed": ("seed",), "max_new_tokens": ("max_new_tokens",), "stop": ("stops",),
-    "keep_stop": ("keep_stop", "hidden_ids"), "no_cache": ("use_cache",),
-    "stop_id": ("stop_ids", "hidden_ids"), "ignore_eos": ("stop_ids", "hidden_ids"),
+    "keep_stop": ("keep_stop",), "no_cache": ("use_cache",),
 }  # fmt: skip
 
 
@@ -109,11 +108,9 @@ def _again(
     ids, n = record.begun.ids, len(record.steps)
     if not n:
         return
-    job = replace(
-        past.job(record),
-        top_probs=max(len(step.top) for step in record.steps),
-        use_cache=use_cache,
-    )
+    job = replace(past.job(record), top_probs=max(len(step.top) for step in record.steps))
+    if not use_cache:
+        job = replace(job, use_cache=False)
     finished = record.steps[-1].finish_reason is not None
     if not resample:
         job = replace(job, max_new_tokens=n, forced=dict(enumerate(record.ids)), stops=())
@@ -160,7 +157,7 @@ def show(made: Made, json: bool, color: ColorMode) -> None:
         apart = any(row.first_difference is not None for row in view.runs)
         raise IntegrityError(
             f"The replay of {shown(view.file)}: {view.verdict}.",
-            "Other weights, another dtype or another machine computed it."
+            "Other weights, another dtype, batch or machine computed it."
             if apart
             else "What cannot be read cannot be compared: record it again.",
         )
@@ -189,9 +186,30 @@ def continued(past: PastRun, job: Job, typed: Collection[str], step: int) -> Job
     later = {index: id for index, id in base.forced.items() if index >= step}
     forced = {**dict(enumerate(record.ids[:step])), **later, **job.forced}
     made = replace(base, sampling=job.sampling, top_probs=job.top_probs, forced=forced, **taken)
+    made = _ending(made, past, job.stop_ids, typed)
+    _check_reached(made, past, step)
     if step >= made.max_new_tokens:
         raise UsageError(
             f"--from-step {step}: the run ends after {made.max_new_tokens} tokens.",
             "Let it go on, for example with --max-new-tokens 400.",
         )
     return made
+
+
+def _ending(made: Job, past: PastRun, stop_ids: Collection[int], typed: Collection[str]) -> Job:
+    """`made` with the ids that end a text: what was typed of them, and else what was recorded."""
+    eos, recorded = frozenset(past.opened.config.eos_ids), past.job().stop_ids
+    own = frozenset(stop_ids if "stop_id" in typed else recorded) - eos
+    ends = eos if eos <= recorded and "ignore_eos" not in typed else frozenset[int]()
+    return replace(made, stop_ids=own | ends, hidden_ids=ends if made.keep_stop else own | ends)
+
+
+def _check_reached(made: Job, past: PastRun, step: int) -> None:
+    """Raises UsageError where what ends a text stands in the recorded part."""
+    ids = past.record.ids[:step]
+    text = b"".join(map(past.opened.token_bytes, ids)).decode("utf-8", "replace")
+    if not made.stop_ids.isdisjoint(ids) or any(stop in text for stop in made.stops):
+        raise UsageError(
+            f"--from-step {step}: what comes before holds what is to end the text.",
+            "Choose an earlier step, or another --stop or --stop-id.",
+        )

@@ -81,7 +81,8 @@ def run_one(
     plan = changes.plan(job.opened, ids)
     started, n = time.perf_counter(), show.num_samples
     n_tokens = len(ids) + job.room(len(ids))
-    model = load(job.opened, compute, n, n_tokens, not show.baseline, show.quiet)
+    at_once = job.at_once(len(ids))
+    model = load(job.opened, compute, n, n_tokens, not show.baseline, show.quiet, at_once)
     load_s = time.perf_counter() - started
     patch = patches_of(plan, model, ids, show.quiet)
     tap = tap_for(patch, model, tracing.points if tracing else ())

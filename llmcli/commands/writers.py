@@ -168,7 +168,11 @@ class TsvWriter:
         from llmcli.render.probs import tsv
 
         rows = candidates(step, self.opened)
-        print(tsv(sample, step.index, rows, step.facts.entropy_bits), end="", flush=True)
+        # A prompt's tokens stand in the text, and were forced on nobody.
+        forced = step.forced and sample != "prompt"
+        known = step.facts
+        told = tsv(sample, step.index, rows, known.entropy_bits, known.kept, forced)
+        print(told, end="", flush=True)
 
 
 class PictureWriter:

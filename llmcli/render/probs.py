@@ -11,7 +11,7 @@ from rich.text import Text
 from llmcli.render.drawing import CHOSEN, bar, fit, percent, tail
 
 TOKEN_CELLS = 18
-TSV_HEADER = "sample\tstep\tchosen\trank\tid\ttoken\tprob\tdrawn_prob\tentropy_bits"
+TSV_HEADER = "sample\tstep\tchosen\trank\tid\ttoken\tprob\tdrawn_prob\tentropy_bits\tkept\tforced"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +70,17 @@ def _line(candidate: Candidate, width: int) -> Text:
     return line
 
 
-def tsv(sample: str, index: int, candidates: Sequence[Candidate], entropy_bits: float) -> str:
-    """One step as rows under TSV_HEADER, numbers in full."""
+def tsv(
+    sample: str,
+    index: int,
+    candidates: Sequence[Candidate],
+    entropy_bits: float,
+    kept: float,
+    forced: bool,
+) -> str:
+    """One step as rows under TSV_HEADER, numbers in full; `forced` is what was chosen."""
     return "".join(
         f"{sample}\t{index}\t{int(c.chosen)}\t{c.rank}\t{c.id}\t{c.token}\t{c.prob:.6g}\t{c.drawn_prob:.6g}"
-        f"\t{entropy_bits:.6g}\n"
+        f"\t{entropy_bits:.6g}\t{kept:.6g}\t{int(forced and c.chosen)}\n"
         for c in candidates
     )
