@@ -23,6 +23,12 @@ def perplexity(nats: float) -> float:
     return math.inf if nats > 709 else math.exp(nats)
 
 
+def window(length: int, centre: int, size: int) -> range:
+    """`size` of `length` places, `centre` among them and in their middle where there is room."""
+    start = max(0, min(centre - size // 2, length - size))
+    return range(start, min(length, start + size))
+
+
 @dataclass
 class Pace:
     """When the tokens of a batch came, in seconds, ascending; its rows share their steps."""

@@ -19,9 +19,9 @@ from llmcli.gpt.sampling import generator_for, left
 from llmcli.gpt.weights import load_model
 from llmcli.inspection import attention, attribution, check, lens, model, next, sampling, tokens
 from llmcli.inspection.run import Ask, Run, rank_in, rank_of
-from llmcli.inspection.values import window
 from llmcli.inspection.walk.after import choosing, repeating
 from llmcli.inspection.walk.run import Walk
+from llmcli.units import window
 
 IDS = [5, 17, 33, 5, 17, 60, 2, 8, 5, 17]
 

@@ -77,7 +77,9 @@ def generate(
     baseline: o.Baseline = False,
     force: Annotated[
         list[str] | None,
-        typer.Option(metavar="STEP=TOKEN", help='Take this token at this step: "3= cat", 3=464 by id.'),
+        typer.Option(
+            metavar="STEP=TOKEN", help='Take this token at this step: "3= cat", 3=464 by id.'
+        ),
     ] = None,
     trace: Annotated[
         Path | None,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from llmcli.commands.loading import Opened
 from llmcli.render.text import harmless, quoted
 from llmcli.streaming import Piece
+from llmcli.strict_json import strict
 
 if TYPE_CHECKING:
     from llmcli.commands.single import Echo
@@ -228,9 +229,7 @@ class JsonWriter:
     """Keeps all steps, and prints one object at the end."""
 
     def __init__(self, opened: Opened, n_rows: int, header: dict[str, Any]) -> None:
-        from llmcli.strict_json import strict
-
-        self.opened, self.header, self.strict = opened, header, strict
+        self.opened, self.header = opened, header
         self.texts = [""] * n_rows
         self.reasons: list[str | None] = [None] * n_rows
         self.tokens: list[list[dict[str, Any]]] = [[] for _ in range(n_rows)]
@@ -257,7 +256,7 @@ class JsonWriter:
 
         samples = self.samples(held)
         result = {**self.header, "samples": samples, **timings(self.header, self.times), **more}
-        sys.stdout.write(self.strict(result) + "\n")
+        sys.stdout.write(strict(result) + "\n")
 
 
 class JsonlWriter:
@@ -270,9 +269,7 @@ class JsonlWriter:
     def __init__(
         self, opened: Opened, n_rows: int, header: dict[str, Any], baseline: bool | None = None
     ) -> None:
-        from llmcli.strict_json import strict
-
-        self.opened, self.header, self.strict = opened, header, strict
+        self.opened, self.header = opened, header
         self.of_run = {} if baseline is None else {"baseline": baseline}
         self.texts, self.over = [""] * n_rows, [False] * n_rows
         self.times: list[float] = []
@@ -309,7 +306,7 @@ class JsonlWriter:
 
     def event(self, event: str, values: dict[str, Any]) -> None:
         values = {key: value for key, value in values.items() if key != "schema"}
-        line = self.strict({"schema": self.header["schema"], "event": event, **values})
+        line = strict({"schema": self.header["schema"], "event": event, **values})
         sys.stdout.write(line + "\n")
         sys.stdout.flush()
 

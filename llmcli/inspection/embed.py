@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from llmcli.inspection.run import Ask, Run, cosine, cosines
-from llmcli.inspection.values import Row, Token, View, window
+from llmcli.inspection.values import Row, Token, View
+from llmcli.units import window
 
 FIRST = 8  # numbers of each vector that are written out
 

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from llmcli.gpt.model import GPT
 from llmcli.inspection.run import Ask, Run, rank_of
-from llmcli.inspection.values import Row, Token, View, window
+from llmcli.inspection.values import Row, Token, View
+from llmcli.units import window
 
 LN2 = math.log(2)
 CHUNK = 128  # positions unembedded at once: 26 MB of logits with a vocabulary of 50,257

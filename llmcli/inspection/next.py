@@ -11,7 +11,8 @@ from torch import Tensor
 from llmcli.inspection.attention import silenced
 from llmcli.inspection.lens import Best, Final, lens_logits, stream_points
 from llmcli.inspection.run import Ask, Run, entropy_bits
-from llmcli.inspection.values import Row, Token, View, window
+from llmcli.inspection.values import Row, Token, View
+from llmcli.units import window
 
 LAYERS = 8  # how many layers the short lens shows at most
 PLACES = 24  # how many tokens of the prompt

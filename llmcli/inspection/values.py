@@ -57,12 +57,6 @@ class View:
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
 
-def window(length: int, centre: int, size: int) -> range:
-    """`size` of `length` places, `centre` among them and in their middle where there is room."""
-    start = max(0, min(centre - size // 2, length - size))
-    return range(start, min(length, start + size))
-
-
 def gflop(flops: float) -> str:
     """What a view is about to compute, in words of two digits: "2.8 GFLOP"."""
     return f"{float(f'{flops / 1e9:.2g}'):g} GFLOP"

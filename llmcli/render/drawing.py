@@ -181,9 +181,3 @@ def skipped(shown: range, total: int) -> str:
     if len(shown) == total:
         return ""
     return f"positions {shown.start} to {shown.stop - 1} of {total}; --position moves the window"
-
-
-def window(total: int, centre: int, size: int) -> range:
-    """`size` of `total` places, `centre` in their middle where there is room on both sides."""
-    start = max(0, min(centre - size // 2, total - size))
-    return range(start, min(total, start + size))

@@ -19,9 +19,9 @@ from llmcli.render.drawing import (
     plural,
     share,
     skipped,
-    window,
 )
 from llmcli.render.heat import half_blocks, on_heat, scale
+from llmcli.units import window
 
 if TYPE_CHECKING:
     from llmcli.inspection.attention import Grid, HeadRow, OneHead, QueryRow

@@ -17,9 +17,9 @@ from llmcli.render.drawing import (
     number,
     percent,
     skipped,
-    window,
 )
 from llmcli.render.text import harmless
+from llmcli.units import window
 
 if TYPE_CHECKING:
     from llmcli.inspection.change import Change

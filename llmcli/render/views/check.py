@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from llmcli.render.drawing import Canvas, columns, fit, footnotes, heading, plural
+from llmcli.render.drawing import Canvas, columns, fit, footnotes, heading, plural, wrapped
 
 if TYPE_CHECKING:
     from llmcli.inspection.check import Check
@@ -26,12 +26,6 @@ def draw(view: Check, canvas: Canvas) -> Text:
     for row in view.comparisons:
         out.append("pass " if row.passed else "FAIL ", style="green" if row.passed else "bold red")
         out.append(f"{fit(row.check, NAME)} {row.difference:10.1e} {row.tolerance:8.1e} ")
-        out.append(f"{_wrapped(row.means, room)}\n", style="dim")
+        means = ("\n" + " " * (NAME + 26)).join(wrapped(row.means, max(20, room)))
+        out.append(f"{means}\n", style="dim")
     return out.append_text(footnotes(view.notes, canvas.width))
-
-
-def _wrapped(text: str, room: int) -> str:
-    """`text` in lines of `room` cells, the later ones indented to the first."""
-    import textwrap
-
-    return ("\n" + " " * (NAME + 26)).join(textwrap.wrap(text, max(20, room)))

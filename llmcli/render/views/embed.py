@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from llmcli.render.drawing import Canvas, fit, footnotes, heading, name, plural, skipped, window
+from llmcli.render.drawing import Canvas, fit, footnotes, heading, name, plural, skipped
 from llmcli.render.heat import on_heat, scale
+from llmcli.units import window
 
 if TYPE_CHECKING:
     from llmcli.inspection.embed import Embed, EmbedRow

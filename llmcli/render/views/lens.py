@@ -20,9 +20,9 @@ from llmcli.render.drawing import (
     plural,
     share,
     skipped,
-    window,
 )
 from llmcli.render.heat import on_heat
+from llmcli.units import window
 
 if TYPE_CHECKING:
     from llmcli.inspection.lens import Lens, LensRow

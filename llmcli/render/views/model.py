@@ -94,9 +94,7 @@ def _folded(modules: tuple[Module, ...]) -> list[_Line]:
             copies = f"0 … {inside[0].copies - 1}" if last == "{}" else last
             return lines(inside[0], f"{label}.{copies}", depth)
         if inside and all(child.shape for child in inside):
-            ordered = sorted(
-                inside, key=lambda child: (-len(child.shape), child.name), reverse=False
-            )
+            ordered = sorted(inside, key=lambda child: (-len(child.shape), child.name))
             shapes = [" × ".join(map(str, child.shape)) for child in ordered]
             return [_Line(label, depth, " + ".join(shapes), module)]
         own = [_Line(label, depth, " × ".join(map(str, module.shape)), module)]

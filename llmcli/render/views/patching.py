@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from llmcli.render.drawing import Canvas, columns, fit, footnotes, heading, name, skipped, window
+from llmcli.render.drawing import Canvas, columns, fit, footnotes, heading, name, skipped
 from llmcli.render.heat import on_heat, scale
+from llmcli.units import window
 
 if TYPE_CHECKING:
     from llmcli.inspection.patching import Patching

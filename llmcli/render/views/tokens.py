@@ -20,10 +20,10 @@ from llmcli.render.drawing import (
     percent,
     plural,
     skipped,
-    window,
 )
 from llmcli.render.heat import on_heat, scale
 from llmcli.render.text import on_one_line
+from llmcli.units import window
 
 if TYPE_CHECKING:
     from llmcli.inspection.tokens import TokenRow, Tokens
