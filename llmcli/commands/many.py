@@ -237,8 +237,7 @@ def key_of(
         job.keep_stop, sorted(job.forced.items()), job.top_probs or 0, job.use_cache, computed,
     ]  # fmt: skip
     if changes:
-        vectors = [hashlib.sha256(path.read_bytes()).hexdigest() for path in changes.files]
-        depends += [dict(changes.words), changes.reference, vectors]
+        depends += [dict(changes.words), changes.reference]
     return hashlib.sha256(strict(depends).encode()).hexdigest()[:16]
 
 
@@ -279,6 +278,7 @@ def run_many(
         compute.device, compute.dtype, compute.quantize, hashes(job.opened), num_samples,
         None if exact else batch_size,  # what is rounded depends on what it is computed beside
     ]  # fmt: skip
+    computed += [hashlib.sha256(path.read_bytes()).hexdigest() for path in changes.files]
     keys = {item.id: key_of(job, item, encoded[item.id], changes, computed) for item in items}
     results = Results(items, keys, out, num_samples)
     todo = [(item, encoded[item.id]) for item in items if item.id not in results.done]
