@@ -274,7 +274,7 @@ def run_many(
     encoded = _encode_all(job, items, truncate)
     # As it was asked for: to find out what auto stands for would import torch.
     exact = compute.quantize is None and compute.dtype in (DType.auto, DType.float32)
-    computed = [
+    computed: list[Any] = [
         compute.device, compute.dtype, compute.quantize, hashes(job.opened), num_samples,
         None if exact else batch_size,  # what is rounded depends on what it is computed beside
     ]  # fmt: skip
