@@ -215,6 +215,37 @@ def test_list_verify_and_remove(llmcli, server, commit):
     assert server.seen == []
 
 
+@pytest.mark.parametrize(
+    "named", [["org/tiny@main"], ["org/tiny", "--revision", "main"]], ids=" ".join
+)
+def test_remove_takes_one_revision_where_one_is_named_main_too(llmcli, server, commit, named):
+    files = tiny_model(seed=5)
+    server.put("org/tiny", files, "v1")
+    for revision in ("main", "v1"):
+        fetch("org/tiny", revision=revision)
+    run = llmcli("download", "--remove", *named)
+    assert run.exit_code == 0, run.output
+    assert run.stderr.startswith("org/tiny@main is removed: 46.")
+    assert_whole(hub.resolve("org/tiny@v1"), files)
+    run = llmcli("download", "--remove", *named)
+    assert (run.exit_code, run.stderr.splitlines()[0]) == (
+        3,
+        "llmcli: org/tiny@main is not here.",
+    )
+    assert_whole(hub.resolve("org/tiny@v1"), files)
+
+
+@pytest.mark.parametrize("named", [["org/tiny", "org/tiny@main"], ["org/tiny@v1", "org/tiny"]])
+def test_a_model_that_is_removed_whole_takes_its_revisions_along(llmcli, server, commit, named):
+    server.put("org/tiny", tiny_model(seed=5), "v1")
+    for revision in ("main", "v1"):
+        fetch("org/tiny", revision=revision)
+    run = llmcli("download", "--remove", *named, "--json")
+    assert run.exit_code == 0, run.output
+    assert [gone["model"] for gone in json.loads(run.stdout)["removed"]] == ["org/tiny"]
+    assert not cache.repo_folder("org/tiny").exists()
+
+
 def test_verify_finds_a_flipped_bit_and_download_mends_it(llmcli, server, commit):
     folder = fetch("org/tiny").folder
     blob = (folder / WEIGHTS).resolve()

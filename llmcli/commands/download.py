@@ -57,9 +57,9 @@ def download(
     verify: Annotated[
         bool, typer.Option("--verify", help="Hash every file of a model that is here anew.")
     ] = False,
-    remove: Annotated[bool, typer.Option("--remove", help="Remove a model from the cache.")] = (
-        False
-    ),
+    remove: Annotated[
+        bool, typer.Option("--remove", help="Remove a model, or one revision of it.")
+    ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -85,7 +85,7 @@ def download(
     elif not names:
         _offer(as_json)
     elif remove:
-        _remove([_parsed(name, revision) for name in names], as_json, quiet)
+        _remove(names, revision, as_json, quiet)
     elif verify:
         _verify([_parsed(name, revision) for name in names], as_json, quiet)
     else:
@@ -312,27 +312,37 @@ def _list(as_json: bool, quiet: bool) -> None:
     _print_rows(head, rows, numbers=[3])
 
 
-def _remove(names: list[HubName], as_json: bool, quiet: bool) -> None:
-    from llmcli.hub.names import DEFAULT_REVISION
+def _remove(names: list[str], revision: str | None, as_json: bool, quiet: bool) -> None:
     from llmcli.hub.upkeep import place, remove
     from llmcli.strict_json import strict
 
     removed: list[dict[str, Any]] = []
-    names = list(dict.fromkeys(names))
-    for name in names:  # all are here, or none is removed
-        place(name, whole=name.revision == DEFAULT_REVISION)
-    for name in names:
+    wanted = _to_remove(names, revision)
+    for name, whole in wanted.items():  # all are here, or none is removed
+        place(name, whole)
+    for name, whole in wanted.items():
+        called = str(name) if whole else name.full
         try:
-            nbytes = remove(name, whole=name.revision == DEFAULT_REVISION)
+            nbytes = remove(name, whole)
         except Exception:
             if as_json and removed:
                 print(strict({"schema": SCHEMA, "removed": removed}), flush=True)
             raise
-        removed.append({"model": str(name), "nbytes": nbytes})
+        removed.append({"model": called, "nbytes": nbytes})
         if not quiet and not as_json:
-            say(f"{name} is removed: {sized(nbytes)} set free.")
+            say(f"{called} is removed: {sized(nbytes)} set free.")
     if as_json:
         print(strict({"schema": SCHEMA, "removed": removed}))
+
+
+def _to_remove(names: list[str], revision: str | None) -> dict[HubName, bool]:
+    """What is to go, and whether the whole model: only where no revision is named, `main` too."""
+    wanted: dict[HubName, bool] = {}
+    for typed in names:
+        name = _parsed(typed, revision)
+        wanted[name] = wanted.get(name, False) or (revision is None and "@" not in typed)
+    whole = {name.repo for name in wanted if wanted[name]}
+    return {name: all for name, all in wanted.items() if all or name.repo not in whole}
 
 
 def _verify(names: list[HubName], as_json: bool, quiet: bool) -> None:

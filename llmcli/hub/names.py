@@ -65,6 +65,11 @@ class HubName:
         name = self.short or self.repo
         return name if self.revision == DEFAULT_REVISION else f"{name}@{self.revision}"
 
+    @property
+    def full(self) -> str:
+        """The name with its revision, `main` too."""
+        return f"{self.short or self.repo}@{self.revision}"
+
 
 def parse(name: str, revision: str | None = None) -> HubName | None:
     """The hub's model called `name`, or None where no such model can be.

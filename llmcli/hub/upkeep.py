@@ -27,7 +27,8 @@ def place(name: HubName, whole: bool) -> tuple[Path, str | None]:
         folder = cache.repo_folder(name.short)
     commit = cache.commit_of(folder, name.revision)
     if not folder.is_dir() or (not whole and commit not in cache.commits(folder)):
-        raise NotFoundError(f"{name} is not here.", "See what is: llmcli download --list")
+        called = name if whole else name.full
+        raise NotFoundError(f"{called} is not here.", "See what is: llmcli download --list")
     return folder, commit
 
 
