@@ -265,6 +265,83 @@ def test_verify_finds_a_flipped_bit_and_download_mends_it(llmcli, server, commit
     assert llmcli("download", "--verify", "org/tiny").exit_code == 0
 
 
+def _assert_missing(llmcli, name: str, *files: str) -> None:
+    """--verify names them, again and again, and --list does not call the model whole."""
+    more = f" and {len(files) - 1} more are" if len(files) > 1 else " is"
+    for _ in range(2):
+        run = llmcli("download", "--verify", name)
+        assert (run.exit_code, run.stdout) == (5, ""), run.output
+        assert f"llmcli: {name}: {files[0]}{more} missing.\n" in run.stderr
+    report = json.loads(llmcli("download", "--verify", name, "--json").stdout)["models"][0]
+    assert (report["damaged"], report["missing"]) == ([], list(files))
+    assert "whole" not in llmcli("download", "--list").stdout
+
+
+@pytest.mark.parametrize("n_shards", [1, 3])
+@pytest.mark.parametrize("part", [".safetensors", "tokenizer.json", "config.json"])
+def test_verify_names_a_missing_file_every_time(llmcli, server, n_shards, part):
+    files = tiny_model(n_shards=n_shards)
+    server.put("org/tiny", files)
+    folder = fetch("org/tiny").folder
+    gone = next(path for path in sorted(folder.iterdir()) if path.name.endswith(part))
+    gone.unlink()
+    _assert_missing(llmcli, "org/tiny", gone.name)
+    assert llmcli("download", "org/tiny").exit_code == 0
+    assert_whole(folder, files)
+    assert llmcli("download", "--verify", "org/tiny").exit_code == 0
+
+
+def test_verify_misses_a_shard_in_a_cache_of_another_program(llmcli, server):
+    server.put("org/tiny", tiny_model(n_shards=3))
+    folder = fetch("org/tiny").folder
+    cache.Manifest.path(folder).unlink()
+    assert llmcli("download", "--verify", "org/tiny").exit_code == 0
+    shards = sorted(path for path in folder.iterdir() if path.name.endswith(".safetensors"))
+    shards[0].unlink()
+    shards[1].resolve().unlink()
+    _assert_missing(llmcli, "org/tiny", shards[0].name, shards[1].name)
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_a_folder_in_the_place_of_a_file_is_no_file(llmcli, server, commit, ours):
+    folder = fetch("org/tiny").folder
+    if not ours:
+        cache.Manifest.path(folder).unlink()
+    (folder / WEIGHTS).unlink()
+    (folder / WEIGHTS).mkdir()
+    _assert_missing(llmcli, "org/tiny", WEIGHTS)
+    with pytest.raises(NotFoundError, match=r"model\.safetensors is missing"):
+        hub.resolve("org/tiny")
+    run = llmcli("download", "org/tiny", "-q")
+    assert (run.exit_code, run.stderr) == (
+        3, f"llmcli: {folder / WEIGHTS} is in the way: a folder.\nMove it away first.\n"
+    )  # fmt: skip
+    (folder / WEIGHTS).rmdir()
+    assert llmcli("download", "org/tiny").exit_code == 0
+    assert_whole(folder, FILES)
+
+
+def test_a_tokenizer_alone_lacks_nothing(llmcli, server, commit):
+    folder = fetch("org/tiny", tokenizer_only=True).folder
+    assert llmcli("download", "--verify", "org/tiny").exit_code == 0
+    cache.Manifest.path(folder).unlink()
+    assert llmcli("download", "--verify", "org/tiny").exit_code == 0
+
+
+def test_a_damaged_blob_that_two_revisions_share_is_fetched_anew_for_either(llmcli, server, commit):
+    """What one revision's manifest says of it no longer counts, either."""
+    server.put("org/tiny", {**FILES, "config.json": FILES["config.json"] + b" "}, "v1")
+    for revision in ("main", "v1"):
+        folder = fetch("org/tiny", revision=revision).folder
+    blob = (folder / WEIGHTS).resolve()
+    before = blob.stat()
+    blob.write_bytes(b"x" * before.st_size)
+    os.utime(blob, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert llmcli("download", "--verify", "org/tiny@v1").exit_code == 5
+    assert "fetched anew" in llmcli("download", "org/tiny@v1").stderr
+    assert_whole(hub.resolve("org/tiny"), FILES)
+
+
 def test_verify_names_every_damaged_model_and_what_it_cannot_verify(llmcli, server, commit):
     server.put("org/second", FILES)
     for name in ("org/tiny", "org/second"):

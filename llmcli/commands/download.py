@@ -346,23 +346,29 @@ def _to_remove(names: list[str], revision: str | None) -> dict[HubName, bool]:
 
 
 def _verify(names: list[HubName], as_json: bool, quiet: bool) -> None:
-    """Hash all files of each model. Raises IntegrityError naming those that are damaged."""
-    from llmcli.hub import cached
+    """Hash all files of each model. Raises IntegrityError naming what is damaged or missing."""
+    from llmcli.hub import present
     from llmcli.hub.upkeep import verify
     from llmcli.strict_json import strict
 
     reports: list[dict[str, Any]] = []
-    folders = [cached(name, tokenizer_only=True) for name in names]  # all are here, or none is read
+    folders = [present(name, tokenizer_only=True) for name in names]  # all are here, or none read
     for name, folder in zip(names, folders, strict=True):
         with _progress(quiet) as progress:
-            damaged, unknown = verify(folder, progress)
-        report = {"model": str(name), "folder": str(folder)}
-        reports.append({**report, "damaged": damaged, "unverifiable": unknown})
-        if not as_json and not damaged and not unknown:
+            found = verify(folder, progress)
+        report = {
+            "model": str(name),
+            "folder": str(folder),
+            "damaged": found.damaged,
+            "missing": found.missing,
+            "unverifiable": found.unknown,
+        }
+        reports.append(report)
+        if not as_json and not _finding(report):
             print(folder, flush=True)
     if as_json:
         print(strict({"schema": SCHEMA, "models": reports}), flush=True)
-    bad = [report for report in reports if report["damaged"] or report["unverifiable"]]
+    bad = [report for report in reports if _finding(report)]
     for report in bad[:-1]:
         say(f"llmcli: {_finding(report)}")
     if bad:
@@ -371,14 +377,19 @@ def _verify(names: list[HubName], as_json: bool, quiet: bool) -> None:
 
 
 def _finding(report: dict[str, Any]) -> str:
-    """What is wrong with a model: one line, the first file of each kind named."""
+    """What is wrong with a model: one line, the first file of each kind named; "" if nothing."""
     parts = []
-    for key, fault in (("damaged", "damaged"), ("unverifiable", "of no known hash: not verified")):
+    faults = {
+        "damaged": "damaged",
+        "missing": "missing",
+        "unverifiable": "of no known hash: not verified",
+    }
+    for key, fault in faults.items():
         if files := list(report[key]):
             more = f" and {len(files) - 1} more" if len(files) > 1 else ""
             verb = "are" if more else "is"
             parts.append(f"{shown(files[0])}{more} {verb} {fault}")
-    return f"{report['model']}: {'; '.join(parts)}."
+    return f"{report['model']}: {'; '.join(parts)}." if parts else ""
 
 
 def _print_rows(head: tuple[str, ...], rows: list[tuple[Any, ...]], numbers: list[int]) -> None:

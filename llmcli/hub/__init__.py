@@ -14,7 +14,7 @@ from llmcli.errors import NotFoundError, shown
 from llmcli.hub import cache
 from llmcli.hub.names import EMBEDDED, KNOWN, HubName, is_commit, nearest, parse
 
-__all__ = ["EMBEDDED", "cached", "known_names", "resolve", "revision_of"]
+__all__ = ["EMBEDDED", "cached", "known_names", "present", "resolve", "revision_of"]
 
 
 def resolve(name: str, tokenizer_only: bool = False) -> Path:
@@ -82,32 +82,33 @@ def _folder(name: str) -> Path | None:
 
 
 def cached(wanted: HubName, tokenizer_only: bool = False) -> Path:
-    """The snapshot in the cache, whole; a short name's old home without an org counts too.
-
-    Raises NotFoundError with the whole snapshots of other revisions, or the command that gets it.
-    """
-    found: Path | None = None
-    for repo in dict.fromkeys((wanted.repo, wanted.short or wanted.repo)):
-        folder = cache.repo_folder(repo)
-        commit = cache.commit_of(folder, wanted.revision)
-        if commit is None or not (folder / "snapshots" / commit).is_dir():
-            continue
-        snapshot = folder / "snapshots" / commit
-        if not cache.missing_files(snapshot, tokenizer_only):
-            return snapshot
-        found = found or snapshot
-    command = f"llmcli download {wanted}"
-    if found:
-        missing = cache.missing_files(found, tokenizer_only)
+    """The snapshot in the cache, whole. Raises NotFoundError with the command that gets it."""
+    snapshot = present(wanted, tokenizer_only)
+    if missing := cache.missing_files(snapshot, tokenizer_only):
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise NotFoundError(
             f"{wanted} is not whole here: {missing[0]}{more} is missing.",
-            f"Get the rest with: {command}",
+            f"Get the rest with: llmcli download {wanted}",
         )
+    return snapshot
+
+
+def present(wanted: HubName, tokenizer_only: bool = False) -> Path:
+    """The snapshot in the cache, whole or not; a short name's old home without an org counts too.
+
+    Raises NotFoundError with the whole snapshots of other revisions, or the command that gets it.
+    """
+    here: list[Path] = []
+    for repo in dict.fromkeys((wanted.repo, wanted.short or wanted.repo)):
+        folder = cache.repo_folder(repo)
+        commit = cache.commit_of(folder, wanted.revision)
+        if commit is not None and (folder / "snapshots" / commit).is_dir():
+            here.append(folder / "snapshots" / commit)
+    if here:
+        return min(here, key=lambda snapshot: bool(cache.missing_files(snapshot, tokenizer_only)))
     folder = cache.repo_folder(wanted.repo)
     others = [c for c in cache.commits(folder) if cache.state(folder / "snapshots" / c) == "whole"]
-    here = " or ".join(f"{wanted.repo}@{commit[:12]}" for commit in others)
-    remedy = f"Get it with: {command}"
-    if here:
-        remedy = f"Here is {here}: use that name, or get this one with: {command}"
+    remedy = f"Get it with: llmcli download {wanted}"
+    if names := " or ".join(f"{wanted.repo}@{commit[:12]}" for commit in others):
+        remedy = f"Here is {names}: use that name, or get this one with: llmcli download {wanted}"
     raise NotFoundError(f"{wanted} is not downloaded yet.", remedy)

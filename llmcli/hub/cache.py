@@ -79,11 +79,11 @@ def missing_files(snapshot: Path, tokenizer_only: bool = False) -> list[str]:
     """What `snapshot` lacks to be a model, or to tokenize; nothing where it is whole."""
     manifest = Manifest.read(snapshot)
     wanted = list(manifest.files) if manifest and not tokenizer_only else []
-    if not any(all((snapshot / name).exists() for name in files) for files in TOKENIZERS):
+    if not any(all((snapshot / name).is_file() for name in files) for files in TOKENIZERS):
         wanted.append(TOKENIZERS[0][0])
     if not tokenizer_only:
         wanted += ["config.json", *weight_files(snapshot)]
-    return [name for name in dict.fromkeys(wanted) if not (snapshot / name).exists()]
+    return [name for name in dict.fromkeys(wanted) if not (snapshot / name).is_file()]
 
 
 def weight_files(snapshot: Path) -> list[str]:
@@ -195,7 +195,7 @@ def state(snapshot: Path) -> str:
             return "whole"
     except IntegrityError:
         return "partial"
-    weights = (snapshot / WEIGHTS).exists() or (snapshot / INDEX).exists()
+    weights = os.path.lexists(snapshot / WEIGHTS) or os.path.lexists(snapshot / INDEX)
     part = weights or bool(missing_files(snapshot, tokenizer_only=True))
     return "partial" if part else "tokenizer only"
 

@@ -270,6 +270,10 @@ class _Room:
         with contextlib.suppress(OSError):
             if os.readlink(path) == target:
                 return
+        if path.is_dir() and not path.is_symlink():
+            raise NotFoundError(
+                f"{shown(str(path), 300)} is in the way: a folder.", "Move it away first."
+            )
         link = self._scratch()
         os.symlink(target, link)
         os.replace(link, path)

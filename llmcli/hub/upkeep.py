@@ -6,7 +6,8 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -101,30 +102,50 @@ def _all_locked(name: HubName, locks: Path) -> Iterator[None]:
         yield
 
 
-def verify(snapshot: Path, progress: Progress) -> tuple[list[str], list[str]]:
-    """Hash every file of a snapshot anew: the damaged ones, and those that have no known hash.
+@dataclass
+class Findings:
+    """What is wrong with a snapshot: the names of its files."""
 
-    A file's hash is its blob's name, or in the manifest. Where one is wrong the manifest goes, so
-    that the next download looks at every file again, and fetches that one.
+    damaged: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)  # without a hash to be compared with
+
+
+def verify(snapshot: Path, progress: Progress) -> Findings:
+    """Hash every file of a snapshot anew, and look for those that belong there and are not.
+
+    A file's hash is its blob's name, or in the manifest. One that is wrong is marked as changed,
+    so that the next download looks at it again, and fetches it.
     """
     manifest = Manifest.read(snapshot)
     stamps = manifest.files if manifest else {}
-    paths = sorted(path for path in snapshot.iterdir() if not path.is_dir())
-    damaged = [name for name in stamps if not (snapshot / name).exists()]
-    unknown: list[str] = []
-    for path in paths:
+    found = Findings(missing=_missing(snapshot, manifest))
+    for path in sorted(path for path in snapshot.iterdir() if not path.is_dir()):
+        if path.name in found.missing:
+            continue
         hash = os.path.basename(os.readlink(path)) if path.is_symlink() else ""
         hash = stamps[path.name][1] if path.name in stamps else hash
-        if path.is_file() and not _HASH.fullmatch(hash):
-            unknown.append(path.name)
-            continue
-        nbytes = path.stat().st_size if path.is_file() else 0
-        tell = partial(progress.checking, path.name, nbytes=nbytes)
-        right = path.is_file() and hash == digest(path, hash, tell)
-        if right:
-            progress.done(path.name, nbytes, fetched=True)
-        elif path.name not in damaged:
-            damaged.append(path.name)
-    if damaged and manifest:
-        Manifest.path(snapshot).unlink(missing_ok=True)
-    return damaged, unknown
+        if not path.is_file():
+            found.missing.append(path.name)
+        elif not _HASH.fullmatch(hash):
+            found.unknown.append(path.name)
+        else:
+            nbytes = path.stat().st_size
+            tell = partial(progress.checking, path.name, nbytes=nbytes)
+            if hash == digest(path, hash, tell):
+                progress.done(path.name, nbytes, fetched=True)
+                continue
+            found.damaged.append(path.name)
+            with suppress(OSError):  # who may not write here does not download here either
+                os.utime(path)
+    return found
+
+
+def _missing(snapshot: Path, manifest: Manifest | None) -> list[str]:
+    """What was here once, or without which the rest is of no use, and is no file."""
+    gone = [name for name in manifest.files if not (snapshot / name).is_file()] if manifest else []
+    part = manifest.part if manifest else cache.state(snapshot) == "tokenizer only"
+    try:
+        return list(dict.fromkeys([*gone, *cache.missing_files(snapshot, tokenizer_only=part)]))
+    except IntegrityError:  # of an index that names no shards: its hash tells
+        return gone
