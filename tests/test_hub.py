@@ -82,6 +82,30 @@ def test_a_model_under_its_old_name_without_an_org_is_found():
     assert hub.resolve("gpt2") == snapshot
 
 
+def test_every_model_that_is_listed_can_be_used_verified_and_removed(llmcli):
+    """Other programs' caches hold models without an org; some are short names of ours."""
+    repos = ["bert-base-uncased", "distilgpt2", "gpt2", "org/name"]
+    snapshots = {repo: put(repo) for repo in repos}
+    put("bert-base-uncased", WHOLE, OTHER, "v1")
+    listed = json.loads(llmcli("download", "--list", "--json").stdout)["models"]
+    assert sorted({model["model"] for model in listed}) == repos
+    for repo, snapshot in snapshots.items():
+        assert hub.resolve(repo) == snapshot
+        run = llmcli("download", "--verify", repo, "--json")
+        assert json.loads(run.stdout)["models"][0]["folder"] == str(snapshot)
+    assert hub.resolve(f"bert-base-uncased@{OTHER[:12]}").name == OTHER
+    assert "bert-base-uncased" in hub.known_names()
+    assert hub.known_names().count("gpt2") == 1
+    assert llmcli("download", "--remove", "bert-base-uncased@v1").exit_code == 0
+    for repo in repos:
+        assert llmcli("download", "--remove", repo).exit_code == 0
+    assert json.loads(llmcli("download", "--list", "--json").stdout)["models"] == []
+    with pytest.raises(NotFoundError, match="There is no model called 'bert-base-uncased'"):
+        hub.resolve("bert-base-uncased")
+    with pytest.raises(NotFoundError, match="There is no model called"):
+        hub.resolve("bert-base-uncased@../x")
+
+
 def test_a_folder_a_short_name_and_a_hub_id_come_in_this_order(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     cached, short = put("org/name"), put("openai-community/gpt2")

@@ -116,10 +116,9 @@ def _refuse_nonsense(modes: list[str], details: list[str], names: list[str]) -> 
 
 def _parsed(name: str, revision: str | None) -> HubName:
     """The hub's name for what the user typed. Raises NotFoundError with the nearest names."""
-    from llmcli.hub import resolve
-    from llmcli.hub.names import parse
+    from llmcli.hub import named, resolve
 
-    if parsed := parse(name, revision):
+    if parsed := named(name, revision):
         return parsed
     folder = resolve(name)  # the error, if it is no folder either
     raise UsageError(f"{folder} is a folder, not a model on the hub.", "Use it with --model.")

@@ -12,22 +12,23 @@ from pathlib import Path
 
 from llmcli.errors import NotFoundError, shown
 from llmcli.hub import cache
-from llmcli.hub.names import EMBEDDED, KNOWN, HubName, is_commit, nearest, parse
+from llmcli.hub.names import EMBEDDED, KNOWN, HubName, is_commit, is_name, nearest, parse
 
-__all__ = ["EMBEDDED", "cached", "known_names", "present", "resolve", "revision_of"]
+__all__ = ["EMBEDDED", "cached", "known_names", "named", "present", "resolve", "revision_of"]
 
 
 def resolve(name: str, tokenizer_only: bool = False) -> Path:
     """The folder of the model called `name`; the network is never asked.
 
-    In this order: the embedded model, a short name, a folder, `org/name[@revision]` in the Hugging
-    Face cache. Raises NotFoundError with the nearest names, or the command that gets the model.
+    In this order: the embedded model, a short name, a folder, `org/name[@revision]`, or an old name
+    without an org, in the Hugging Face cache. Raises NotFoundError with the nearest names, or the
+    command that gets the model.
     """
     if name in EMBEDDED:
         return EMBEDDED[name]
     if name.partition("@")[0] not in KNOWN and (folder := _folder(name)):
         return folder
-    wanted = parse(name)
+    wanted = named(name)
     if wanted is None:
         near = nearest(name, cache.repos())
         hint = f"Did you mean {' or '.join(near)}? " if near else ""
@@ -37,6 +38,13 @@ def resolve(name: str, tokenizer_only: bool = False) -> Path:
             f"{', '.join([*EMBEDDED, *KNOWN])}.",
         )
     return cached(wanted, tokenizer_only)
+
+
+def named(name: str, revision: str | None = None) -> HubName | None:
+    """The hub's model called `name`; one without an org where the cache has it, as old ones are."""
+    repo = name.partition("@")[0]
+    bare = is_name(repo) and cache.repo_folder(repo).is_dir()
+    return parse(name, revision, bare)
 
 
 def revision_of(folder: Path) -> str | None:
@@ -50,7 +58,7 @@ def known_names() -> list[str]:
     names = [*EMBEDDED, *KNOWN]
     with suppress(OSError):  # of a cache that may not be read nothing can be proposed
         for model in cache.local_models():
-            if model.state == "whole" and "/" in model.repo:
+            if model.state == "whole" and model.repo not in (*EMBEDDED, *KNOWN):
                 main = "main" in model.refs
                 names.append(model.repo if main else f"{model.repo}@{model.commit[:12]}")
     return names

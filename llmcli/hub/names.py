@@ -71,14 +71,14 @@ class HubName:
         return f"{self.short or self.repo}@{self.revision}"
 
 
-def parse(name: str, revision: str | None = None) -> HubName | None:
-    """The hub's model called `name`, or None where no such model can be.
+def parse(name: str, revision: str | None = None, bare: bool = False) -> HubName | None:
+    """The hub's model called `name`, or None where no such model can be: `bare`, without an org.
 
     A `revision` has precedence over `name@revision`. Raises UsageError where it can be none.
     """
     repo, at, given = name.partition("@")
     revision = revision if revision is not None else given if at else DEFAULT_REVISION
-    if repo not in KNOWN and not is_repo(repo):
+    if repo not in KNOWN and not (is_name(repo) if bare else is_repo(repo)):
         return None
     if not _REVISION.fullmatch(revision) or len(revision) > 200 or revision.endswith(".lock"):
         raise UsageError(f"{shown(revision)!r} can be no branch, tag or commit of a model.")
