@@ -8,7 +8,6 @@ import io
 import os
 import signal
 import sys
-import traceback
 import warnings
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
@@ -22,7 +21,7 @@ from typer.models import TyperPath
 from llmcli import __version__
 from llmcli.commands import download, generate, inspect, tokenize
 from llmcli.commands.input import received
-from llmcli.commands.say import say
+from llmcli.commands.say import say_error
 from llmcli.errors import FULL, LLMCLIError, NotFoundError, ResourceError, shown_path
 
 Misused: type[Any] = typer.BadParameter.__mro__[1]  # Typer's own kind of error, named nowhere else
@@ -245,11 +244,7 @@ def _abandon_stdout() -> None:
 
 def fail(error: LLMCLIError) -> None:
     """Say what happened on stderr and exit with the error's code."""
-    if os.environ.get("LLMCLI_DEBUG") == "1":
-        traceback.print_exception(error)
-    say(f"llmcli: {error.fact}")
-    if error.remedy:
-        say(error.remedy)
+    say_error(error)
     raise typer.Exit(error.exit_code)
 
 

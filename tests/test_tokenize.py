@@ -575,6 +575,26 @@ def test_unreadable_files_are_said_and_the_others_done(llmcli, model_folder, tmp
     assert not (tmp_path / "nothing.bin").exists()
 
 
+def test_a_debugged_call_does_what_the_plain_one_does(llmcli, model_folder, tmp_path, monkeypatch):
+    paths = [tmp_path / name for name in ("a", "none", "c")]
+    for path in paths[::2]:
+        path.write_text(STORY)
+    given = ["tokenize", "--files", *paths, "-m", model_folder]
+    for options in (["--count"], ["--format", "ids"], ["--out", tmp_path / "ids.bin", "-q"]):
+        monkeypatch.setenv("LLMCLI_DEBUG", "0")
+        plain = llmcli(*given, *options)
+        written = [path.read_bytes() for path in sorted(tmp_path.glob("ids*"))]
+        for path in tmp_path.glob("ids*"):
+            path.unlink()
+        monkeypatch.setenv("LLMCLI_DEBUG", "1")
+        debugged = llmcli(*given, *options)
+        assert (debugged.exit_code, debugged.stdout) == (plain.exit_code, plain.stdout) != (0, "")
+        assert [path.read_bytes() for path in sorted(tmp_path.glob("ids*"))] == written
+        assert len(written) == 2 * ("--out" in options)
+        assert debugged.stderr.startswith("Traceback")
+        assert debugged.stderr.endswith(plain.stderr)
+
+
 @pytest.mark.parametrize("options", [[], ["--count"], ["--json"], ["--lines"], ["--merges"],
                                      ["--truncate", "2"], ["--out"]], ids=str)  # fmt: skip
 def test_bytes_that_are_not_utf8_are_named(options, llmcli, model_folder, tmp_path):

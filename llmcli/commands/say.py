@@ -6,6 +6,10 @@ import os
 import shutil
 import sys
 import textwrap
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from llmcli.errors import LLMCLIError
 
 
 def say(text: str) -> None:
@@ -13,6 +17,15 @@ def say(text: str) -> None:
     width = _columns() or sys.maxsize
     for line in text.split("\n"):
         print(line if len(line) <= width else _broken(line, width), file=sys.stderr)
+
+
+def say_error(error: LLMCLIError) -> None:
+    """The fact and the remedy; LLMCLI_DEBUG=1 shows the traceback before."""
+    if os.environ.get("LLMCLI_DEBUG") == "1":
+        import traceback
+
+        traceback.print_exception(error)
+    say(f"llmcli: {error.fact}\n{error.remedy}".rstrip())
 
 
 def say_narrow() -> None:

@@ -12,7 +12,7 @@ from typing import IO
 import typer
 
 from llmcli.commands.options import pictured
-from llmcli.commands.say import say
+from llmcli.commands.say import say, say_error
 from llmcli.errors import LLMCLIError, NotFoundError, UsageError, shown, shown_path
 
 BLOCK = 1 << 19
@@ -271,15 +271,12 @@ def each(
         except (NotFoundError, UsageError) as error:
             name = shown(input.name or "-")
             if name != "-" and name not in error.fact:
-                error = type(error)(f"{name}: {error.fact}", error.remedy)
-            if (
-                len(given) == 1
-                or not isinstance(error, skip)
-                or os.environ.get("LLMCLI_DEBUG") == "1"
-            ):
+                raised = error.__traceback__
+                error = type(error)(f"{name}: {error.fact}", error.remedy).with_traceback(raised)
+            if len(given) == 1 or not isinstance(error, skip):
                 raise error from None
             sys.stdout.flush()
-            say(f"llmcli: {error.fact}\n{error.remedy}".rstrip())
+            say_error(error)
             failed = failed or error
     end()
     if failed:
