@@ -70,13 +70,18 @@ def test_each_text_and_each_file_has_a_line(llmcli, model_folder, tokenizer, tmp
 
 
 def test_lines_are_records(llmcli, model_folder, tokenizer):
-    lines = ["The end.", "", " a\r", "日本"]
-    expected = "".join(printed(tokenizer.encode(line)) for line in lines)
-    for end in ("", "\n"):
-        given = ("\n".join(lines) + end).encode()
-        assert llmcli("tokenize", "--lines", "-m", model_folder, input=given).stdout == expected
+    lines = ["The end.", "", " a\r\r", " \rb", "日本"]
+    for end in ("\n", "\r\n"):
+        texts = [line.removesuffix("\r") for line in lines] if end == "\n" else lines
+        expected = "".join(printed(tokenizer.encode(text)) for text in texts)
+        for last in ("", end):
+            given = (end.join(lines) + last).encode()
+            out = llmcli("tokenize", "--lines", "-m", model_folder, input=given)
+            assert out.stdout == expected
     counts = llmcli("tokenize", "--lines", "--count", "-m", model_folder, input=given).stdout
     assert counts.split() == [str(len(tokenizer.encode(line))) for line in lines]
+    odd = llmcli("tokenize", "--lines", "-m", model_folder, input=b"ab\r\n\r\n\xff")
+    assert "0xff at offset 6" in odd.stderr
 
 
 def test_count_is_like_wc(llmcli, model_folder, tokenizer, tmp_path):

@@ -33,7 +33,9 @@ FormatOption = Annotated[
     ),
 ]  # fmt: skip
 Count = Annotated[bool, typer.Option("--count", help="Print the number of tokens, as wc would.")]
-Lines = Annotated[bool, typer.Option("--lines", help="Each line of the input is a text.")]
+Lines = Annotated[
+    bool, typer.Option("--lines", help="Each line of the input is a text, without its end.")
+]
 Special = Annotated[
     bool,
     typer.Option("--special", help="Parse special tokens, and add the tokenizer's template."),

@@ -206,7 +206,7 @@ def _typed(text: str) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One text: an input, or with --lines a line of it, without its line end."""
+    r"""One text: an input, or with --lines a line of it, without "\n" or "\r\n" at its end."""
 
     input: Input
     line: int | None  # from 1
@@ -225,12 +225,13 @@ def records(input: Input, request: Request) -> Iterator[Record]:
         return
     offset = 0
     for number, line in enumerate(lines_of(input.blocks()), start=1):
-        yield Record(input, number, text_of(line, request.errors or "strict", offset))
+        text = text_of(line.removesuffix(b"\r"), request.errors or "strict", offset)
+        yield Record(input, number, text)
         offset += len(line) + 1
 
 
 def lines_of(blocks: Iterable[bytes]) -> Iterator[bytes]:
-    """The lines without their ends; a line over many blocks is joined once, at its end."""
+    r"""The lines without their "\n"; a line over many blocks is joined once, at its end."""
     begun: list[bytes] = []
     for block in blocks:
         first, *more = block.split(b"\n")
