@@ -97,6 +97,22 @@ def test_count_is_like_wc(llmcli, model_folder, tokenizer, tmp_path):
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("n_spaces", [300_000, 520_000, 1_100_000])
+def test_a_long_run_of_white_space_counts_the_same_by_every_way(
+    llmcli, model_folder, tmp_path, n_spaces
+):
+    """Files of one block are taken whole, larger ones and those with a delimiter in parts."""
+    path, out = tmp_path / "spaces", tmp_path / "ids.npy"
+    path.write_text(" " * n_spaces + "x")
+    common = ["tokenize", "--files", path, "-m", model_folder]
+    counts = [llmcli(*common, "--count"), llmcli(*common, "--count", "--document-delimiter", "@")]
+    assert {run.exit_code for run in counts} == {0}
+    n_tokens = {int(run.stdout.split()[0]) for run in counts}
+    assert len(llmcli(*common).stdout.split()) in n_tokens
+    assert llmcli(*common, "--out", out, "-q").exit_code == 0
+    assert {len(np.load(out)) - 1} == n_tokens
+
+
 def test_lines_of_files_are_counted_by_name_with_a_total(
     llmcli, model_folder, tmp_path, monkeypatch
 ):

@@ -240,7 +240,12 @@ def test_white_space_that_would_overflow_tiktoken_is_a_usage_error(tmp_path, spa
     tok = Tokenizer.from_folder(save(tmp_path, small() | {"added_tokens": []}))
     with pytest.raises(UsageError, match="white spaces in a row"):
         tok.encode("x" + space * 1_100_000 + "x")
-    assert tok.decode(tok.encode("x" + space * 249_999 + "x")).count(space) == 249_999
+    for before in (0, 1, 200_000):
+        tok.encode("x" * before + space * 749_999 + "x")
+        with pytest.raises(UsageError, match="white spaces in a row"):
+            tok.encode("x" * before + space * 750_000 + "x")
+    assert tok.decode(tok.encode("x" + space * 749_999 + "x")).count(space) == 749_999
+    assert tok.decode(tok.encode("\x1c" * 800_000)) == "\x1c" * 800_000  # Python's, not Unicode's
 
 
 def mutated(rng: random.Random) -> Any:
