@@ -128,6 +128,22 @@ def test_lines_of_files_are_counted_by_name_with_a_total(
     assert llmcli(*command, "a").stdout == f"{n:>9} a:1\n{0:>9} a:2\n"
 
 
+def test_a_file_is_counted_under_a_name_that_a_terminal_does_not_obey(
+    llmcli, model_folder, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    names = ["a\x1b[2Jb", "c\nd", os.fsdecode(b"\xff")]
+    for name in names:
+        Path(name).write_text("x")
+    for options in ([], ["--lines"]):
+        run = llmcli("tokenize", "--count", *options, "--files", *names, "-m", model_folder)
+        line = ":1" * bool(options)
+        shown = [rf"a\x1b[2Jb{line}", rf"c\nd{line}", rf"\udcff{line}", "total"]
+        assert [row.split() for row in run.stdout.splitlines()] == [
+            [count, name] for count, name in zip("1113", shown, strict=True)
+        ]
+
+
 def test_a_table_of_several_texts_says_which(llmcli, model_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("a").write_text("x\ny\n")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmcli.commands.say import say
 from llmcli.commands.tokenize_request import Input, Request, each, inputs, text_of
+from llmcli.errors import shown_path
 from llmcli.hub import resolve
 from llmcli.tokenizing.source import Source
 
@@ -104,7 +105,7 @@ class Tally:
         """Print that of an input, or of a line of it."""
         self.total += count
         named = self.files and input.name != "-"
-        name = f" {input.name}" if named else ""
+        name = f" {shown_path(input.name)}" if named else ""
         where = f":{line}" if named and line is not None else ""
         print(f"{count:>{9 if named or self.several else 0}}{name}{where}")
 
