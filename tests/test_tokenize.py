@@ -285,6 +285,26 @@ def test_chunks_cover_the_text_and_overlap(llmcli, model_folder, tokenizer):
     assert_fails(llmcli("tokenize", "x😀", "--chunk", 1, "-m", model_folder), 2, "at byte 1 has")
 
 
+@pytest.mark.parametrize("special", [False, True])
+def test_a_large_text_is_cut_as_a_small_one_is(model_folder, monkeypatch, special):
+    """In parts, the tokens and what is left of them are the same."""
+    from llmcli.tokenizing import rows
+    from llmcli.tokenizing.source import Source
+
+    source = Source.from_folder(model_folder)
+    text = "The end. 日本語 😀  She<|endoftext|> had  a red ball.\n\n " * 3
+
+    def everything():
+        cuts = [rows.truncated(source, text, limit, keep, special)
+                for limit in range(1, 90) for keep in ("left", "right")]  # fmt: skip
+        found = rows.tokens(source, text, special)
+        return cuts, found.rows, rows.chunks(found, 7, 2)
+
+    whole = everything()
+    monkeypatch.setattr(rows, "BLOCK", 5)
+    assert everything() == whole
+
+
 # --- a corpus ------------------------------------------------------------------------------------
 
 
@@ -712,23 +732,55 @@ def test_a_word_needs_neither_numpy_nor_rich_nor_torch(model_folder):
     assert not {"torch", "numpy", "rich", "huggingface_hub"} & set(run.stderr.split())
 
 
+MEASURED = """
+import resource, sys
+from llmcli.cli import main
+import numpy, tiktoken
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+    main()
+finally:
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print((after - before) // 1024, file=sys.stderr)
+"""
+
+
+def measured(*arguments: object, text: str) -> tuple[bytes, int]:
+    """What `tokenize` prints of `text` on stdin, and the MiB that it takes."""
+    run = subprocess.run(
+        [sys.executable, "-c", MEASURED, "tokenize", *map(str, arguments)],
+        input=text.encode(), capture_output=True, check=True,
+    )  # fmt: skip
+    return run.stdout, int(run.stderr)
+
+
 def test_streams_cost_no_more_memory_the_longer_they_are(model_folder):
-    code = (
-        "import resource, sys\nfrom llmcli.cli import main\nimport numpy, tiktoken\n"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "try:\n    main()\nfinally:\n"
-        "    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "    print((after - before) // 1024, file=sys.stderr)"
-    )
     used = []
     for size in (4, 24):
-        run = subprocess.run(
-            [sys.executable, "-c", code, "tokenize", "--count", "-m", str(model_folder)],
-            input=(STORY * 12_500).encode() * size, capture_output=True, check=True,
-        )  # fmt: skip
-        used.append(int(run.stderr))
+        used.append(measured("--count", "-m", model_folder, text=STORY * 12_500 * size)[1])
     assert max(used) < 150
     assert used[1] < used[0] + 20
+
+
+@pytest.mark.parametrize(
+    ("options", "most"),
+    [
+        (["--truncate", 5], 100),
+        (["--truncate", 5, "--keep", "right"], 100),
+        (["--chunk", 512], 150),
+    ],
+)
+def test_cutting_a_text_makes_no_row_for_each_of_its_tokens(model_folder, tokenizer, options, most):
+    """In MiB, of a text of 5 MiB: its rows take 80 bytes a byte."""
+    text = STORY * 60_000
+    printed, used = measured(*options, "-m", model_folder, text=text)
+    ids = tokenizer.encode(STORY)
+    if "--chunk" in options:
+        chunks = map(json.loads, printed.splitlines())
+        assert [id for chunk in chunks for id in chunk["ids"]] == ids * 60_000
+    else:
+        assert printed.decode() == tokenizer.decode(ids[-5:] if "right" in options else ids[:5])
+    assert used < most
 
 
 def test_a_model_without_end_of_text_token(llmcli, copied, tmp_path):

@@ -10,7 +10,6 @@ from llmcli.errors import UsageError
 from llmcli.hub import resolve
 from llmcli.render.text import quoted
 from llmcli.strict_json import strict
-from llmcli.tokenizer import Tokenizer
 from llmcli.tokenizing.merges import Merger, Piece
 from llmcli.tokenizing.rows import tokens
 from llmcli.tokenizing.source import Source
@@ -38,10 +37,10 @@ class Compare:
 
     def __init__(self, source: Source, request: Request) -> None:
         self.source, self.request = source, request
-        self.models = [(request.model, source.tokenizer)]
+        self.models = [(request.model, source)]
         for name in request.versus:
             folder = resolve(name, tokenizer_only=True)
-            self.models.append((name, Tokenizer.from_folder(folder)))
+            self.models.append((name, Source.from_folder(folder)))
 
     # --- merges ----------------------------------------------------------------------------------
 
@@ -103,33 +102,32 @@ class Compare:
 
     def _spans(self, text: str) -> list[Span]:
         """Raises UsageError where a tokenizer makes another text of `text`: nothing aligns then."""
-        found = [tokens(tokenizer, text, self.request.special) for _, tokenizer in self.models]
+        found = [tokens(source, text, self.request.special) for _, source in self.models]
         for (name, _), each in zip(self.models, found, strict=True):
             if each.decoded != found[0].decoded:
                 raise UsageError(
                     f"{name} normalizes this text to another than {self.models[0][0]} does.",
                     "Give each normalized text by itself.",
                 )
-        ends = [{row.byte_end for row in each.rows} for each in found]
+        all_rows = [each.rows for each in found]
+        ends = [{row.byte_end for row in rows} for rows in all_rows]
         data = found[0].decoded.encode() + b"."
         whole = {end for end in set.intersection(*ends) if data[end] & 0xC0 != 0x80}
         borders = sorted(whole | {0})
         out: list[Span] = []
         places = [0] * len(found)
         for start, end in zip(borders, [*borders[1:], None], strict=True):
-            rows = []
-            for i, each in enumerate(found):
+            stretch = []
+            for i, rows in enumerate(all_rows):
                 first = places[i]
-                while places[i] < len(each.rows) and (
-                    end is None or each.rows[places[i]].byte_end <= end
-                ):
+                while places[i] < len(rows) and (end is None or rows[places[i]].byte_end <= end):
                     places[i] += 1
-                rows.append(each.rows[first : places[i]])
-            if any(rows):
+                stretch.append(rows[first : places[i]])
+            if any(stretch):
                 out.append(Span(
                     start, start if end is None else end,
-                    tuple(tuple(row.bytes for row in part) for part in rows),
-                    tuple(tuple(row.id for row in part) for part in rows),
+                    tuple(tuple(row.bytes for row in part) for part in stretch),
+                    tuple(tuple(row.id for row in part) for part in stretch),
                 ))  # fmt: skip
         return out
 

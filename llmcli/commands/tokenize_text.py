@@ -63,7 +63,7 @@ class Texts:
         return ways[request.format if request.format or request.pictured else "ids"]
 
     def rows(self, record: Record) -> Tokens:
-        return tokens(self.source.tokenizer, record.text, self.request.special)
+        return tokens(self.source, record.text, self.request.special)
 
     def ids(self, record: Record) -> None:
         print(*self._ids(record))
@@ -126,7 +126,7 @@ class Texts:
             "line": record.line,
             "text": found.text,
             "decoded": None if found.exact else found.decoded,
-            "n_tokens": len(found.rows),
+            "n_tokens": len(found.ids),
             "n_bytes": len(found.text.encode()),
             "n_chars": len(found.text),
             "tokens": [_fields(row) for row in found.rows],
@@ -155,7 +155,7 @@ class Texts:
         request = self.request
         assert request.truncate
         text = truncated(
-            self.source.tokenizer,
+            self.source,
             record.text,
             request.truncate,
             request.keep or "left",
@@ -181,14 +181,15 @@ class Texts:
             )
         data = found.decoded.encode()
         for index, chunk in enumerate(cut):
-            first, last = chunk.rows[0], chunk.rows[-1]
+            first, last = found.row(chunk.start), found.row(chunk.end - 1)
             print(strict({
                 "schema": SCHEMA, "model": request.model, "special": request.special,
                 "input": record.input.name, "line": record.line, "chunk": index,
                 "token_start": chunk.start, "token_end": chunk.end,
                 "byte_start": first.byte_start, "byte_end": last.byte_end,
                 "char_start": first.char_start, "char_end": last.char_end,
-                "n_tokens": len(chunk.rows), "ids": [row.id for row in chunk.rows],
+                "n_tokens": chunk.end - chunk.start,
+                "ids": found.ids[chunk.start : chunk.end].tolist(),
                 "text": data[first.byte_start : last.byte_end].decode("utf-8", "replace"),
             }))  # fmt: skip
 

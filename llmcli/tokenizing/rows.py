@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 
-from llmcli.tokenizer import Tokenizer
+from llmcli.tokenizing.bulk import BLOCK, Job, parts
+from llmcli.tokenizing.source import Source
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +27,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """A text's rows, the template's tokens too where `special`.
+    """A text's tokens, the template's too where `special`: numbers, and a row where one is asked.
 
     Offsets count in `decoded`: the text as the tokens spell it. It is the text itself unless a
     normal form, or a space before the text, makes it another.
@@ -31,66 +35,125 @@ class Tokens:
 
     text: str
     decoded: str
-    special: bool
-    rows: tuple[Row, ...]
-
-    @property
-    def ids(self) -> list[int]:
-        return [row.id for row in self.rows]
+    ids: array[int]
+    before: int  # how many ids of the template come first
+    byte_starts: array[int]  # of the text's own tokens in what they spell, and where the last ends
+    char_starts: array[int]
+    shift: int  # 1 where a tokenizer sets a space before the text, else 0
+    special_ids: frozenset[int]
+    bytes_of: dict[int, bytes]
 
     @property
     def exact(self) -> bool:
         """Whether the tokens spell the very text."""
         return self.text == self.decoded
 
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        return tuple(map(self.row, range(len(self.ids))))
 
-def tokens(tokenizer: Tokenizer, text: str, special: bool = False) -> Tokens:
-    """The rows of `text`; a template's tokens have no extent in it. Raises UsageError."""
-    ids = tokenizer.encode(text, special=special)
-    before, after = tokenizer.around(special)
-    special_ids = set(tokenizer.special_ids.values()) if special else set()
-    rows: list[Row] = []
-    n_bytes = n_chars = 0
-    spelled = tokenizer.decode_bytes(ids)
-    shift = int(spelled == b" " + text.encode())  # a tokenizer may set a space before the text
-    for place, id in enumerate([*before, *ids, *after]):
-        data = tokenizer.bytes_of[id]
-        inside = len(before) <= place < len(before) + len(ids)
-        length = len(data) if inside else 0
-        begun = sum(byte & 0xC0 != 0x80 for byte in data) if inside else 0
-        continues = bool(length and data[0] & 0xC0 == 0x80)
-        rows.append(
-            Row(
-                place, id, data,
-                max(n_bytes - shift, 0), max(n_bytes + length - shift, 0),
-                max(n_chars - continues - shift, 0), max(n_chars + begun - shift, 0),
-                id in special_ids or not inside,
-            )
+    def row(self, index: int) -> Row:
+        """The token at `index`; a template's tokens have no extent in the text."""
+        id, place = self.ids[index], index - self.before
+        data = self.bytes_of[id]
+        inside = 0 <= place < len(self.byte_starts) - 1
+        start = min(max(place, 0), len(self.byte_starts) - 1)
+        end = start + inside
+        continues = inside and _continues(data)
+        return Row(
+            index, id, data,
+            self._place(self.byte_starts[start]), self._place(self.byte_starts[end]),
+            self._place(self.char_starts[start] - continues), self._place(self.char_starts[end]),
+            id in self.special_ids or not inside,
         )  # fmt: skip
-        n_bytes, n_chars = n_bytes + length, n_chars + begun
-    decoded = spelled[shift:].decode("utf-8", "replace")
-    return Tokens(text, decoded, special, tuple(rows))
+
+    def _place(self, spelled: int) -> int:
+        """A place in what the tokens spell, as one in `decoded`."""
+        return max(spelled - self.shift, 0)
+
+    def whole(self) -> bytes:
+        """For each row, and for the end: 1 where no character goes on from the row before."""
+        own = self.ids[self.before : self.before + len(self.byte_starts) - 1]
+        starts = {id: not _continues(self.bytes_of[id]) for id in set(own)}
+        starts |= dict.fromkeys(starts.keys() & self.special_ids, True)
+        after = len(self.ids) - self.before - len(own) + 1
+        whole = b"\1" * self.before + bytes(map(starts.__getitem__, own)) + b"\1" * after
+        return b"\1" + whole[1:]
 
 
-def truncated(tokenizer: Tokenizer, text: str, limit: int, keep: str, special: bool) -> str:
+def tokens(source: Source, text: str, special: bool = False) -> Tokens:
+    """The tokens of `text`, with the template's around them where `special`. Raises UsageError."""
+    tokenizer = source.tokenizer
+    before, after = (array("I", ids) for ids in tokenizer.around(special))
+    ids = array("I")
+    for part in ids_in_parts(source, text, special):
+        ids.extend(part)
+    used = {id: tokenizer.bytes_of[id] for id in set(ids)}
+    n_bytes = {id: len(data) for id, data in used.items()}
+    n_chars = {id: sum(byte & 0xC0 != 0x80 for byte in data) for id, data in used.items()}
+    spelled = _spelled(source, ids)
+    shift = int(spelled == b" " + text.encode())  # a tokenizer may set a space before the text
+    return Tokens(
+        text=text,
+        decoded=spelled[shift:].decode("utf-8", "replace"),
+        ids=before + ids + after,
+        before=len(before),
+        byte_starts=array("q", accumulate(map(n_bytes.__getitem__, ids), initial=0)),
+        char_starts=array("q", accumulate(map(n_chars.__getitem__, ids), initial=0)),
+        shift=shift,
+        special_ids=frozenset(tokenizer.special_ids.values() if special else ()),
+        bytes_of=tokenizer.bytes_of,
+    )
+
+
+def ids_in_parts(source: Source, text: str, special: bool) -> Iterator[list[int]]:
+    """The ids of `text` without the template's, those of a large text some at a time."""
+    if len(text) <= BLOCK:
+        yield source.tokenizer.encode(text, special=special)
+        return
+    data = memoryview(text.encode())
+    blocks = (bytes(data[start : start + BLOCK]) for start in range(0, len(data), BLOCK))
+    for part in parts(blocks, Job(source, special), longest=len(data)):
+        yield source.tokenizer.encode(part.data.decode(), special=special)
+
+
+def truncated(source: Source, text: str, limit: int, keep: str, special: bool) -> str:
     """The first (`keep` is "left") or last characters of `text`, of at most `limit` tokens.
 
     A part of a character at the cut is left out; so is what would be more tokens on its own.
     """
-    template = sum(map(len, tokenizer.around(special)))
-    found = tokens(tokenizer, text, special)
-    rows = [row for row in found.rows if row.byte_end > row.byte_start]
-    if len(found.rows) <= limit:
+    room = limit - sum(map(len, source.tokenizer.around(special)))
+    kept, n_tokens = array("I"), 0
+    for ids in ids_in_parts(source, text, special):
+        n_tokens += len(ids)
+        kept.extend(ids)
+        if keep == "left" and n_tokens > room:
+            break
+        del kept[: max(len(kept) - room, 0) if keep == "right" else 0]
+    if n_tokens <= room:
         return text
-    data = found.decoded.encode()
-    for room in range(min(limit - template, len(rows)), 0, -1):
-        if keep == "left":
-            part = data[: rows[room - 1].byte_end].decode("utf-8", "ignore")
-        else:
-            part = data[rows[len(rows) - room].byte_start :].decode("utf-8", "ignore")
-        if len(tokenizer.encode(part, special=special)) + template <= limit:
-            return part
+    del kept[max(room, 0) :]
+    spelled = _spelled(source, kept)
+    ends = array("q", accumulate((len(source.tokenizer.bytes_of[id]) for id in kept), initial=0))
+    begin = text[: len(spelled)].encode()
+    shift = int(begin[:1] != b" " and (b" " + begin).startswith(spelled))  # see `tokens`
+    for n in range(len(kept), 0, -1):
+        part = spelled[shift : ends[n]] if keep == "left" else spelled[ends[len(kept) - n] :]
+        whole = part.decode("utf-8", "ignore")
+        if sum(map(len, ids_in_parts(source, whole, special))) <= room:
+            return whole
     return ""
+
+
+def _spelled(source: Source, ids: array[int]) -> bytes:
+    """The bytes of `ids`, joined in steps: `bytes.join` takes 80 bytes for each of its parts."""
+    starts = range(0, len(ids), BLOCK)
+    return b"".join(source.tokenizer.decode_bytes(ids[at : at + BLOCK]) for at in starts)
+
+
+def _continues(token: bytes) -> bool:
+    """Whether a token starts within a character."""
+    return bool(token) and token[0] & 0xC0 == 0x80
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +162,6 @@ class Chunk:
 
     start: int
     end: int
-    rows: tuple[Row, ...]
 
 
 def chunks(found: Tokens, size: int, overlap: int) -> list[Chunk] | int:
@@ -108,26 +170,23 @@ def chunks(found: Tokens, size: int, overlap: int) -> list[Chunk] | int:
     Borders stay between characters: where one would be cut, a chunk is shorter, and the overlap a
     little more or less. Where a character has more than `size` tokens: its byte offset.
     """
-    rows = found.rows
-    whole = [True] * (len(rows) + 1)  # may a chunk start or end before this row?
-    for row in rows[1:]:
-        whole[row.index] = row.special or row.bytes[0] & 0xC0 != 0x80
+    whole = found.whole()  # may a chunk start or end before this row?
     out: list[Chunk] = []
     start = end = 0
-    while end < len(rows):
+    while end < len(found.ids):
         last, start = end, max(end - overlap, out[-1].start + 1 if out else 0)
         while not whole[start]:
             start -= 1
         while True:
-            end = min(start + size, len(rows))
+            end = min(start + size, len(found.ids))
             while not whole[end]:
                 end -= 1
             if end > last:
                 break
             if start >= last:
-                return rows[last].byte_start
+                return found.row(last).byte_start
             start += 1
             while not whole[start]:
                 start += 1
-        out.append(Chunk(start, end, rows[start:end]))
+        out.append(Chunk(start, end))
     return out
