@@ -551,7 +551,7 @@ def test_merges_end_in_the_tokenizers_ids(llmcli, model_folder, tokenizer):
     text = "The  end, 日本語 aaaa She had<|endoftext|>\n\n x"
     for special in ([], ["--special"]):
         out = llmcli("tokenize", text, "-m", model_folder, "--merges", "--json", *special)
-        pieces = valid("merges", out.stdout)["pieces"]
+        pieces = valid("merges", out.stdout)["texts"][0]["pieces"]
         ids = [id for piece in pieces for id in piece["ids"]]
         assert ids == tokenizer.encode(text, special=bool(special))
         for piece in pieces:
@@ -584,7 +584,7 @@ def test_merges_equal_the_tokenizer_on_real_vocabularies():
 def test_versus_cuts_where_all_cut_and_marks_what_differs(llmcli, model_folder):
     text = "The end. Lily had 日本"
     out = llmcli("tokenize", text, "-m", model_folder, "--versus", "fable", "--json")
-    found = valid("versus", out.stdout)
+    found = valid("versus", out.stdout)["texts"][0]
     assert "".join(text.encode()[s["byte_start"] : s["byte_end"]].decode("utf-8", "replace")
                    for s in found["spans"]).count("�") == 0  # fmt: skip
     assert found["spans"][0]["byte_start"] == 0
@@ -594,7 +594,30 @@ def test_versus_cuts_where_all_cut_and_marks_what_differs(llmcli, model_folder):
     for index, model in enumerate(found["models"]):
         assert model["n_tokens"] == sum(len(span["ids"][index]) for span in found["spans"])
     same = llmcli("tokenize", text, "-m", "fable", "--versus", "fable", "--json")
-    assert all(span["same"] for span in json.loads(same.stdout)["spans"])
+    assert all(span["same"] for span in json.loads(same.stdout)["texts"][0]["spans"])
+
+
+@pytest.mark.parametrize("way", ["merges", "versus"])
+def test_several_texts_looked_at_closely_are_one_output(
+    way, llmcli, model_folder, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    Path("a\x1b").write_text("x\ny\n")
+    Path("b").write_text("z")
+    options = ["--merges"] if way == "merges" else ["--versus", "fable"]
+    common = ["tokenize", "-m", model_folder, *options]
+    lines = [*common, "--lines", "--files", "a\x1b", "none", "b"]
+    texts = valid(way, llmcli(*lines, "--json").stdout)["texts"]
+    assert [(text["input"], text["line"], text["text"]) for text in texts] == [
+        ("a\x1b", 1, "x"), ("a\x1b", 2, "y"), ("b", 1, "z"),
+    ]  # fmt: skip
+    head, *rows = (line.split("\t") for line in llmcli(*lines).stdout.splitlines())
+    alone = llmcli(*common, "x").stdout.splitlines()
+    assert head == ["input", "line", *alone[0].split("\t")]
+    assert rows[: len(alone) - 1] == [[r"a\x1b", "1", *row.split("\t")] for row in alone[1:]]
+    assert {(row[0], row[1]) for row in rows} == {(r"a\x1b", "1"), (r"a\x1b", "2"), ("b", "1")}
+    shown = llmcli(*lines, "--color", "always").stdout
+    assert re.findall(r"^(?:a\\x1b|b):\d$", shown, re.M) == [r"a\x1b:1", r"a\x1b:2", "b:1"]
 
 
 def test_the_vocabulary_is_searched_and_ids_explained(llmcli, model_folder, tokenizer):

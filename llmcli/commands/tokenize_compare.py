@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from llmcli.commands.tokenize_request import Record, Request
+from llmcli.commands.tokenize_request import Record
 from llmcli.errors import UsageError
 from llmcli.hub import resolve
 from llmcli.render.text import quoted
-from llmcli.strict_json import strict
 from llmcli.tokenizing.merges import Merger, Piece
 from llmcli.tokenizing.rows import tokens
 from llmcli.tokenizing.source import Source
 
-SCHEMA = 1
+if TYPE_CHECKING:
+    from llmcli.commands.tokenize_text import Texts
+
+SCHEMA = 2
+STEPS = "piece", "step", "rank", "left", "right", "result"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +39,17 @@ class Span:
 class Compare:
     """`--merges` and `--versus` for the texts of one call."""
 
-    def __init__(self, source: Source, request: Request) -> None:
-        self.source, self.request = source, request
-        self.models = [(request.model, source)]
-        for name in request.versus:
+    def __init__(self, texts: Texts) -> None:
+        self.texts, self.source, self.request = texts, texts.source, texts.request
+        self.models = [(self.request.model, self.source)]
+        for name in self.request.versus:
             folder = resolve(name, tokenizer_only=True)
             self.models.append((name, Source.from_folder(folder)))
+
+    def facts(self) -> dict[str, Any]:
+        """What the JSON of all texts says beside them."""
+        model = {"model": self.request.model} if self.request.merges else {}
+        return {"schema": SCHEMA, **model, "special": self.request.special}
 
     # --- merges ----------------------------------------------------------------------------------
 
@@ -48,11 +57,10 @@ class Compare:
         request = self.request
         pieces = Merger(self.source).pieces(record.text, request.special)
         if request.format == "json":
-            print(strict({
-                "schema": SCHEMA, "model": request.model, "special": request.special,
+            self.texts.objects.append({
                 "input": record.input.name, "line": record.line, "text": record.text,
                 "pieces": [_piece(piece) for piece in pieces],
-            }))  # fmt: skip
+            })  # fmt: skip
         elif request.pictured:
             from llmcli.render.console import console
             from llmcli.render.tokenized import merges
@@ -61,12 +69,13 @@ class Compare:
             shown = [(piece.bytes, piece.whole, piece.ids,
                       [(s.left, s.right, s.rank, s.parts) for s in piece.steps])
                      for piece in pieces]  # fmt: skip
+            self.texts.between(record)
             out.print(merges(shown, request.model, min(out.width, 120)), end="")
         else:
-            print("piece\tstep\trank\tleft\tright\tresult")
-            for number, piece in enumerate(pieces):
-                for row in _merge_rows(piece):
-                    print(number, *row, sep="\t")
+            steps = (
+                (number, *row) for number, piece in enumerate(pieces) for row in _merge_rows(piece)
+            )
+            self.texts.print_rows(record, STEPS, steps)
 
     # --- versus ----------------------------------------------------------------------------------
 
@@ -75,30 +84,24 @@ class Compare:
         names = [name for name, _ in self.models]
         counts = [sum(len(span.ids[i]) for span in found) for i in range(len(names))]
         if request.format == "json":
-            print(strict({
-                "schema": SCHEMA, "special": request.special, "input": record.input.name,
-                "line": record.line, "text": record.text,
+            self.texts.objects.append({
+                "input": record.input.name, "line": record.line, "text": record.text,
                 "models": [{"model": name, "n_tokens": count}
                            for name, count in zip(names, counts, strict=True)],
                 "spans": [_span(span) for span in found],
-            }))  # fmt: skip
+            })  # fmt: skip
         elif request.pictured:
             from llmcli.render.console import console
             from llmcli.render.tokenized import versus
 
             out = console(request.color)
             spans = [(span.same, span.tokens) for span in found]
+            self.texts.between(record)
             out.print(versus(names, counts, spans, len(record.text.encode()),
                              min(out.width, 160)), end="")  # fmt: skip
         else:
-            self._print_spans(names, counts, found)
-
-    def _print_spans(self, names: list[str], counts: list[int], found: list[Span]) -> None:
-        print("byte_start", "byte_end", "same", *names, sep="\t")
-        for span in found:
-            cells = [" ".join(map(quoted, tokens)) for tokens in span.tokens]
-            print(span.byte_start, span.byte_end, int(span.same), *cells, sep="\t")
-        print("total", "", int(all(span.same for span in found)), *counts, sep="\t")
+            columns = ("byte_start", "byte_end", "same", *names)
+            self.texts.print_rows(record, columns, _span_rows(counts, found))
 
     def _spans(self, text: str) -> list[Span]:
         """Raises UsageError where a tokenizer makes another text of `text`: nothing aligns then."""
@@ -153,6 +156,14 @@ def _merge_rows(piece: Piece) -> list[tuple[Any, ...]]:
         parts = " ".join(map(quoted, step.parts))
         rows.append((number, step.rank, quoted(step.left), quoted(step.right), parts))
     return rows
+
+
+def _span_rows(counts: list[int], found: list[Span]) -> Iterator[tuple[Any, ...]]:
+    """Each stretch, and what they come to."""
+    for span in found:
+        cells = (" ".join(map(quoted, tokens)) for tokens in span.tokens)
+        yield (span.byte_start, span.byte_end, int(span.same), *cells)
+    yield ("total", "", int(all(span.same for span in found)), *counts)
 
 
 def _span(span: Span) -> dict[str, Any]:

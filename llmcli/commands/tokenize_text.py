@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
 
 from llmcli.commands.tokenize_bulk import Tally
 from llmcli.commands.tokenize_request import Input, Record, Request, each, inputs, records
@@ -15,6 +15,9 @@ from llmcli.strict_json import strict
 from llmcli.tokenizer_file import tokenizer_sha256
 from llmcli.tokenizing.rows import Row, Tokens, chunks, tokens, truncated
 from llmcli.tokenizing.source import Source
+
+if TYPE_CHECKING:
+    from llmcli.commands.tokenize_compare import Compare
 
 SCHEMA = 1
 COLUMNS = (
@@ -45,6 +48,7 @@ class Texts:
         self.tally = Tally(request)
         self.objects: list[dict[str, Any]] = []
         self.shown = 0
+        self.compare: Compare | None = None
 
     def shower(self) -> Callable[[Record], None]:
         """What is done with each text."""
@@ -56,8 +60,8 @@ class Texts:
         if request.merges or request.versus:
             from llmcli.commands.tokenize_compare import Compare
 
-            compare = Compare(self.source, request)
-            return compare.merges if request.merges else compare.versus
+            self.compare = Compare(self)
+            return self.compare.merges if request.merges else self.compare.versus
         ways = {"ids": self.ids, "count": self.count, "tokens": self.tokens, "table": self.table,
                 "json": self.json, "jsonl": self.jsonl, None: self.picture}  # fmt: skip
         return ways[request.format if request.format or request.pictured else "ids"]
@@ -84,15 +88,21 @@ class Texts:
             from llmcli.render.tokenized import table
 
             out = console(self.request.color)
-            self._between(record)
+            self.between(record)
             out.print(table([_values(row) for row in found.rows], min(out.width, 120)), end="")
             return
+        self.print_rows(record, COLUMNS, (_values(row).values() for row in found.rows))
+
+    def print_rows(
+        self, record: Record, columns: Iterable[str], rows: Iterable[Iterable[Any]]
+    ) -> None:
+        """Tab-separated values under one head; of several texts, each row says which."""
         which = (shown_path(record.input.label), record.line or "") if self.several else ()
         if not self.shown:
-            print(*("input", "line")[: len(which)], *COLUMNS, sep="\t")
+            print(*("input", "line")[: len(which)], *columns, sep="\t")
         self.shown += 1
-        for row in found.rows:
-            print(*which, *_values(row).values(), sep="\t")
+        for row in rows:
+            print(*which, *row, sep="\t")
 
     def picture(self, record: Record) -> None:
         from llmcli.render.console import console
@@ -101,7 +111,7 @@ class Texts:
 
         out = console(self.request.color)
         found = self.rows(record)
-        self._between(record)
+        self.between(record)
         facts = [tail(self.request.model, 20), plural(len(found.text.encode()), "byte"),
                  plural(len(found.text), "character")]  # fmt: skip
         if not found.exact:
@@ -109,7 +119,7 @@ class Texts:
         cells = [(row.bytes, row.id, row.special) for row in found.rows]
         out.print(picture(cells, facts, min(out.width, 160)), end="")
 
-    def _between(self, record: Record) -> None:
+    def between(self, record: Record) -> None:
         """A name above each of several texts."""
         if self.several or self.request.files:
             print(f"{chr(10) * bool(self.shown)}{harmless(record.label)}")
@@ -136,13 +146,18 @@ class Texts:
         """The total of --count; the one object of --json, of the texts that could be read."""
         if self.request.format == "count":
             self.tally.end()
-        if self.request.format == "json" and not (self.request.merges or self.request.versus):
-            print(strict({
-                "schema": SCHEMA, "model": self.request.model,
-                "revision": revision_of(self.source.folder),
-                "tokenizer_sha256": tokenizer_sha256(self.source.folder),
-                "special": self.request.special, "texts": self.objects,
-            }))  # fmt: skip
+        if self.request.format == "json":
+            facts = self.compare.facts() if self.compare else self._facts()
+            print(strict({**facts, "texts": self.objects}))
+
+    def _facts(self) -> dict[str, Any]:
+        """What the JSON of all texts says beside them."""
+        return {
+            "schema": SCHEMA, "model": self.request.model,
+            "revision": revision_of(self.source.folder),
+            "tokenizer_sha256": tokenizer_sha256(self.source.folder),
+            "special": self.request.special,
+        }  # fmt: skip
 
     def jsonl(self, record: Record) -> None:
         ids = self._ids(record)
