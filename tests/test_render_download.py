@@ -15,7 +15,7 @@ from hub_server import HubServer, assert_whole, server
 
 from llmcli import hub
 from llmcli.render import download
-from llmcli.render.download import Lines, lasting, short
+from llmcli.render.download import Bars, Lines, lasting, short
 
 __all__ = ["server"]  # the fixture
 
@@ -40,6 +40,23 @@ def test_a_log_has_a_line_every_ten_seconds(capsys, monkeypatch):
         "model.safetensors: 35 % of 1,000 B, 10 B/s, 65 s left",
         "model.safetensors: 1,000 B, verified",
     ]
+
+
+def test_bars_fit_a_terminal_whose_width_changes(monkeypatch):
+    columns = [100]
+    monkeypatch.setattr(
+        download.os, "get_terminal_size", lambda fd: os.terminal_size((columns[0], 30))
+    )
+    bars = Bars()
+    bars.planned("org/tiny", "a" * 40, 2_000_000)
+    bars.at("model.safetensors", 500_000, 1_000_000)
+    for columns[0] in (100, 60, 30, 120):
+        with bars.console.capture() as capture:
+            bars.console.print(bars.progress.get_renderable())
+        lines = capture.get().splitlines()
+        assert len(lines) == 2
+        assert {len(line) for line in lines} <= {columns[0] - 4, columns[0] - 3}
+        assert ("of 977 KiB" in lines[0]) == (columns[0] > 80), "a narrow one has no amounts"
 
 
 @pytest.mark.parametrize("columns", [60, 80])

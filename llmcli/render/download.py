@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
-from rich.console import Console, JustifyMethod
+from rich.console import Console, JustifyMethod, RenderableType
 from rich.progress import BarColumn, Progress, ProgressColumn, Task
 from rich.table import Column, Table
 from rich.text import Text
@@ -93,21 +93,7 @@ class Bars:
 
     def __init__(self, color: str = "auto") -> None:
         self.console: Console = console(color, stderr=True)
-        with suppress(OSError):  # room for the ^C that a terminal echoes, else it wraps the bars
-            self.console.width = os.get_terminal_size(sys.stderr.fileno()).columns - 3
-        columns = [
-            _Column(lambda task: short(task.description), justify="left"),
-            BarColumn(bar_width=None),
-            _Column(lambda task: f"{task.percentage:3.0f} %"),
-            *([] if self.console.width < NARROW else [_Column(_amount), _Column(_speed)]),
-            _Column(_left),
-        ]
-        self.progress = Progress(
-            *columns,
-            console=self.console,
-            transient=True,
-            expand=True,
-        )
+        self.progress = _Fitting(self.console)
         self.file = self.progress.add_task("", total=None, visible=False, checking=False)
         self.total = self.progress.add_task("total", total=None, visible=False, checking=False)
         self.model, self.shown = "", ("", False)
@@ -167,6 +153,28 @@ class Bars:
 
     def _print(self, text: str, style: str) -> None:
         self.console.print(Text(harmless(text), style=style), soft_wrap=True)
+
+
+class _Fitting(Progress):
+    """As wide as the terminal is at each refresh: what it wraps is never wiped out."""
+
+    def __init__(self, out: Console) -> None:
+        self.out = out
+        super().__init__(console=out, transient=True, expand=True)
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        with suppress(OSError):  # room for the ^C that a terminal echoes, else it wraps the bars
+            columns = os.get_terminal_size(sys.stderr.fileno()).columns
+            self.out.width = max(columns - 3, 1)
+        more = [] if self.out.width < NARROW else [_Column(_amount), _Column(_speed)]
+        self.columns = (
+            _Column(lambda task: short(task.description), justify="left"),
+            BarColumn(bar_width=None),
+            _Column(lambda task: f"{task.percentage:3.0f} %"),
+            *more,
+            _Column(_left),
+        )
+        return super().get_renderables()
 
 
 class _Column(ProgressColumn):
