@@ -17,7 +17,7 @@ import pytest
 from conftest import FABLE, STORY, edit_json
 from rich.cells import cell_len
 from rich.color import ColorSystem
-from test_cli import LLMCLI, assert_fails, in_terminal
+from test_cli import LLMCLI, assert_fails, in_shell, in_terminal
 
 from llmcli.commands.files import regular
 from llmcli.commands.tokenize_request import lines_of
@@ -340,6 +340,17 @@ def test_a_corpus_becomes_ids_and_a_description(llmcli, model_folder, tokenizer,
             else:
                 assert again.read_bytes() == out.read_bytes()
     assert not list(tmp_path.glob(".*"))
+
+
+def test_the_readmes_delimiter_leaves_no_line_end_as_a_document(tokenizer, model_folder, tmp_path):
+    readme = (FABLE.parents[2] / "README.md").read_text("utf-8")
+    (example,) = re.findall(r"llmcli (tokenize .* --document-delimiter .*)", readme)
+    (tmp_path / "stories.txt").write_text("One.<|endoftext|>\nTwo.<|endoftext|>\n")
+    run = in_shell(f"{example} -m {model_folder} --json", f"cd {tmp_path} && ")
+    assert run.returncode == 0, run.stderr
+    assert valid("corpus", run.stdout)["documents"] == 2
+    one, two = tokenizer.encode("One."), tokenizer.encode("Two.")
+    assert np.load(tmp_path / "tokens.npy").tolist() == [*one, 0, *two, 0]
 
 
 def test_the_delimiter_becomes_the_end_of_text(llmcli, model_folder, tokenizer, corpus, tmp_path):

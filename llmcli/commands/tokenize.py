@@ -105,8 +105,8 @@ Delimiter = Annotated[
     str | None,
     typer.Option(
         "--document-delimiter", metavar="TEXT",
-        help="What stands between two documents in a file; becomes the end-of-text id, which --out "
-        "sets after the last one, too.",
+        help="What stands between two documents in a file, a line end after it included; becomes "
+        "the end-of-text id, which --out sets after the last one, too.",
     ),
 ]  # fmt: skip
 Workers = Annotated[
