@@ -22,8 +22,9 @@ from test_cli import LLMCLI, assert_fails, in_shell, in_terminal
 from llmcli.commands.files import regular
 from llmcli.commands.tokenize_request import lines_of
 from llmcli.errors import UsageError
+from llmcli.render.text import quoted
 from llmcli.render.tokenized import DIFFERENT, SPECIAL, TINTS
-from llmcli.tokenizer import Tokenizer
+from llmcli.tokenizer import Tokenizer, to_bytes
 
 HOSTILE = "The end.<|endoftext|>\r\n  日本語 😀\0 \x1b[31m caf\u0065\u0301\n\n"
 SCHEMA = json.loads((FABLE.parents[1] / "schemas" / "tokenize.schema.json").read_text())
@@ -560,17 +561,31 @@ def test_neighbours_differ_on_a_console_of_16_colours():
 
 def test_merges_end_in_the_tokenizers_ids(llmcli, model_folder, tokenizer):
     text = "The  end, 日本語 aaaa She had<|endoftext|>\n\n x"
+    merges = json.loads((model_folder / "tokenizer.json").read_text())["model"]["merges"]
+    spell = [[quoted(to_bytes([half])[0]) for half in merge] for merge in merges]
+    ranks = {(left, right): rank for rank, (left, right) in enumerate(spell)}
+
+    def n_bytes(piece):
+        return sum(len(tokenizer.bytes_of[id]) for id in piece["ids"])
+
     for special in ([], ["--special"]):
         out = llmcli("tokenize", text, "-m", model_folder, "--merges", "--json", *special)
         pieces = valid("merges", out.stdout)["texts"][0]["pieces"]
         ids = [id for piece in pieces for id in piece["ids"]]
         assert ids == tokenizer.encode(text, special=bool(special))
         for piece in pieces:
-            ranks = [step["rank"] for step in piece["steps"]]
-            assert piece["looked_up_whole"] or len(piece["ids"]) >= 1
-            if piece["steps"]:
-                assert len(piece["steps"][-1]["parts"]) == len(piece["ids"])
-                assert min(ranks) >= 0
+            special_token = bool(special) and piece["piece"] == '"<|endoftext|>"'
+            assert piece["looked_up_whole"] == special_token
+            assert bool(piece["steps"]) == (
+                not special_token and len(piece["ids"]) < n_bytes(piece)
+            )
+            for step in piece["steps"]:
+                assert ranks[step["left"], step["right"]] == step["rank"]
+            for before, step in pairwise(piece["steps"]):
+                assert step["rank"] == min(ranks.get(p, 999) for p in pairwise(before["parts"]))
+            for last in piece["steps"][-1:]:
+                assert len(last["parts"]) == len(piece["ids"])
+                assert not ranks.keys() & set(pairwise(last["parts"]))
     rows = llmcli("tokenize", "The", "-m", model_folder, "--merges").stdout.splitlines()
     assert rows[1].split("\t")[-1] == '"T" "h" "e"'
 
