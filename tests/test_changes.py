@@ -185,7 +185,7 @@ def test_results_of_another_change_are_not_taken_for_done(generate, tmp_path):
     assert generate(*many, "--ablate", "L1.H2", prompt=()).exit_code == 0
     assert out.read_text() == before
     other = generate(*many, "--ablate", "L1.H3", prompt=())
-    assert_fails(other, 5, "line 1, is the result of another prompt, model, seed or option")
+    assert_fails(other, 5, "line 1, is the result of another prompt, model, seed")
     assert out.read_text() == before
 
 

@@ -389,6 +389,27 @@ def test_remove_takes_what_an_interrupted_download_left(llmcli, server, commit):
     assert llmcli("download", "--list").stdout.count("\n") == 1
 
 
+def test_remove_knows_both_homes_of_a_short_name(llmcli, server):
+    """Old caches have GPT-2 without an org."""
+    commits = []
+    for home, digit in (("gpt2", "a"), ("openai-community/gpt2", "b")):
+        snapshot = cache.repo_folder(home) / "snapshots" / (40 * digit)
+        snapshot.mkdir(parents=True)
+        (snapshot / "config.json").write_text("{}")
+        commits.append(snapshot)
+    assert llmcli("download", "--remove", f"gpt2@{40 * 'a'}").exit_code == 0
+    assert [commit.exists() for commit in commits] == [False, True]
+    commits[0].mkdir(parents=True)
+    (cache.repo_folder("gpt2") / "refs").mkdir()
+    (cache.repo_folder("gpt2") / "refs" / "main").write_text(40 * "a")
+    two_names = llmcli("download", "--remove", "gpt2@main", f"gpt2@{40 * 'a'}")
+    assert two_names.exit_code == 0, two_names.stderr
+    assert [commit.exists() for commit in commits] == [False, True]
+    commits[0].mkdir(parents=True)
+    assert llmcli("download", "--remove", "gpt2").exit_code == 0
+    assert [commit.exists() for commit in commits] == [False, False]
+
+
 def test_remove_looks_at_no_other_model_and_keeps_shared_blobs(llmcli, server, commit):
     """A broken link in another model's folder is not this one's matter."""
     server.put("org/tiny", {**FILES, "config.json": FILES["config.json"] + b" "}, "v1")

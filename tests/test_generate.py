@@ -390,6 +390,7 @@ def test_dry_run_measures_the_whole_prompt(llmcli, monkeypatch):
     assert lengths == [told["n_tokens"]] == [512]
     assert told["first_token_s"] > 0
     assert told["decode_tokens_per_s"] is None  # one token can come
+    assert "nothing to measure: 1 token can follow" in llmcli("generate", text, "--dry-run").stdout
 
 
 def test_too_little_memory_is_refused_with_numbers_before_anything_is_loaded(generate, monkeypatch):

@@ -183,18 +183,18 @@ def test_a_manifest_that_others_wrote_is_not_trusted(server, manifest):
 @pytest.mark.parametrize("when", ["config.json", "tokenizer.json", "model.safetensors"])
 def test_nobody_removes_a_model_while_it_comes(server, when):
     server.put("org/tiny", FILES)
-    refused = []
+    name, refused = parse("org/tiny"), []
 
     class Removing(Progress):
         def done(self, file, nbytes, fetched):
             if file == when:
                 with pytest.raises(UsageError, match="is being downloaded"):
-                    upkeep.remove(parse("org/tiny"), whole=True)
+                    upkeep.remove(name, *upkeep.places(name, whole=True))
                 refused.append(file)
 
-    assert_whole(download(parse("org/tiny"), lambda folder, new: None, Removing()).folder, FILES)
+    assert_whole(download(name, lambda folder, new: None, Removing()).folder, FILES)
     assert refused == [when]
-    assert upkeep.remove(parse("org/tiny"), whole=True) > 0
+    assert upkeep.remove(name, *upkeep.places(name, whole=True)) > 0
     assert not list(cache.cache_dir().rglob("*.lock"))
 
 

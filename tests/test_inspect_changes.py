@@ -174,6 +174,12 @@ def test_what_either_run_lists_is_compared(views):
     cut = {n["place"]: n["difference"] for n in cut if n["quantity"] == "value"}
     assert len(listed) > 4
     assert cut == {place: whole[place] for place in listed}
+    silenced = views("--view", "attribution", "--ablate", "L1", *changed[4:])
+    numbers = silenced["difference"][0]["numbers"]
+    parts = {n["place"]: n["difference"] for n in numbers if n["quantity"] == "value"}
+    assert {f"part L1.{name}" for name in ("H0", "attn.bias", "mlp", "mlp.bias")} <= set(parts)
+    (moved,) = (n["difference"] for n in numbers if n["quantity"] == "sum_of_parts")
+    assert sum(parts.values()) == pytest.approx(moved, abs=1e-4)
     for view, place, quantity in (
         (["why", "--versus", "id:9"], None, "adds"),
         (["mlp", "--layer", 2, "--rows", 3], "part L2.N5", "norm"),

@@ -397,6 +397,8 @@ def test_a_word_is_found_where_it_stands_alone_in_any_script():
 
     assert where("un ami né de sa fiancée", "de").strip() == "de"
     assert "né" in where("un ami né de sa fiancée", "né")
-    for text, word in (("Er ist müde.", "de"), ("une fiancée née", "e"), ("bear", "ear")):
+    assert where("कि क", "क").strip() == "क"
+    for text, word in (("Er ist müde.", "de"), ("une fiancée née", "e"), ("bear", "ear"),
+                       ("cafe\u0301", "cafe"), ("कीमत", "की")):  # fmt: skip
         with pytest.raises(UsageError, match="does not hold this text"):
             where(text, word)

@@ -289,7 +289,7 @@ def test_results_of_another_tokenizer_are_refused(llmcli, copied, tmp_path):
     once = ["generate", "--prompts", prompts, "-m", copied, "--seed", 5, "-n", 4, "--out", out]
     assert llmcli(*once).exit_code == 0
     edit_json(copied / "tokenizer.json", version="2.0")
-    assert_fails(llmcli(*once), 5, "another prompt, model, seed or option")
+    assert_fails(llmcli(*once), 5, "another prompt, model, seed, option or vector file")
 
 
 def test_nothing_left_to_do_needs_no_torch(many, llmcli, model_folder, tmp_path):
@@ -320,7 +320,7 @@ def test_results_of_changed_prompts_or_options_are_refused(many, llmcli, model_f
         path.write_text(content)
         result = llmcli("generate", "--prompts", path, "-m", model_folder, "--seed", 5,
                         "--max-new-tokens", 8, "--out", out, *options)  # fmt: skip
-        assert_fails(result, 5, "line 1, is the result of another prompt, model, seed or option")
+        assert_fails(result, 5, "line 1, is the result of another prompt, model, seed")
         assert out.read_bytes() == whole
 
 
@@ -328,7 +328,7 @@ def test_results_of_changed_prompts_or_options_are_refused(many, llmcli, model_f
 def test_what_is_rounded_is_not_continued_in_batches_of_another_size(rounding, many, tmp_path):
     out = tmp_path / "out.jsonl"
     many(LINES, "--out", out, *rounding)
-    said = "line 1, is the result of another prompt, model, seed or option"
+    said = "line 1, is the result of another prompt, model, seed"
     many(LINES, "--out", out, *rounding, "--batch-size", 2, code=5, said=said)
     many(LINES, "--out", out, *rounding)
 
@@ -407,7 +407,12 @@ def test_results_of_another_vector_under_the_same_name_are_not_taken_for_done(ma
     many("Once\n", *again)
     many("Once\n", *again)
     save_file({"vector": -torch.ones(32)}, vector)
-    many("Once\n", *again, code=5, said="the result of another prompt, model, seed or option")
+    many(
+        "Once\n",
+        *again,
+        code=5,
+        said="seed, option or vector file",
+    )
 
 
 def test_an_array_of_json_is_no_list_of_prompts(many):

@@ -11,6 +11,8 @@ import subprocess
 import sys
 import tracemalloc
 import zlib
+from dataclasses import replace
+from types import SimpleNamespace
 
 import jsonschema
 import pytest
@@ -20,7 +22,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from test_cli import PACKAGE_SCHEMAS, assert_fails
 
-from llmcli.config import read_config
+from llmcli.commands.job import Job
+from llmcli.commands.replay import _ending
+from llmcli.config import Sampling, read_config
 from llmcli.errors import IntegrityError
 from llmcli.gpt.facts import Facts
 from llmcli.inspection.replay import compared, verdict
@@ -617,6 +621,29 @@ def test_what_ends_a_text_is_as_recorded_but_for_what_is_typed(llmcli, model_fol
     assert told("--ignore-eos", typed=["--stop-id", 299])["stop_ids"] == [299]
     assert told("--stop-id", 298, typed=["--ignore-eos"])["stop_ids"] == [298]
     assert told("--temperature", 0, typed=["--top-k", 5])["temperature"] == 0
+    own = ["--ignore-eos", "--stop-id", eos[0], "--keep-stop"]
+    for typed in ([], ["--stop-id", eos[0]], ["--ignore-eos", "--stop-id", eos[0]]):
+        assert told("--ignore-eos", typed=typed)["stop_ids"] == (eos if typed else [])
+        assert told(*own, typed=typed)["stop_ids"] == eos
+
+
+def test_only_what_is_typed_changes_what_ends_a_text_and_is_shown():
+    """With two end-of-text ids, one of which alone was named when the run was recorded."""
+    config = SimpleNamespace(eos_ids=(7, 8))
+    past = SimpleNamespace(opened=SimpleNamespace(config=config))
+    for stop, hidden, keep, typed, own, expected in (
+        ({7}, {7}, False, {"seed"}, {}, ({7}, {7})),
+        ({7}, set(), True, {"seed"}, {}, ({7}, set())),
+        ({7, 8}, {7, 8}, False, {"stop_id"}, {5}, ({5, 7, 8}, {5, 7, 8})),
+        ({7, 8, 9}, {7, 8}, True, {"stop_id"}, {5}, ({5, 7, 8}, {7, 8})),
+        (set(), set(), False, {"stop_id"}, {7}, ({7}, {7})),
+        ({7, 8, 9}, {7, 8, 9}, False, {"ignore_eos"}, {}, ({9}, {9})),
+        ({7, 8, 9}, {7, 8, 9}, False, {"ignore_eos", "stop_id"}, {7}, ({7}, {7})),
+        ({7, 9}, {7, 9}, True, {"keep_stop"}, {}, ({7, 9}, set())),
+    ):
+        recorded = Job(past.opened, Sampling(), 0, 5, frozenset(stop), frozenset(hidden))
+        made = _ending(replace(recorded, keep_stop=keep), past, own, typed)
+        assert (made.stop_ids, made.hidden_ids) == expected, typed
 
 
 def test_what_would_end_the_recorded_part_is_refused(traced, llmcli):

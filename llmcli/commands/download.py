@@ -312,17 +312,18 @@ def _list(as_json: bool, quiet: bool) -> None:
 
 
 def _remove(names: list[str], revision: str | None, as_json: bool, quiet: bool) -> None:
-    from llmcli.hub.upkeep import place, remove
+    from llmcli.hub.upkeep import Spot, places, remove
     from llmcli.strict_json import strict
 
     removed: list[dict[str, Any]] = []
     wanted = _to_remove(names, revision)
-    for name, whole in wanted.items():  # all are here, or none is removed
-        place(name, whole)
+    gone: set[Spot] = set()
+    spots = {name: places(name, whole) for name, whole in wanted.items()}  # all, or none is removed
     for name, whole in wanted.items():
         called = str(name) if whole else name.full
         try:
-            nbytes = remove(name, whole)
+            nbytes = sum(remove(name, spot) for spot in spots[name] if spot not in gone)
+            gone.update(spots[name])
         except Exception:
             if as_json and removed:
                 print(strict({"schema": SCHEMA, "removed": removed}), flush=True)

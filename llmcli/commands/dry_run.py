@@ -49,9 +49,12 @@ def tell_budget(job: Job, compute: Compute, ids: Sequence[int], n_rows: int, jso
     print(f"torch        {sized(TORCH_NBYTES):>9}  about")
     print(f"needed       {sized(plan.needed):>9}")
     print(f"available    {available:>9}")
+    n = min(MEASURED_TOKENS, config.n_ctx + 1 - len(ids))
     if speed:
-        print(f"speed        {speed:>9.0f}  tok/s, measured over {MEASURED_TOKENS} tokens at most")
-    if not plan.fits:
+        print(f"speed        {speed:>9.0f}  tok/s, measured over {n} tokens")
+    elif plan.fits:
+        print(f"Of a speed there is nothing to measure: {n} token{'s' * (n != 1)} can follow.")
+    else:
         print("It does not fit; the speed was not measured.")
 
 

@@ -212,7 +212,7 @@ def generate(
         refuse_inputs("--out", out, read)
         refuse_inputs("--trace", trace, [out], "--out writes")
     if past is not None and from_step is not None:
-        job = replays.continued(past, job, names, from_step)
+        job = replays.continued(past, job, names, from_step, stop_ids)
     if prompts is not None:
         run_many(
             job, compute, prompts, out, truncate_prompt, batch_size or 16, num_samples,

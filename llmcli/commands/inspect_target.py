@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     from llmcli.config import ModelConfig
     from llmcli.tokenizer import Tokenizer
 
+SINGULAR = re.compile(r"s\b")
+
 
 def index(option: str, value: int | None, count: int, things: str) -> int | None:
     """`value` from 0, negative ones counted from the end. Raises UsageError naming the range."""
@@ -19,7 +22,7 @@ def index(option: str, value: int | None, count: int, things: str) -> int | None
         return value
     if -count <= value < 0:
         return value + count
-    there = f"are {count} {things}" if count != 1 else f"is 1 {things.replace('s ', ' ')}"
+    there = f"are {count} {things}" if count != 1 else f"is 1 {SINGULAR.sub('', things, 1)}"
     raise UsageError(
         f"{option} {value} does not exist: there {there}.",
         f"It goes from 0 to {count - 1}, or from -1, the last, to {-count}.",

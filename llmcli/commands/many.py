@@ -208,7 +208,7 @@ class Results:
             )
         if key != self.keys[id] or not 0 <= sample < self.num_samples:
             raise IntegrityError(
-                f"{where}, is the result of another prompt, model, seed or option.",
+                f"{where}, is the result of another prompt, model, seed, option or vector file.",
                 "Give --out another file, or the same prompts and options as before.",
             )
         return record

@@ -163,8 +163,12 @@ def show(made: Made, json: bool, color: ColorMode) -> None:
         )
 
 
-def continued(past: PastRun, job: Job, typed: Collection[str], step: int) -> Job:
+def continued(
+    past: PastRun, job: Job, typed: Collection[str], step: int, stop_ids: Collection[int]
+) -> Job:
     """The recorded job, its tokens before `step` forced, with what was typed in its place.
+
+    `stop_ids` are those that were typed; the job's own hold the model's, too.
 
     The draws are those of the recorded run: with nothing typed the text is the same.
     """
@@ -186,7 +190,7 @@ def continued(past: PastRun, job: Job, typed: Collection[str], step: int) -> Job
     later = {index: id for index, id in base.forced.items() if index >= step}
     forced = {**dict(enumerate(record.ids[:step])), **later, **job.forced}
     made = replace(base, sampling=job.sampling, top_probs=job.top_probs, forced=forced, **taken)
-    made = _ending(made, past, job.stop_ids, typed)
+    made = _ending(made, past, stop_ids, typed)
     _check_reached(made, past, step)
     if step >= made.max_new_tokens:
         raise UsageError(
@@ -196,20 +200,27 @@ def continued(past: PastRun, job: Job, typed: Collection[str], step: int) -> Job
     return made
 
 
-def _ending(made: Job, past: PastRun, stop_ids: Collection[int], typed: Collection[str]) -> Job:
-    """`made` with the ids that end a text: what was typed of them, and else what was recorded."""
-    eos, recorded = frozenset(past.opened.config.eos_ids), past.job().stop_ids
-    own = frozenset(stop_ids if "stop_id" in typed else recorded) - eos
-    ends = eos if eos <= recorded and "ignore_eos" not in typed else frozenset[int]()
-    return replace(made, stop_ids=own | ends, hidden_ids=ends if made.keep_stop else own | ends)
+def _ending(made: Job, past: PastRun, own: Collection[int], typed: Collection[str]) -> Job:
+    """`made` with the ids that end a text: `own` where they were typed, else as recorded."""
+    if {"stop_id", "ignore_eos", "keep_stop"}.isdisjoint(typed):
+        return made
+    eos, recorded = frozenset(past.opened.config.eos_ids), made.stop_ids
+    ignored = "ignore_eos" in typed
+    ends = eos if eos <= recorded and not ignored else frozenset[int]()
+    if "stop_id" not in typed:
+        own = recorded - (eos if ignored else ends)
+    stop_ids = ends.union(own)
+    return replace(made, stop_ids=stop_ids, hidden_ids=ends if made.keep_stop else stop_ids)
 
 
 def _check_reached(made: Job, past: PastRun, step: int) -> None:
     """Raises UsageError where what ends a text stands in the recorded part."""
     ids = past.record.ids[:step]
     text = b"".join(map(past.opened.token_bytes, ids)).decode("utf-8", "replace")
-    if not made.stop_ids.isdisjoint(ids) or any(stop in text for stop in made.stops):
+    met = made.stop_ids.intersection(ids)
+    if met or any(stop in text for stop in made.stops):
+        by_eos = met.intersection(past.opened.config.eos_ids)
         raise UsageError(
             f"--from-step {step}: what comes before holds what is to end the text.",
-            "Choose an earlier step, or another --stop or --stop-id.",
+            f"Choose an earlier step, or {'--ignore-eos' if by_eos else 'another --stop'}.",
         )

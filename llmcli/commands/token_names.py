@@ -7,7 +7,7 @@ import re
 from llmcli.errors import UsageError, shown
 from llmcli.tokenizer import Tokenizer
 
-ESCAPED = re.compile(r"\\(x[0-9a-f]{2}|.)")
+ESCAPED = re.compile(r"\\(x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8}|.)")
 ESCAPES = {"n": "\n", "t": "\t", "r": "\r"}
 
 
@@ -75,6 +75,8 @@ def _unescaped(found: re.Match[str]) -> str:
     c = found[1]
     if len(c) == 3:
         return bytes.fromhex(c[1:]).decode("utf-8", "surrogateescape")
+    if len(c) > 1:
+        return chr(int(c[1:], 16))
     return ESCAPES.get(c, c)
 
 

@@ -21,24 +21,33 @@ from llmcli.hub.transfer import Progress, digest
 _HASH = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")  # git's of a blob, or SHA-256
 
 
-def place(name: HubName, whole: bool) -> tuple[Path, str | None]:
-    """The model's folder in the cache, and the commit. Raises NotFoundError where it is not."""
-    folder = cache.repo_folder(name.repo)
-    if not folder.is_dir() and name.short:
-        folder = cache.repo_folder(name.short)
-    commit = cache.commit_of(folder, name.revision)
-    if not folder.is_dir() or (not whole and commit not in cache.commits(folder)):
+Spot = tuple[Path, str | None]  # a model's folder in the cache; a commit, or None: all of it
+
+
+def places(name: HubName, whole: bool) -> list[Spot]:
+    """Where the model, or one revision of it, is: a short name may have two homes.
+
+    Raises NotFoundError where it is not.
+    """
+    found: list[Spot] = []
+    for home in filter(None, (name.repo, name.short)):
+        folder = cache.repo_folder(home)
+        commit = None if whole else cache.commit_of(folder, name.revision)
+        if folder.is_dir() and (whole or commit in cache.commits(folder)):
+            found.append((folder, commit))
+    if not found:
         called = name if whole else name.full
         raise NotFoundError(f"{called} is not here.", "See what is: llmcli download --list")
-    return folder, commit
+    return found
 
 
-def remove(name: HubName, whole: bool) -> int:
-    """Take a model, or one revision where not `whole`, out of the cache: the bytes set free.
+def remove(name: HubName, spot: Spot) -> int:
+    """Take what is at a spot, which is of the model `name`, out of the cache: the bytes set free.
 
     Raises UsageError while another process fetches a file of it. Other models are not looked at.
     """
-    folder, commit = place(name, whole)
+    folder, commit = spot
+    whole = commit is None
     if folder.is_symlink() and whole:  # what it leads to is not the cache's
         folder.unlink()
         return 0

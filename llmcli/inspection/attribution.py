@@ -94,6 +94,8 @@ def summed(run: Run, ask: Ask, seen: Values | None = None) -> Attribution:
     logit = float(logits[token])
     if ask.versus is not None:
         logit = float(logits[token].double() - logits[ask.versus].double())
+    # A part that is changed as a whole has no parts of its own: they write nothing.
+    values = {part: 0.0 for (part,) in ask.also} | values
     order = sorted(values, key=lambda part: -abs(values[part]))
     n = ask.rows or len(order)
     shown = order[:n] + [part for part in order[n:] if (part,) in ask.also]

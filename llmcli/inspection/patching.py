@@ -109,12 +109,12 @@ def view(run: Run, ask: Ask) -> Patching:
     clean_difference, corrupt_difference = (_of(one, ask) for one in (run, corrupt))
     span = clean_difference - corrupt_difference
     if abs(span) < 1e-6:
-        seen = slice(ask.position + 1)
+        differ = [a != b for a, b in zip(run.ids, ask.corrupt, strict=True)]
         raise UsageError(
             "The two prompts have the same difference of logits; there is nothing to recover.",
-            "Choose prompts that differ in what decides between --token and --versus."
-            if list(run.ids[seen]) != list(ask.corrupt[seen])
-            else f"Up to position {ask.position} they are the same: choose a later --position.",
+            f"Up to position {ask.position} they are the same: choose a later --position."
+            if any(differ) and not any(differ[: ask.position + 1])
+            else "Choose prompts that differ in what decides between --token and --versus.",
         )
     little = abs(span) < LITTLE * max(abs(clean_difference), abs(corrupt_difference))
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import product
 from pathlib import Path
+from unicodedata import category
 
 from llmcli.checkpoint import read_header
 from llmcli.config import ModelConfig
@@ -212,13 +213,19 @@ def _standing(text: str, prompt: Prompt) -> tuple[int, ...]:
     for position, piece in enumerate(pieces, prompt.n_prefix):
         owner += [position] * len(piece)
     whole = data.decode("utf-8", "surrogateescape")
-    before = r"(?<!\w)" if re.match(r"\w", text) else ""
-    after = r"(?!\w)" if re.match(r"\w", text[-1:]) else ""
     found: set[int] = set()
-    for hit in re.finditer(before + re.escape(text) + after, whole):
-        start, end = (len(whole[:at].encode("utf-8", "surrogateescape")) for at in hit.span())
+    for hit in re.finditer(f"(?={re.escape(text)})", whole):
+        ends = hit.start(), hit.start() + len(text)
+        if any(_in_word(whole[at - 1 : at]) and _in_word(whole[at : at + 1]) for at in ends):
+            continue  # it goes on there
+        start, end = (len(whole[:at].encode("utf-8", "surrogateescape")) for at in ends)
         found.update(owner[start:end])
     return tuple(sorted(found))
+
+
+def _in_word(c: str) -> bool:
+    """Whether a character, if there is one, is part of a word: also a mark on a letter."""
+    return c.isalnum() or c == "_" or category(c or " ").startswith("M")
 
 
 def _hidden_keys(wish: Knockout, prompt: Prompt) -> HiddenKeys:
