@@ -270,6 +270,8 @@ def _is_header(header: Any) -> bool:
         and isinstance(hashes := model.get("tokenizer_sha256"), dict)
         and _are_texts(list(hashes.values()))
         and isinstance(header.get("versions"), dict)
+        and isinstance(read := header.get("read", {}), dict)
+        and _are_texts([*read, *read.values()])
         and type(header.get("seed")) is int
         and isinstance(model.get("revision"), str | None)
         and all(isinstance(file, dict) for file in files.values())

@@ -590,6 +590,25 @@ def test_a_run_goes_on_from_any_step_as_it_did(traced, llmcli):
         assert llmcli("generate", "--replay", again, "--resample").exit_code == 0
 
 
+def test_files_that_changes_are_read_from_are_those_of_the_run(traced, llmcli, tmp_path):
+    vector, reference = tmp_path / "v.safetensors", tmp_path / "ref.txt"
+    save_file({"vector": torch.ones(32)}, vector)
+    reference.write_text("Once upon a time")
+    changes = ["--steer", f"{vector} @ L1 * 2", "--ablate", "L1.H0:mean", "--reference", reference]
+    path = traced(*changes)
+    first = vector.read_bytes(), reference.read_text()
+    replays = (["generate", "--replay", path], ["inspect", "--trace", path, "--step", 3],
+               ["generate", "--replay", path, "--from-step", 3])  # fmt: skip
+    for file, other in ((vector, b"another"), (reference, b"The end.")):
+        file.write_bytes(other)
+        for command in replays:
+            assert_fails(llmcli(*command), 5, f"was recorded with another {file} than is here")
+        vector.write_bytes(first[0])
+        reference.write_text(first[1])
+    for command in replays:
+        assert llmcli(*command).exit_code == 0
+
+
 def test_a_run_without_a_cache_is_computed_again_without_one(traced, llmcli, monkeypatch):
     from llmcli.gpt import generation
 
@@ -833,6 +852,7 @@ def test_a_trace_of_several_gzip_members_is_read_as_one(traced, monkeypatch):
         (json.dumps(header(schema=99)).encode(), 6, "has schema 99; this llmcli reads up to 1"),
         (json.dumps(header(model=[])).encode(), 5, "damaged header"),
         (json.dumps(header(seed="1")).encode(), 5, "damaged header"),
+        (json.dumps(header(read={"x": 5})).encode(), 5, "damaged header"),
         (json.dumps(header(model=model(tokenizer_sha256={"x": 5}))).encode(), 5, "damaged header"),
         (json.dumps(header(model=model(files={"x": {"header_sha256": 5}}))).encode(), 5, "damaged"),
         (json.dumps(header(options={"ablate": 5})).encode(), 5, "damaged header"),

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmcli.commands.files import sha256_of
 from llmcli.commands.input import read_file
 from llmcli.commands.loading import Opened
 from llmcli.commands.options import Interventions
@@ -38,6 +39,12 @@ class Changes:
     def files(self) -> list[Path]:
         """Vectors that are read."""
         return [Path(steer.path) for steer in self.wishes.steers if steer.path is not None]
+
+    def hashes(self) -> dict[str, str]:
+        """The SHA-256 of each file that is read, by its path."""
+        reference = self.words.get("reference")
+        paths = [*self.files, *([] if reference is None else [Path(reference)])]
+        return {str(path): sha256_of(path) for path in paths}
 
     @property
     def lines(self) -> list[str]:

@@ -278,7 +278,7 @@ def run_many(
         compute.device, compute.dtype, compute.quantize, hashes(job.opened), num_samples,
         None if exact else batch_size,  # what is rounded depends on what it is computed beside
     ]  # fmt: skip
-    computed += [hashlib.sha256(path.read_bytes()).hexdigest() for path in changes.files]
+    computed += [changes.hashes()] if changes else []
     keys = {item.id: key_of(job, item, encoded[item.id], changes, computed) for item in items}
     results = Results(items, keys, out, num_samples)
     todo = [(item, encoded[item.id]) for item in items if item.id not in results.done]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from llmcli.commands.files import tell_damage
+from llmcli.commands.files import sha256_of, tell_damage
 from llmcli.commands.job import Job
 from llmcli.commands.loading import MAX_BIAS, Opened, open_model
 from llmcli.commands.options import Compute, Interventions, stored_as
@@ -81,9 +81,18 @@ class PastRun:
         return int(_within(value, 0, self.opened.tokenizer.vocab_size - 1))
 
     def interventions(self, given: Interventions) -> Interventions:
-        """What to change: what is `given`, where anything is, else what was."""
+        """What to change: what is `given`, where anything is, else what was.
+
+        Raises IntegrityError where a file that it was read from is another now.
+        """
         if given != Interventions():
             return given
+        for path, hash in self.header.get("read", {}).items():
+            if Path(path).is_file() and sha256_of(Path(path)) != hash:
+                raise IntegrityError(
+                    f"{self.name} was recorded with another {shown_path(path)} than is here.",
+                    "Put the file of then in its place.",
+                )
         options = self.header["options"]
         reference = options.get("reference")
         return Interventions(

@@ -228,6 +228,7 @@ def header(job: Job, model: GPT, changes: Changes, lens: bool) -> dict[str, Any]
             "hidden_ids": sorted(job.hidden_ids),
             **changes.words,
         },
+        "read": changes.hashes(),
         "lens": lens,
         "versions": versions(),
     }
