@@ -17,7 +17,7 @@ from test_inspection_views import IDS, pair, run_of, theirs_of  # noqa: F401 (pa
 from llmcli.config import read_config
 from llmcli.gpt.model import GPT
 from llmcli.gpt.weights import load_model
-from llmcli.inspection import attribution, circuits, head, lens, why
+from llmcli.inspection import attribution, circuits, head, lens, patching, why
 from llmcli.inspection.catalogue import VIEWS
 from llmcli.inspection.intervention import filled
 from llmcli.inspection.next import attention_row
@@ -405,6 +405,7 @@ def test_the_cost_is_said_before_it_is_spent(llmcli, monkeypatch):
     said = llmcli(*common).stderr
     # 8 layers of 12 C^2 weights and what is small beside them, twice, for 21 + 160 tokens.
     assert said == "--view why: 21 tokens, then 8 × 20 without one (1 batch): 2.3 GFLOP.\n"
+    monkeypatch.setattr(patching, "_patched", stop)
     said = llmcli("inspect", "--clean", 3 * PROMPT, "--corrupt", 3 * PROMPT.replace("Tom", "Ben"),
                   "--view", "patching", "--token", " he", "--versus", " she").stderr  # fmt: skip
     assert said.startswith("--view patching: 8 layers × (61 places + 4 heads) × 61 tokens: ")
