@@ -7,19 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from llmcli.commands import download_here as here
+from llmcli.commands.download_here import SCHEMA, parsed, print_rows, progress_on
 from llmcli.commands.options import Json, Quiet
 from llmcli.commands.say import say
-from llmcli.errors import IntegrityError, NotFoundError, UsageError, shown
+from llmcli.errors import IntegrityError, NotFoundError, UsageError
+from llmcli.strict_json import strict
 from llmcli.units import sized
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from llmcli.hub.download import Result
-    from llmcli.hub.names import HubName
-    from llmcli.render.download import Bars, Lines
-
-SCHEMA = 1
 
 
 def _names(incomplete: str) -> list[str]:
@@ -81,13 +80,13 @@ def download(
         names or [],
     )
     if list_local:
-        _list(as_json, quiet)
+        here.tell_here(as_json, quiet)
     elif not names:
         _offer(as_json)
     elif remove:
-        _remove(names, revision, as_json, quiet)
+        here.remove(names, revision, as_json, quiet)
     elif verify:
-        _verify([_parsed(name, revision) for name in names], as_json, quiet)
+        here.verify([parsed(name, revision) for name in names], as_json, quiet)
     else:
         _fetch(names, revision, tokenizer_only, dry_run, as_json, quiet)
 
@@ -114,16 +113,6 @@ def _refuse_nonsense(modes: list[str], details: list[str], names: list[str]) -> 
         )
 
 
-def _parsed(name: str, revision: str | None) -> HubName:
-    """The hub's name for what the user typed. Raises NotFoundError with the nearest names."""
-    from llmcli.hub import named, resolve
-
-    if parsed := named(name, revision):
-        return parsed
-    folder = resolve(name)  # the error, if it is no folder either
-    raise UsageError(f"{folder} is a folder, not a model on the hub.", "Use it with --model.")
-
-
 def _fetch(
     names: list[str],
     revision: str | None,
@@ -135,18 +124,17 @@ def _fetch(
     """Fetch the models one after another, or say what would be fetched."""
     from llmcli.hub import EMBEDDED
     from llmcli.hub.download import download as fetch
-    from llmcli.strict_json import strict
 
-    parsed = [(name, None if name in EMBEDDED else _parsed(name, revision)) for name in names]
+    wanted = [(name, None if name in EMBEDDED else parsed(name, revision)) for name in names]
     done: list[dict[str, Any]] = []
-    for typed, name in parsed:
+    for typed, name in wanted:
         if name is None:
             done.append({"model": typed, "commit": None, "folder": str(EMBEDDED[typed])})
             if not as_json:
                 print(EMBEDDED[typed])
             continue
         try:
-            with _progress(quiet or dry_run) as progress:
+            with progress_on(quiet or dry_run) as progress:
                 result = fetch(
                     name, _check, progress, tokenizer_only=tokenizer_only, dry_run=dry_run
                 )
@@ -187,14 +175,6 @@ def _check(folder: Path, new: str) -> None:
         read_checkpoint(folder)
 
 
-def _progress(quiet: bool) -> Bars | Lines:
-    from llmcli.render.download import Bars, Lines, Quiet
-
-    if quiet:
-        return Quiet()
-    return Bars() if sys.stderr.isatty() else Lines()
-
-
 def _summary(result: Result) -> str:
 
     fetched = sized(result.fetched_nbytes) if result.fetched_nbytes else "nothing"
@@ -207,7 +187,7 @@ def _print_plan(result: Result) -> None:
     head = ("file", "bytes", "here")
     rows = [(f.name, f.nbytes, "yes" if result.is_here(f) else "no") for f in result.files]
     total = (f"to fetch of {result.name}", result.fetched_nbytes, "")
-    _print_rows(head, [*rows, total] if sys.stdout.isatty() else rows, numbers=[1])
+    print_rows(head, [*rows, total] if sys.stdout.isatty() else rows, numbers=[1])
 
 
 def _as_json(result: Result) -> dict[str, Any]:
@@ -230,7 +210,6 @@ def _offer(as_json: bool) -> None:
     from llmcli.config import FAMILIES
     from llmcli.hub import resolve
     from llmcli.hub.names import KNOWN
-    from llmcli.strict_json import strict
 
     def is_here(name: str) -> bool:
         try:
@@ -266,139 +245,9 @@ def _offer(as_json: bool) -> None:
         )
         for m in models
     ]
-    _print_rows(head, rows, numbers=[1, 2, 3])
+    print_rows(head, rows, numbers=[1, 2, 3])
     if terminal:
         say(
             "\nMemory: the weights in float32, a full KV cache. Get one: llmcli download NAME\n"
             f"NAME may be any org/name with safetensors of: {', '.join(sorted(FAMILIES))}.",
         )
-
-
-def _list(as_json: bool, quiet: bool) -> None:
-    """The models in the cache, whoever put them there."""
-    from llmcli.hub.cache import local_models
-    from llmcli.strict_json import strict
-
-    found = list(local_models())
-    if as_json:
-        models = [
-            {
-                "model": m.repo,
-                "commit": m.commit or None,
-                "refs": list(m.refs),
-                "nbytes": m.nbytes,
-                "state": m.state,
-                "folder": str(m.folder),
-            }
-            for m in found
-        ]
-        print(strict({"schema": SCHEMA, "models": models}))
-        return
-    if not found and not quiet:
-        say("No model is in the cache yet: fable comes with llmcli, llmcli download gpt2 gets one.")
-    terminal = sys.stdout.isatty()
-    head = ("model", "commit", "refs", "size" if terminal else "bytes", "state")
-    rows = [
-        (
-            m.repo,
-            m.commit[:12] if terminal else m.commit,
-            ",".join(m.refs),
-            sized(m.nbytes) if terminal else m.nbytes,
-            m.state,
-        )
-        for m in found
-    ]
-    _print_rows(head, rows, numbers=[3])
-
-
-def _remove(names: list[str], revision: str | None, as_json: bool, quiet: bool) -> None:
-    from llmcli.hub.upkeep import Spot, places, remove
-    from llmcli.strict_json import strict
-
-    removed: list[dict[str, Any]] = []
-    wanted = _to_remove(names, revision)
-    gone: set[Spot] = set()
-    spots = {name: places(name, whole) for name, whole in wanted.items()}  # all, or none is removed
-    for name, whole in wanted.items():
-        called = str(name) if whole else name.full
-        try:
-            nbytes = sum(remove(name, spot) for spot in spots[name] if spot not in gone)
-            gone.update(spots[name])
-        except Exception:
-            if as_json and removed:
-                print(strict({"schema": SCHEMA, "removed": removed}), flush=True)
-            raise
-        removed.append({"model": called, "nbytes": nbytes})
-        if not quiet and not as_json:
-            say(f"{called} is removed: {sized(nbytes)} set free.")
-    if as_json:
-        print(strict({"schema": SCHEMA, "removed": removed}))
-
-
-def _to_remove(names: list[str], revision: str | None) -> dict[HubName, bool]:
-    """What is to go, and whether the whole model: only where no revision is named, `main` too."""
-    wanted: dict[HubName, bool] = {}
-    for typed in names:
-        name = _parsed(typed, revision)
-        wanted[name] = wanted.get(name, False) or (revision is None and "@" not in typed)
-    whole = {name.repo for name in wanted if wanted[name]}
-    return {name: all for name, all in wanted.items() if all or name.repo not in whole}
-
-
-def _verify(names: list[HubName], as_json: bool, quiet: bool) -> None:
-    """Hash all files of each model. Raises IntegrityError naming what is damaged or missing."""
-    from llmcli.hub import present
-    from llmcli.hub.upkeep import verify
-    from llmcli.strict_json import strict
-
-    reports: list[dict[str, Any]] = []
-    folders = [present(name, tokenizer_only=True) for name in names]  # all are here, or none read
-    for name, folder in zip(names, folders, strict=True):
-        with _progress(quiet) as progress:
-            found = verify(folder, progress)
-        report = {
-            "model": str(name),
-            "folder": str(folder),
-            "damaged": found.damaged,
-            "missing": found.missing,
-            "unverifiable": found.unknown,
-        }
-        reports.append(report)
-        if not as_json and not _finding(report):
-            print(folder, flush=True)
-    if as_json:
-        print(strict({"schema": SCHEMA, "models": reports}), flush=True)
-    bad = [report for report in reports if _finding(report)]
-    for report in bad[:-1]:
-        say(f"llmcli: {_finding(report)}")
-    if bad:
-        anew = " ".join(report["model"] for report in bad)
-        raise IntegrityError(_finding(bad[-1]), f"Fetch it anew: llmcli download {anew}")
-
-
-def _finding(report: dict[str, Any]) -> str:
-    """What is wrong with a model: one line, the first file of each kind named; "" if nothing."""
-    parts = []
-    faults = {
-        "damaged": "damaged",
-        "missing": "missing",
-        "unverifiable": "of no known hash: not verified",
-    }
-    for key, fault in faults.items():
-        if files := list(report[key]):
-            more = f" and {len(files) - 1} more" if len(files) > 1 else ""
-            verb = "are" if more else "is"
-            parts.append(f"{shown(files[0])}{more} {verb} {fault}")
-    return f"{report['model']}: {'; '.join(parts)}." if parts else ""
-
-
-def _print_rows(head: tuple[str, ...], rows: list[tuple[Any, ...]], numbers: list[int]) -> None:
-    """A table on a terminal, tab-separated values elsewhere, both on stdout."""
-    if not sys.stdout.isatty():
-        for row in (head, *rows):
-            print(*row, sep="\t")
-        return
-    from llmcli.render.console import console
-    from llmcli.render.download import table
-
-    console().print(table(head, rows, numbers))

@@ -226,9 +226,7 @@ def first_seed(path: Path | None) -> int | None:
     return seed if type(seed) is int and seed >= 0 else None
 
 
-def key_of(
-    job: Job, item: Item, ids: Sequence[int], changes: Changes, computed: Sequence[Any]
-) -> str:
+def key_of(job: Job, item: Item, ids: Sequence[int], computed: Sequence[Any]) -> str:
     """A hash of all that the record of `item` depends on; of weights, of their names and shapes."""
     opened = job.opened
     depends: list[Any] = [
@@ -236,9 +234,20 @@ def key_of(
         as_options(job.sampling), sorted(job.stop_ids), sorted(job.hidden_ids), job.stops,
         job.keep_stop, sorted(job.forced.items()), job.top_probs or 0, job.use_cache, computed,
     ]  # fmt: skip
-    if changes:
-        depends += [dict(changes.words), changes.reference]
     return hashlib.sha256(strict(depends).encode()).hexdigest()[:16]
+
+
+def how_computed(
+    job: Job, compute: Compute, batch_size: int, num_samples: int, changes: Changes
+) -> list[Any]:
+    """What all records of a run depend on beside its job."""
+    # As it was asked for: to find out what auto stands for would import torch.
+    exact = compute.quantize is None and compute.dtype in (DType.auto, DType.float32)
+    return [
+        compute.device, compute.dtype, compute.quantize, hashes(job.opened), num_samples,
+        None if exact else batch_size,  # what is rounded depends on what it is computed beside
+        *([dict(changes.words), changes.hashes()] if changes else []),
+    ]  # fmt: skip
 
 
 def batches(
@@ -272,14 +281,8 @@ def run_many(
     if not keep_seed and (drawn := first_seed(out)) is not None:
         job = replace(job, seed=drawn)
     encoded = _encode_all(job, items, truncate)
-    # As it was asked for: to find out what auto stands for would import torch.
-    exact = compute.quantize is None and compute.dtype in (DType.auto, DType.float32)
-    computed: list[Any] = [
-        compute.device, compute.dtype, compute.quantize, hashes(job.opened), num_samples,
-        None if exact else batch_size,  # what is rounded depends on what it is computed beside
-    ]  # fmt: skip
-    computed += [changes.hashes()] if changes else []
-    keys = {item.id: key_of(job, item, encoded[item.id], changes, computed) for item in items}
+    computed = how_computed(job, compute, batch_size, num_samples, changes)
+    keys = {item.id: key_of(job, item, encoded[item.id], computed) for item in items}
     results = Results(items, keys, out, num_samples)
     todo = [(item, encoded[item.id]) for item in items if item.id not in results.done]
     if not todo:
