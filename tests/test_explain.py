@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import FABLE
+from conftest import FABLE, edit_json, random_gpt2
 from test_inspection_views import IDS, pair, run_of  # noqa: F401
 
 from llmcli.config import read_config
@@ -20,6 +20,7 @@ from llmcli.inspection import explain
 from llmcli.inspection.run import Ask, Run
 from llmcli.inspection.walk.topics import TOPICS
 from llmcli.render.subject import Subject
+from llmcli.render.walk.layout import nums, pct
 
 
 def facts(run):
@@ -81,7 +82,10 @@ def test_the_head_that_is_followed_can_be_chosen(llmcli):
 def test_a_change_leaves_the_walk_as_it_is_and_untitled(llmcli):
     plain = llmcli("inspect", "Once", "--page", 2, "--color", "always")
     changed = llmcli("inspect", "Once", "--page", 2, "--color", "always", "--ablate", "L3.H1")
-    assert changed.stdout == plain.stdout
+    note = "  The walk is through the model as it is: the run's changes are left out."
+    assert note in changed.stdout
+    assert note not in plain.stdout
+    assert changed.stdout.startswith(plain.stdout)
     assert changed.stderr == "Not used by --view explain: --ablate.\n"
     both = llmcli("inspect", "Once", "--page", 2, "--color", "always", "--ablate", "L3.H1",
                   "--baseline")  # fmt: skip
@@ -144,6 +148,30 @@ def test_one_is_singular_and_large_numbers_have_separators(llmcli):
     assert "The 1 token gives a matrix of 1 × 4096" in " ".join(one.split())
     assert "7,498,240 numbers" in shown
     assert not re.search(r"\b1 (bytes|ids|tokens|others)\b|\d{5}(?!\d* tokens)", shown)
+
+
+def test_a_model_of_one_layer_and_head_is_spoken_of_in_the_singular(llmcli, copied):
+    tokenizer = (copied / "tokenizer.json").read_bytes()
+    random_gpt2(1, vocab_size=300, n_layer=1, n_head=1).save_pretrained(copied)
+    (copied / "tokenizer.json").write_bytes(tokenizer)
+    edit_json(copied / "config.json", scale_attn_weights=False)
+    walk = llmcli("inspect", "Once", "--view", "explain", "-m", copied).stdout
+    model = llmcli("inspect", "-m", copied, "--color", "always").stdout
+    assert not re.search(r"\b1 (blocks|heads|layers)\b", walk + model)
+    assert "this model does not scale it" in " ".join(walk.split())
+    assert "0 … 0" not in model
+
+
+def test_what_is_a_little_is_not_written_as_nothing():
+    assert [pct(share) for share in (0.0, 1e-9, 4.9e-5, 6e-5, 1.0)] == [
+        "  0.00 %", " <0.01 %", " <0.01 %", "  0.01 %", "100.00 %",
+    ]  # fmt: skip
+    assert nums([-0.0001, 0.25]) == "   0.000    0.250"
+
+
+def test_the_walk_says_what_its_numbers_were_computed_in(llmcli):
+    shown = llmcli("inspect", "Once", "--page", 1, "--quantize", "int4", "--color", "always").stdout
+    assert "weights are kept in int4" in shown
 
 
 def test_a_page_that_does_not_exist_is_named(llmcli):

@@ -303,6 +303,10 @@ def test_echo_and_top_probs_list_the_prompts_tokens_first(generate):
     prompt = [row for row in rows if row[0] == "prompt"]
     assert rows[: len(prompt)] == prompt
     assert sorted({int(row[1]) for row in prompt}) == [1, 2, 3, 4]
+    columns = done.stdout.splitlines()[0].split("\t")
+    of_filters = [columns.index("drawn_prob"), columns.index("kept")]
+    assert {row[i] for row in prompt for i in of_filters} == {""}  # nothing was drawn there
+    assert "" not in {row[i] for row in rows[len(prompt) :] for i in of_filters}
     assert "prompt perplexity" in done.stderr
 
 
@@ -362,6 +366,8 @@ def test_the_prompts_tokens_and_those_that_follow_have_titles_of_their_own(gener
     prompt, step = (told.find(f"── {name} ──") for name in ("the prompt, by position",
                                                              "what follows, by step"))  # fmt: skip
     assert 0 < prompt < step
+    assert "kept" not in told[prompt:step]
+    assert "kept" in told[step:]
 
 
 def test_dry_run_tells_the_budget(generate):

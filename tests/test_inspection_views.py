@@ -19,7 +19,7 @@ from llmcli.gpt.sampling import generator_for, left
 from llmcli.gpt.weights import load_model
 from llmcli.inspection import attention, attribution, check, lens, model, next, sampling, tokens
 from llmcli.inspection.run import Ask, Run, rank_in, rank_of
-from llmcli.inspection.walk.after import choosing, repeating
+from llmcli.inspection.walk.after import cache, choosing, repeating
 from llmcli.inspection.walk.run import Walk
 from llmcli.units import window
 
@@ -294,9 +294,16 @@ def test_ids_that_only_pad_are_drawn_by_no_view_as_by_no_run(pair):
         (step,) = generate(whole.model, [IDS], ask.sampling, [generator_for(seed, 0, 0)],
                            max_new_tokens=1, n_ids=60)  # fmt: skip
         assert made.drawn.id == step.id
+    probs = whole.logits(range(last, last + 1))[0].softmax(dim=-1)
+    model, unused = made.stages[:2]
+    assert (model.stage, model.kept, unused.stage, unused.kept) == ("model", 97, "unused", 60)
+    assert unused.cut_mass == pytest.approx(float(probs[60:].sum()))
+    assert made.drawn_model_prob == pytest.approx(float(probs[made.drawn.id]))
     walk = Walk(padded)
-    chosen = [row.token.id for row in choosing(walk).rows]
-    assert max(chosen + [step.token.id for step in repeating(walk).steps]) < 60
+    chosen, steps = choosing(walk).rows, repeating(walk).steps
+    assert max(row.token.id for row in [*chosen, *steps]) < 60
+    assert chosen[0].prob == steps[0].prob == pytest.approx(float(probs[steps[0].token.id]))
+    assert cache(walk).token.id == steps[0].token.id
 
 
 def next_step(gpt, how, seed):

@@ -118,8 +118,10 @@ def _tell(
         n_ctx = job.opened.config.n_ctx
         say(f"The context of {n_ctx} tokens is full: nothing can follow.")
     if show.echo and scored and not (show.json or show.jsonl or show.quiet):
+        from llmcli.render.drawing import plural
+
         told = results.perplexity(scored)
-        say(f"prompt perplexity {told:.4g} over {len(scored)} tokens")
+        say(f"prompt perplexity {told:.4g} over {plural(len(scored), 'token')}")
     if show.stats:
         reasons = {piece.finish_reason for piece in pieces if piece.finish_reason}
         times = sorted(piece.step.time_s for piece in pieces)

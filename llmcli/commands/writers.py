@@ -168,11 +168,10 @@ class TsvWriter:
     def _rows(self, sample: str, step: Step) -> None:
         from llmcli.render.probs import tsv
 
-        rows = candidates(step, self.opened)
-        # A prompt's tokens stand in the text, and were forced on nobody.
-        forced = step.forced and sample != "prompt"
-        known = step.facts
-        told = tsv(sample, step.index, rows, known.entropy_bits, known.kept, forced)
+        drawn = sample != "prompt"  # whose tokens stand in the text, and were forced on nobody
+        rows, facts = candidates(step, self.opened, drawn), step.facts
+        kept = facts.kept if drawn else None
+        told = tsv(sample, step.index, rows, facts.entropy_bits, kept, step.forced and drawn)
         print(told, end="", flush=True)
 
 
@@ -199,7 +198,7 @@ class PictureWriter:
         if echoed:
             self.console.print("── the prompt, by position ──", style="bold")
         for before, step in echoed:
-            self._picture(before, step, forced=False)
+            self._picture(before, step, drawn=False)
 
     def begin(self, row: int) -> None:
         self.text = ""
@@ -208,20 +207,21 @@ class PictureWriter:
             self.console.print(f"── {which} ──", style="bold")
 
     def take(self, piece: Piece) -> None:
-        self._picture(self.prompt + self.text, piece.step, piece.step.forced)
+        self._picture(self.prompt + self.text, piece.step, drawn=True)
         self.text += piece.text
 
     def close(self, held: str) -> None:
         self.console.print()
         self.console.file.write(harmless(self.echo + self.text + held) + "\n")
 
-    def _picture(self, before: str, step: Step, forced: bool) -> None:
+    def _picture(self, before: str, step: Step, drawn: bool) -> None:
         from llmcli.render.probs import picture
 
-        rows, facts = candidates(step, self.opened), step.facts
+        rows, facts = candidates(step, self.opened, drawn), step.facts
         lines = picture(
-            step.index, before, rows, facts.entropy_bits, facts.kept, self.width, forced
-        )
+            step.index, before, rows, facts.entropy_bits, facts.kept if drawn else None,
+            self.width, step.forced and drawn,
+        )  # fmt: skip
         self.console.print(lines, end="")
 
 
@@ -340,7 +340,7 @@ def drawn_json(step: Step, opened: Opened) -> dict[str, Any]:
     return told | as_json(step, opened)
 
 
-def candidates(step: Step, opened: Opened) -> list[Candidate]:
+def candidates(step: Step, opened: Opened, drawn: bool) -> list[Candidate]:
     """The step's most probable tokens in order, and the chosen one, wherever it ranks."""
     from llmcli.render.probs import Candidate
 
@@ -349,7 +349,7 @@ def candidates(step: Step, opened: Opened) -> list[Candidate]:
             id=choice.id,
             token=quoted(opened.token_bytes(choice.id)),
             prob=math.exp(choice.logprob),
-            drawn_prob=math.exp(choice.drawn_logprob),
+            drawn_prob=math.exp(choice.drawn_logprob) if drawn else None,
             rank=rank,
             chosen=choice.id == step.id,
         )

@@ -56,6 +56,9 @@ PAGES: dict[str, Callable[[Walk], Facts]] = {
 }
 
 
+UNCHANGED = "The walk is through the model as it is: the run's changes are left out."
+
+
 @dataclass(frozen=True, slots=True)
 class Page:
     """One page: its number, from 1, what it is about, and what is true of this model and prompt."""
@@ -88,5 +91,5 @@ def view(run: Run, ask: Ask) -> Explain:
         head=ask.head,
         n_pages=len(TOPICS),
         pages=tuple(Page(page, TOPICS[page - 1], PAGES[TOPICS[page - 1]](walk)) for page in wanted),
-        notes=(),
+        notes=(UNCHANGED,) if run.patch else (),
     )

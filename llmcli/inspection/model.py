@@ -22,7 +22,7 @@ from llmcli.inspection.values import View
 BUFFERS = ("*.attn.bias", "*.attn.masked_bias")  # causal masks that old files store
 HEAD = "lm_head.weight"
 READING_ORDER = (
-    "wte wpe embed_tokens h layers ln_1 input_layernorm attn self_attn ln_2 "
+    "transformer model wte wpe embed_tokens h layers ln_1 input_layernorm attn self_attn ln_2 "
     "post_attention_layernorm mlp ln_f norm lm_head"
 ).split()
 

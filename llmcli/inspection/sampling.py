@@ -22,7 +22,7 @@ class Stage(Row):
     key: ClassVar = ("stage",)
     about: ClassVar = {"top": ("top_prob",)}
 
-    stage: str  # "model", then each filter in force
+    stage: str  # "model"; "unused" if some ids only pad the vocabulary; each filter in force
     kept: int  # tokens with any probability left
     cut_mass: float  # the probability, before this stage, of the tokens it removed
     entropy_bits: float
@@ -73,7 +73,7 @@ def view(run: Run, ask: Ask) -> SamplingView:
     probs = {stage: logits.softmax(dim=-1) for stage, logits in left.items()}
     model, last = probs["model"], list(probs.values())[-1]
     drawn = drawn_by(last, ask)
-    changed = [left[stage] for stage in ("model", *CHANGING) if stage in left]
+    changed = [left[stage] for stage in ("model", "unused", *CHANGING) if stage in left]
     order = left["model"].sort(descending=True, stable=True).indices.tolist()
     shown = [*order[: ask.rows or 12]]
     shown += [id for id in (drawn, ask.forced) if id is not None and id not in shown]
@@ -112,13 +112,19 @@ def tensors(run: Run, ask: Ask) -> dict[str, Tensor]:
 def staged(run: Run, ask: Ask) -> dict[str, Tensor]:
     """The logits (V,) that each stage leaves; the first, "model", is before any.
 
-    Those of ids that only pad the vocabulary are left out, as `generate` leaves them out.
+    "unused" cuts the ids that only pad the vocabulary, if there are any: none is ever drawn.
     """
-    logits = run.logits(range(ask.position, ask.position + 1))[0, : run.n_ids]
+    logits = run.logits(range(ask.position, ask.position + 1))[0]
+    used = logits[: run.n_ids]
     before = list(run.ids[: ask.position + 1])
-    counts = seen(before, ask.sampling.penalty_window, len(logits))
-    after = stages(logits.float().numpy(force=True), ask.sampling, counts)
-    return {"model": logits, **{name: torch.from_numpy(row).to(logits) for name, row in after}}
+    counts = seen(before, ask.sampling.penalty_window, len(used))
+    after = stages(used.float().numpy(force=True), ask.sampling, counts)
+    left = {name: torch.from_numpy(row).to(used) for name, row in after}
+    n_unused = len(logits) - len(used)
+    if n_unused:
+        left = {"unused": used, **left}
+    cut = logits.new_full((n_unused,), -math.inf)
+    return {"model": logits, **{name: torch.cat([row, cut]) for name, row in left.items()}}
 
 
 def drawn_by(probs: Tensor, ask: Ask) -> int:

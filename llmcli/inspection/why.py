@@ -110,11 +110,14 @@ class Why(View):
 
 
 NOTES = (
-    "measured: rank, probability, and the prompt without a token; those after it move up by one, "
-    "so that their positions change, too. What several say together, none may show alone.",
+    "measured: rank and probability.",
     "approximate: the layers are read with the untuned lens.",
     "derived: the parts' direct effects on the lead, at the scale of the final norm here; --view "
     "ablation measures what a part does through later layers.",
+)
+REMOVED = (
+    "measured: rank, probability, and the prompt without a token; those after it move up by one, "
+    "so that their positions change, too. What several say together, none may show alone."
 )
 NOT_REMOVED = (
     "The run is changed, and a change may name places, which would move: no token is left out. Run "
@@ -181,7 +184,9 @@ def view(run: Run, ask: Ask) -> Why:
         parts_for=tuple(speak_for),
         parts_against=tuple(against),
         removals=tuple(removals),
-        notes=(*NOTES[1:], NOT_REMOVED) if run.patch else NOTES,
+        notes=(
+            (*NOTES, NOT_REMOVED) if run.patch else (REMOVED, *NOTES[1:]) if removals else NOTES
+        ),
     )
 
 

@@ -148,7 +148,7 @@ def signed_bar(cells: float, left: int, right: int) -> tuple[str, str]:
 
 def number(value: float | None, digits: int = 2) -> str:
     """A number with `digits` decimals; "–" where there is none."""
-    return "–" if value is None else f"{value:.{digits}f}"
+    return "–" if value is None else f"{value:z.{digits}f}"
 
 
 def share(value: float | None) -> str:

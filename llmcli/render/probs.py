@@ -21,7 +21,7 @@ class Candidate:
     id: int
     token: str
     prob: float
-    drawn_prob: float  # after the filters
+    drawn_prob: float | None  # after the filters; None: of a prompt, of which nothing is drawn
     rank: int  # from 0
     chosen: bool
 
@@ -40,13 +40,15 @@ def picture(
     before: str,
     candidates: Sequence[Candidate],
     entropy_bits: float,
-    kept: float,
+    kept: float | None,
     width: int,
     forced: bool = False,
 ) -> Text:
     """One step: the text so far, then a line per candidate, the chosen one marked."""
     rank = next(c.rank for c in candidates if c.chosen)
-    facts = f"  rank {rank}, entropy {entropy_bits:.2f} bits, kept {percent(kept).strip()}"
+    facts = f"  rank {rank}, entropy {entropy_bits:.2f} bits"
+    if kept is not None:
+        facts += f", kept {percent(kept).strip()}"
     if forced:
         facts = f"  forced,{facts[1:]}"
     head = f"{index:>3} "
@@ -66,7 +68,8 @@ def _line(candidate: Candidate, width: int) -> Text:
     line = Text(f"{CHOSEN if candidate.chosen else ' '} ", style=style)
     line.append(fit(candidate.token, TOKEN_CELLS) + " ", style=style)
     line.append(bar(candidate.prob, cells), style="green" if candidate.chosen else "cyan")
-    line.append(f" {percent(candidate.prob)} {percent(candidate.drawn_prob)}\n", style=style)
+    drawn = "–" if candidate.drawn_prob is None else percent(candidate.drawn_prob)
+    line.append(f" {percent(candidate.prob)} {drawn:>7}\n", style=style)
     return line
 
 
@@ -75,12 +78,16 @@ def tsv(
     index: int,
     candidates: Sequence[Candidate],
     entropy_bits: float,
-    kept: float,
+    kept: float | None,
     forced: bool,
 ) -> str:
     """One step as rows under TSV_HEADER, numbers in full; `forced` is what was chosen."""
+
+    def full(value: float | None) -> str:
+        return "" if value is None else f"{value:.6g}"
+
     return "".join(
-        f"{sample}\t{index}\t{int(c.chosen)}\t{c.rank}\t{c.id}\t{c.token}\t{c.prob:.6g}\t{c.drawn_prob:.6g}"
-        f"\t{entropy_bits:.6g}\t{kept:.6g}\t{int(forced and c.chosen)}\n"
+        f"{sample}\t{index}\t{int(c.chosen)}\t{c.rank}\t{c.id}\t{c.token}\t{c.prob:.6g}\t{full(c.drawn_prob)}"
+        f"\t{entropy_bits:.6g}\t{full(kept)}\t{int(forced and c.chosen)}\n"
         for c in candidates
     )

@@ -150,7 +150,8 @@ def choosing(walk: Walk) -> Choosing:
         return torch.from_numpy(left).softmax(dim=-1)
 
     k = min(TOP_K, len(logits))
-    ways = [probs(), probs(temperature=COLD), probs(temperature=HOT), probs(top_k=k),
+    as_is = walk.logits.softmax(dim=-1)
+    ways = [as_is, probs(temperature=COLD), probs(temperature=HOT), probs(top_k=k),
             probs(top_p=TOP_P)]  # fmt: skip
     return Choosing(
         greedy=walk.run.token(best[0]),
@@ -170,8 +171,7 @@ def repeating(walk: Walk) -> Repeating:
     steps: list[Step] = []
     logits, cache = walk.logits, filled_cache(walk, STEPS)
     while len(steps) < STEPS and cache.length < walk.config.n_ctx:
-        logits = drawable(walk, logits)
-        id = int(logits.argmax())
+        id = likeliest(walk, logits)
         prob = float(logits.softmax(dim=-1)[id])
         steps.append(Step(len(steps), cache.length, walk.run.token(id), prob))
         if id in walk.config.eos_ids:
@@ -189,6 +189,11 @@ def repeating(walk: Walk) -> Repeating:
 def drawable(walk: Walk, logits: Tensor) -> Tensor:
     """Those of `logits` (V,) that `generate` draws from: without ids that only pad."""
     return logits[: walk.run.n_ids]
+
+
+def likeliest(walk: Walk, logits: Tensor) -> int:
+    """The id that `generate` takes at temperature 0."""
+    return int(drawable(walk, logits).argmax())
 
 
 def filled_cache(walk: Walk, room: int) -> KVCache:
@@ -212,7 +217,7 @@ def cache(walk: Walk) -> Cache:
     each = config.kv_nbytes(walk.model.cache_dtype.itemsize)
     token, difference = None, None
     if config.n_ctx > T:
-        id = walk.best[0]
+        id = likeliest(walk, walk.logits)
         token = walk.run.token(id)
         once = walk.run.on([*walk.run.ids, id]).logits(range(T, T + 1))[0]
         difference = float((once - next_logits(walk, id, filled_cache(walk, 1))).abs().max())

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from llmcli.render.drawing import Canvas, deeper, fit, heading, wrapped
+from llmcli.render.drawing import Canvas, deeper, fit, footnotes, heading, wrapped
 from llmcli.render.walk import early, late
 
 if TYPE_CHECKING:
@@ -19,6 +19,8 @@ def draw(view: Explain, canvas: Canvas) -> Text:
     canvas = replace(canvas, subject=replace(canvas.subject, changes=()))  # which it leaves out
     for i, page in enumerate(view.pages):
         out.append("\n" if i else "").append_text(_page(view, page, canvas))
+    if view.notes:
+        out.append_text(footnotes(view.notes, min(canvas.width, 100)))
     return out
 
 

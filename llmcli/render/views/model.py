@@ -17,6 +17,7 @@ from llmcli.render.drawing import (
     footnotes,
     heading,
     percent,
+    plural,
     tail,
 )
 from llmcli.units import sized
@@ -44,7 +45,8 @@ def draw(view: Model, canvas: Canvas) -> Text:
 def _facts(view: Model) -> list[tuple[str, str]]:
     tying = "tied to the embedding" if view.tie_embeddings else "its own weights"
     return [
-        ("blocks", f"{view.n_layer} layers, {view.n_head} heads of {view.head_dim} dimensions"),
+        ("blocks", f"{plural(view.n_layer, 'layer')}, {plural(view.n_head, 'head')} of "
+                   f"{view.head_dim} dimensions"),
         ("width", f"{view.n_embd} in the stream, {view.mlp_dim} in the MLP ({view.activation})"),
         ("text", f"{view.vocab_size} tokens to choose from, a context of {view.n_ctx}"),
         ("output head", tying),
@@ -91,7 +93,7 @@ def _folded(modules: tuple[Module, ...]) -> list[_Line]:
         inside = children.get(module.name, [])
         if len(inside) == 1 and not inside[0].shape:
             last = inside[0].name.split(".")[-1]
-            copies = f"0 … {inside[0].copies - 1}" if last == "{}" else last
+            copies = _numbered(inside[0].copies) if last == "{}" else last
             return lines(inside[0], f"{label}.{copies}", depth)
         if inside and all(child.shape for child in inside):
             ordered = sorted(inside, key=lambda child: (-len(child.shape), child.name))
@@ -104,6 +106,11 @@ def _folded(modules: tuple[Module, ...]) -> list[_Line]:
 
     top = [module for module in modules if module.depth == 0]
     return [line for module in top for line in lines(module, module.name.split(".")[-1], 0)]
+
+
+def _numbered(copies: int) -> str:
+    """Which layers a line stands for."""
+    return "0" if copies == 1 else f"0 … {copies - 1}"
 
 
 def _trunks(depths: list[int]) -> list[str]:

@@ -36,11 +36,16 @@ def _additions(view: Residual, width: int) -> Text:
         out.append(f"  {fit(row.part, PART)}", style="cyan")
         for norm, cosine, style in ((row.added_norm, row.added_cosine, "magenta"),
                                     (row.norm, row.cosine, "blue")):  # fmt: skip
-            out.append(f"{norm:{NUMBER}.2f} ")
+            out.append(f"{_length(norm):>{NUMBER}} ")
             out.append(bar(norm / longest, cells), style=style)
             out.append(f" {cosine:{COSINE}.3f}")
         out.append("\n")
     return out
+
+
+def _length(norm: float) -> str:
+    """Of what is short, the first two digits."""
+    return f"{norm:.2g}" if 0 < norm < 0.1 else f"{norm:.2f}"
 
 
 def _norms(view: Residual) -> Text:
@@ -51,6 +56,6 @@ def _norms(view: Residual) -> Text:
                                                               ("variance", -cell))))  # fmt: skip
     for row in view.norms:
         out.append(f"  {fit(row.norm, PART)}", style="cyan")
-        out.append(f"{row.mean_before:{cell}.4f} {row.variance_before:{cell}.4f} ", style="dim")
-        out.append(f"{row.mean_after:{cell}.4f} {row.variance_after:{cell}.4f}\n")
+        out.append(f"{row.mean_before:z{cell}.4f} {row.variance_before:{cell}.4f} ", style="dim")
+        out.append(f"{row.mean_after:z{cell}.4f} {row.variance_after:{cell}.4f}\n")
     return out

@@ -57,7 +57,7 @@ def _facts(view: Tokens) -> list[str]:
     facts = [plural(view.n_tokens, "token")]
     if view.perplexity is not None:
         facts += [
-            f"perplexity {view.perplexity:.2f}" if view.perplexity < 1e6 else "perplexity ≥ 10⁶",
+            f"perplexity {view.perplexity:.4g}",
             f"{view.bits_per_token:.2f} bits a token",
             f"{number(view.bits_per_byte)} a byte",
         ]

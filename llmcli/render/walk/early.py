@@ -78,7 +78,7 @@ def vocab_space(f: VocabSpace) -> Words:
         "dimensions, one for each token. Call it vocab space. After position "
         f"{f.position}, {said(f.token)}, the logits are this point:",
         rows,
-        f"The mean of all coordinates is {f.mean:.2f}.",
+        f"The mean of all coordinates is {f.mean:z.2f}.",
         "A token itself is a point of this space too: 1 on its own axis and 0 on all others, a "
         "one-hot vector. The model's way starts at such vectors, one for each token of the prompt, "
         f"leads through a space of {f.n_embd} dimensions, and comes back to vocab space at the "
@@ -154,9 +154,11 @@ def projection(f: Projection) -> Words:
                 "blind.")  # fmt: skip
     else:
         lost = "This model's heads are as wide as the stream, so their queries need not lose any."
-    of = f"your prompt's {plural(f.n_different, 'different token')}"
-    if f.n_tried < f.n_different:
-        of = f"{f.n_tried} of {of}"
+    of = f"{f.n_back} of your prompt's {f.n_different} different tokens"
+    if f.n_different == 1:
+        of = "your prompt's one token" + ("" if f.n_back else " never")
+    elif f.n_tried < f.n_different:
+        of = f"{f.n_back} of {f.n_tried} of your prompt's {f.n_different} different tokens"
     return Words("A matrix as a projection between spaces", [
         "Any other vector gives a mixture of rows. The matrix leads from a space with as many "
         "dimensions as it has rows to one with as many as it has columns. In this field that is "
@@ -167,7 +169,7 @@ def projection(f: Projection) -> Words:
         lost,
         f"Also {f.vocab_size} tokens in {f.n_embd} dimensions cannot all be told apart by right "
         "angles" + ("" if f.vocab_size > f.n_embd else " unless they are that few") + ". Sent "
-        f"through the embedding and straight back through the output matrix, {f.n_back} of {of} "
+        f"through the embedding and straight back through the output matrix, {of} "
         "came back with the highest number.",
     ], (f"inspect --view neighbors --token id:{f.token.id}",))  # fmt: skip
 
@@ -192,7 +194,7 @@ def embedding(f: Embedding) -> Words:
 
 def norm(f: Norm) -> Words:
     rows = [f"{'':<14} {'mean':>7} {'variance':>9} {'length':>8}   first numbers"]
-    rows += [f"{s.name:<14} {s.mean + 0.0:7.3f} {s.variance:9.4f} {s.length:8.3f} "
+    rows += [f"{s.name:<14} {s.mean:z7.3f} {s.variance:9.4f} {s.length:8.3f} "
              f"{nums(s.first[:3])}" for s in f.stages]  # fmt: skip
     return Words("Layer norm: every vector to a common scale", [
         "Before each computation a copy of the vector is rescaled. Layer norm takes off the mean "
@@ -203,6 +205,7 @@ def norm(f: Norm) -> Words:
         f"Mean and variance are over the {f.n_embd} numbers of this one vector; positions do not "
         f"mix. Before the root is taken, {f.eps:.1e} is added to the variance, so that nothing is "
         "divided by zero; that is why it need not be exactly 1 afterwards.",
-        f"There are {f.n_norms} such norms here: two in each of {f.n_layer} blocks and one at the "
-        f"end. By hand and by the model differ by {tiny(f.max_difference)} at most.",
+        f"There are {f.n_norms} such norms here: two in each of "
+        f"{plural(f.n_layer, 'block')} and one at the end. By hand and by the model "
+        f"differ by {tiny(f.max_difference)} at most.",
     ], ("inspect {} --view residual",))  # fmt: skip

@@ -21,8 +21,8 @@ def qkv(f: Qkv) -> Words:
         f"projection from {f.n_embd} to {f.head_dim} numbers (with a bias) makes three vectors of "
         "every position: a query (what is wanted here), a key (what can be found here), a value "
         "(what is handed on).",
-        f"We follow layer {f.layer}, head {f.head}, of {f.n_head} heads, at position {f.position}, "
-        f"{said(f.token)}: there it reads {100 * f.read_weight:.1f} % from position "
+        f"We follow layer {f.layer}, head {f.head}, of {plural(f.n_head, 'head')}, at position "
+        f"{f.position}, {said(f.token)}: there it reads {100 * f.read_weight:.1f} % from position "
         f"{f.read_position}, {said(f.read_token)}."
         + ("" if f.asked or not f.chosen else " No head reads more from one token between the "
            "first and this one; --layer and --head choose another."),
@@ -34,13 +34,16 @@ def scores(f: Scores) -> Words:
     rows = [f"{'position':>8} {'token':<14} {'q·k':>9} {'score':>9} {'weight':>9}"]
     rows += [f"{r.position:8} {tok(r.token)} {r.dot:9.3f} {r.score:9.3f} {pct(r.weight):>9}"
              for r in f.rows]  # fmt: skip
+    if f.scale == 1:
+        scaling = "; this model does not scale it. Most do: else sums"
+    else:
+        times = f", which is 1/√{f.head_dim}" if f.by_head_dim and not f.by_layer else ""
+        scaling = f" times {f.scale:.4g}{times}. Without scaling, sums"
     return Words("Scores and scaling", [
         f"The query of position {f.position} meets "
         f"{'the one key' if f.n_seen == 1 else f'each of the {f.n_seen} keys'} it may see. A "
-        f"score is their dot product times {f.scale:.4g}"
-        + (f", which is 1/√{f.head_dim}" if f.by_head_dim and not f.by_layer else "")
-        + ". Without scaling, sums of many products would tend to be large, and softmax would "
-        "give nearly all to one. "
+        f"score is their dot product{scaling} of many products would tend to be "
+        "large, and softmax would give nearly all to one. "
         + ("Those with the largest weights:" if len(f.rows) < f.n_seen else "All of them:"),
         rows,
     ], (f"inspect {{}} --view head --layer {f.layer} --head {f.head}",))  # fmt: skip
@@ -51,9 +54,14 @@ def mask(f: Mask) -> Words:
     for r in f.rows:
         left = " ".join("  -inf" if s is None else f"{s:6.2f}" for s in r.scores)
         rows.append(f"{tok(r.token, 8)} {left}  │{nums(r.weights, 2, 5)}")
+    hidden = (
+        f"{f.n_hidden:,} of this head's scores become{'s' * (f.n_hidden == 1)} minus infinity"
+        if f.n_hidden
+        else "nothing does here, after a single token"
+    )
     return Words("The causal mask, and softmax", [
-        f"A position must not see what comes after it: {f.n_hidden:,} of this head's scores become "
-        "minus infinity. Softmax makes each row positive weights that add up to 1, and 0 where the "
+        f"A position must not see what comes after it: {hidden}. "
+        "Softmax makes each row positive weights that add up to 1, and 0 where the "
         "mask is. Scores on the left, weights on the right, for the first positions:",
         rows,
     ], (f"inspect {{}} --view attention --layer {f.layer} --head {f.head}",))  # fmt: skip
@@ -81,8 +89,10 @@ def heads(f: Heads) -> Words:
         others = f"{plural(f.n_others, 'other')}, at most"
         rows.append(f"{others:>53} {f.others_length:8.3f}")
     return Words("Several heads and their projection", [
-        f"The {f.n_head} heads of layer {f.layer} do this at once, each with its own matrices. "
-        f"Their vectors end to end are {f.width} numbers; one more matrix and a bias project them "
+        (f"The {f.n_head} heads of layer {f.layer} do this at once, each with its own matrices. "
+         f"Their vectors end to end are" if f.n_head > 1 else
+         f"Layer {f.layer} has this one head. Its vector is")
+        + f" {f.width} numbers; one more matrix and a bias project them "
         f"to {f.n_embd}. That equals a sum: each head writes its own vector, of this length:",
         rows,
         f"Bias {f.bias_length:.3f}, the whole {f.sum_length:.3f} long; lengths do not add up, as "
@@ -106,8 +116,8 @@ def feed_forward(f: FeedForward) -> Words:
     curve = "   ".join(f"{p.x:g} → {p.y:.3f}" for p in f.curve)
     rows = [f"neuron {n.neuron:6}  before {n.before:8.3f}  after {n.after:8.3f}" for n in f.neurons]
     return Words("Feed-forward: each position by itself", [
-        f"A matrix widens the normed vector from {f.n_embd} to {f.mlp_dim} numbers "
-        f"({f.times_as_wide:g} times as wide), an activation ({f.activation}) bends each, and a "
+        f"A matrix takes the normed vector from {f.n_embd} to {f.mlp_dim} numbers "
+        f"({f.times_as_wide:.3g} times as wide), an activation ({f.activation}) bends each, and a "
         "second matrix leads back. The activation, and the strongest neurons:",
         [curve, *rows],
         f"{f.n_below} of {f.mlp_dim} were below 0. With nothing between them, two matrices are no "
@@ -121,8 +131,10 @@ def blocks(f: Blocks) -> Words:
             for r in f.rows]  # fmt: skip
     each = "each" if len(f.rows) > f.n_layer else f"{len(f.rows) - 1} of them"
     return Words("Many blocks, one after another", [
-        f"Norm, attention, add, norm, feed-forward, add: that is a block. There are {f.n_layer}, "
-        f"alike in build, each with its own numbers. What the stream would say after {each}, read "
+        "Norm, attention, add, norm, feed-forward, add: that is a block. "
+        + (f"There are {f.n_layer}, alike in build, each with its own numbers. "
+           if f.n_layer > 1 else "There is one. ")
+        + f"What the stream would say after {each}, read "
         "through the final norm and output matrix:",
         rows,
         "Those were trained for the last block's output alone; early readings are rough.",
@@ -157,7 +169,8 @@ def choosing(f: Choosing) -> Words:
 
 
 def repeating(f: Repeating) -> Words:
-    rows = [f"{s.n_tokens:6} tokens seen → {tok(s.token)} {pct(s.prob)}" for s in f.steps]
+    rows = [f"{s.n_tokens:6} {'token ' if s.n_tokens == 1 else 'tokens'} seen → {tok(s.token)} "
+            f"{pct(s.prob)}" for s in f.steps]  # fmt: skip
     return Words("And again, one token longer", [
         "The chosen token is appended, and the model is asked again. Greedily:",
         rows or ["The context is full: nothing can be appended."],
@@ -214,7 +227,7 @@ def changing(f: Changing) -> Words:
     return Words("Take a part out, strengthen a direction", [
         f"Head {f.ablate}, which we followed, set to zero; or a direction added to the stream "
         f"leaving layer {f.steer_layer}: what {said(f.towards)} has more than the mean of your "
-        f"prompt, {f.added:.1f} long where the stream is {f.stream:.1f}. The likeliest next token, "
+        f"prompt, {f.added:.3g} long where the stream is {f.stream:.3g}. The likeliest next token, "
         "and what became of the first choice and of what was steered to:",
         rows,
         "A steered model need not say that text; it may go on as if it had just read it."

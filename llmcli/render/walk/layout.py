@@ -32,11 +32,12 @@ def said(token: Token) -> str:
 
 
 def nums(values: Sequence[float], digits: int = 3, cells: int = 8) -> str:
-    return " ".join(f"{value:{cells}.{digits}f}" for value in values)
+    return " ".join(f"{value:z{cells}.{digits}f}" for value in values)
 
 
 def pct(share: float) -> str:
-    return f"{100 * share:6.2f} %"
+    """A probability in percent; only what is nothing is written as nothing."""
+    return " <0.01 %" if 0 < share < 5e-5 else f"{100 * share:6.2f} %"
 
 
 def tiny(value: float) -> str:
