@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from functools import wraps
+from threading import Timer
 from typing import Annotated, Any
 
 import typer
@@ -130,8 +131,11 @@ class Signals:
     """The signals that ask for an end, each as an exception: half-written files are taken away.
 
     `came` is the last one. Where C code has swallowed the exception, and something else failed for
-    it, it says why.
+    it, it says why. C++ code that makes torch ready dies of an exception instead: until torch is
+    imported, a signal comes again and again.
     """
+
+    AGAIN_S = 0.02
 
     def __init__(self) -> None:
         self.came = 0
@@ -142,9 +146,20 @@ class Signals:
 
     def _hear(self, number: int, _: object) -> None:
         self.came = number
+        if being_imported("torch"):
+            again = Timer(self.AGAIN_S, signal.raise_signal, [number])
+            again.daemon = True
+            again.start()
+            return
         if number == signal.SIGINT:
             raise KeyboardInterrupt
         sys.exit(128 + number)
+
+
+def being_imported(name: str) -> bool:
+    """Whether the import of a module has begun and not ended."""
+    spec = getattr(sys.modules.get(name), "__spec__", None)
+    return bool(getattr(spec, "_initializing", False))
 
 
 def _stream(name: str) -> Any:

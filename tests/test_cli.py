@@ -347,6 +347,20 @@ def test_a_signal_keeps_the_text_so_far(sent, code, copied):
     assert child.returncode in (code, 0)  # 0: it was done before the signal came
 
 
+@pytest.mark.parametrize(("sent", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_signal_waits_until_torch_is_imported(sent, code, tmp_path):
+    """An exception within its C++ code would abort: here a torch that counts as that."""
+    (tmp_path / "torch.py").write_text(
+        f"import os, signal, time\nos.kill(os.getpid(), signal.{sent})\ntime.sleep(0.1)\n"
+        "print('imported')\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    command = [sys.executable, "-m", "llmcli", "generate", "Once"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stdout) == (code, "imported\n"), done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_signal_that_was_swallowed_is_the_reason_of_what_fails_for_it():
     """As where torch's C code imports numpy: the rest of the run fails for want of it."""
     code = """if True:
