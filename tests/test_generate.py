@@ -17,6 +17,11 @@ from conftest import edit_json
 from test_cli import PACKAGE_SCHEMAS, assert_fails, in_terminal, make_it_say
 
 from llmcli.commands.job import Job
+from llmcli.commands.single import Echo
+from llmcli.commands.writers import TintWriter
+from llmcli.gpt.facts import Choice, Facts
+from llmcli.gpt.generation import Step
+from llmcli.streaming import Piece
 
 SCHEMA = json.loads((PACKAGE_SCHEMAS / "generate.schema.json").read_text())
 
@@ -274,6 +279,37 @@ def test_echo_keeps_characters_of_several_tokens_whole(prefixed, llmcli, copied)
                   "--seed", 1, "--max-new-tokens", 2)  # fmt: skip
     assert done.exit_code == 0, done.output
     assert re.sub(r"\x1b\[[\d;]*m|[‹›«»]", "", done.stdout).split("\n")[1][:2] == "你好"
+
+
+@pytest.mark.parametrize("quiet", [True, False])
+def test_a_force_that_the_text_does_not_reach_is_told(quiet, generate):
+    done = generate("--force", "0=0", "--force", "3=Q", *["-q"] * quiet)
+    said = "The text ended before step 3, which --force names."
+    assert done.exit_code == 0
+    assert (said in done.stderr) is not quiet
+    assert "--force" not in generate("--force", "3=Q", "--ignore-eos").stderr
+
+
+def test_a_step_is_headed_by_what_it_follows_though_a_stop_is_held_back(llmcli):
+    done = llmcli("generate", "Once upon a time, there was a", "--force", "0= little", "--force",
+                  "1= girl", "--stop", "little boy", "-n", 2, "--top-probs", 1,
+                  "--color", "always")  # fmt: skip
+    heads = [line for line in done.stdout.splitlines() if "entropy" in line]
+    assert len(heads) == 2
+    assert " was a little\x1b" in heads[1]
+
+
+def test_a_character_of_several_tokens_is_tinted_by_the_least_probable(capsys):
+    facts = [Facts(Choice(0, math.log(p), 0.0), 0, 0.0, 1.0, (), ()) for p in (1e-6, 0.9)]
+    steps = [Step(0, i, 0, False, 0.0, None, known) for i, known in enumerate(facts)]
+    texts, shown = ["", "日"], []
+    for echo in (Echo("", texts, steps), None):
+        writer = TintWriter(1, "always", echo)
+        writer.begin(0)
+        for step, text in zip(steps, texts, strict=True) if echo is None else ():
+            writer.take(Piece(step, text, None))
+        shown.append(capsys.readouterr().out.splitlines()[1:])
+    assert shown[0] == shown[1] != []
 
 
 def test_quiet_says_nothing(generate):

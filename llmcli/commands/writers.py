@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from llmcli.commands.loading import Opened
 from llmcli.render.text import harmless, quoted
-from llmcli.streaming import Piece
+from llmcli.streaming import Piece, TextStream
 from llmcli.strict_json import strict
 
 if TYPE_CHECKING:
@@ -126,18 +126,21 @@ class TintWriter:
         if self.echo:
             self._show(self.echo.before(0), None)  # what no token came before has no probability
             for text, step in zip(self.echo.texts, self.echo.steps, strict=True):
-                self._show(text, math.exp(step.facts.chosen.logprob))
+                self._tint(text, step)
 
     def take(self, piece: Piece) -> None:
-        # Several tokens may make one character: the least probable of them gives the tint.
-        self.prob = min(self.prob, math.exp(piece.step.facts.chosen.logprob))
-        if piece.text:
-            self._show(piece.text, self.prob)
-            self.prob = 1.0
+        self._tint(piece.text, piece.step)
 
     def close(self, held: str) -> None:
         self._show(held, self.prob)
         self.console.print()
+
+    def _tint(self, text: str, step: Step) -> None:
+        """Several tokens may make one character: the least probable of them gives the tint."""
+        self.prob = min(self.prob, math.exp(step.facts.chosen.logprob))
+        if text:
+            self._show(text, self.prob)
+            self.prob = 1.0
 
     def _show(self, text: str, prob: float | None) -> None:
         from llmcli.render.tint import tinted
@@ -202,12 +205,15 @@ class PictureWriter:
 
     def begin(self, row: int) -> None:
         self.text = ""
+        self.before = self.prompt  # the text that a step follows, a stop that is held back included
+        self.stream = TextStream(self.opened.tokenizer)
         if self.titled:
             which = f"sample {row} of {self.n_rows}" if self.n_rows > 1 else "what follows, by step"
             self.console.print(f"── {which} ──", style="bold")
 
     def take(self, piece: Piece) -> None:
-        self._picture(self.prompt + self.text, piece.step, drawn=True)
+        self._picture(self.before, piece.step, drawn=True)
+        self.before += self.stream.feed(piece.step.id)
         self.text += piece.text
 
     def close(self, held: str) -> None:
