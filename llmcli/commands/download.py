@@ -54,10 +54,14 @@ def download(
         False
     ),
     verify: Annotated[
-        bool, typer.Option("--verify", help="Hash every file of a model that is here anew.")
+        bool,
+        typer.Option("--verify", help="Hash the files of a downloaded model again and compare."),
     ] = False,
     remove: Annotated[
-        bool, typer.Option("--remove", help="Remove a model, or one revision of it.")
+        bool,
+        typer.Option(
+            "--remove", help="Remove a model (NAME) or one revision of it (NAME@REVISION)."
+        ),
     ] = False,
     as_json: Json = False,
     quiet: Quiet = False,

@@ -40,7 +40,9 @@ def generate(
     stop_id: Annotated[
         list[int] | None, typer.Option(metavar="ID", help="End at this token. Repeatable.")
     ] = None,
-    keep_stop: Annotated[bool, typer.Option("--keep-stop", help="Print what ended it.")] = False,
+    keep_stop: Annotated[
+        bool, typer.Option("--keep-stop", help="Print the stop text or token, too.")
+    ] = False,
     ignore_eos: Annotated[
         bool, typer.Option("--ignore-eos", help="Go on after the end-of-text token, and print it.")
     ] = False,
@@ -71,7 +73,9 @@ def generate(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Where their results go; finished ones are skipped."),
+        typer.Option(
+            metavar="FILE", help="Where the results of --prompts go; finished ones are skipped."
+        ),
     ] = None,
     interventions: o.Interventions = o.Interventions(),
     baseline: o.Baseline = False,
@@ -120,7 +124,7 @@ def generate(
             max=100,
             metavar="K",
             rich_help_panel="Output",
-            help="Show the K likeliest tokens a step.",
+            help="Show the K likeliest tokens at each step.",
         ),
     ] = 0,
     color_probs: Annotated[
@@ -131,7 +135,9 @@ def generate(
     ] = False,
     json: o.Json = False,
     jsonl: Annotated[bool, typer.Option("--jsonl", help="Print one JSON line per event.")] = False,
-    stats: Annotated[bool, typer.Option("--stats", help="Timings on stderr, -q or not.")] = False,
+    stats: Annotated[
+        bool, typer.Option("--stats", help="Print timings on stderr, even with -q.")
+    ] = False,
     color: o.Color = o.ColorMode.auto,
     quiet: o.Quiet = False,
 ) -> None:

@@ -120,7 +120,7 @@ class OneView:
         typer.Option(
             "--sweep",
             metavar="N,N",
-            help="Strengths, times the one of --steer. [default: 0.25,0.5,1,2]",
+            help="Strengths to try, as multiples of --steer's. [default: 0.25,0.5,1,2]",
         ),
     ] = None
     max_new_tokens: Annotated[

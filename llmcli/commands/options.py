@@ -106,8 +106,11 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing on stder
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Seed = Annotated[
     int | None,
-    typer.Option("--seed", min=0, metavar="N", help="The same seed, the same text."),
-]
+    typer.Option(
+        "--seed", min=0, metavar="N",
+        help="The same seed gives the same draws. [default: random; inspect: 0]",
+    ),
+]  # fmt: skip
 
 Baseline = Annotated[
     bool, typer.Option("--baseline", help="Set the untouched run beside the changed one.")
@@ -170,10 +173,12 @@ class Drawing:
         ),
     ] = None  # fmt: skip
     presence_penalty: Annotated[
-        float | None, _number("presence_penalty", "N", "Take this off each token seen before.")
+        float | None,
+        _number("presence_penalty", "N", "Subtract this from the logit of each token seen before."),
     ] = None
     frequency_penalty: Annotated[
-        float | None, _number("frequency_penalty", "N", "The same, once for each occurrence.")
+        float | None,
+        _number("frequency_penalty", "N", "Subtract this for each time a token was seen."),
     ] = None
     penalty_window: Annotated[
         int | None,
@@ -193,27 +198,31 @@ class Drawing:
         int | None,
         _number(
             "top_k", "K",
-            "Draw from the k most probable tokens; 0: all. [default: the model's, else 0]",
+            "Draw from the K most probable tokens; 0: all. [default: the model's, else 0]",
         ),
     ] = None  # fmt: skip
     top_p: Annotated[
         float | None,
         _number(
             "top_p", "P",
-            "Draw from the fewest that together reach this. [default: the model's, else 0.95]",
+            "Draw from the fewest tokens whose probabilities add up to P. "
+            "[default: the model's, else 0.95]",
         ),
     ] = None  # fmt: skip
     min_p: Annotated[
         float | None,
         _number(
             "min_p", "P",
-            "Draw from those at least this times as probable as the first. [default: 0]",
+            "Draw from tokens at least P times as probable as the likeliest. [default: 0]",
         ),
     ] = None  # fmt: skip
     typical_p: Annotated[
         float | None,
-        _number("typical_p", "P", "Draw from the least unexpected that reach this. [default: 1]"),
-    ] = None
+        _number(
+            "typical_p", "P",
+            "Draw from the tokens of most typical surprisal that add up to P. [default: 1]",
+        ),
+    ] = None  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,9 +261,10 @@ class Interventions:
     reference: Annotated[
         Path | None,
         typer.Option(
-            "--reference", metavar="FILE", help="A text to take means over, not the prompt."
+            "--reference", metavar="FILE",
+            help="Take means over this file's text instead of the prompt.",
         ),
-    ] = None
+    ] = None  # fmt: skip
 
     def __bool__(self) -> bool:
         return bool(self.ablate or self.knockout or self.steer or self.patch)

@@ -35,8 +35,8 @@ def say_narrow() -> None:
     columns = shutil.get_terminal_size().columns
     if sys.stdout.isatty() and columns < MIN_WIDTH:
         say(
-            f"The pictures need {MIN_WIDTH} columns; this terminal has {columns}. "
-            "A pipe or --json needs none."
+            f"This terminal has {columns} columns: pictures are {MIN_WIDTH} wide and will wrap. "
+            "In a pipe or with --json nothing does."
         )
 
 

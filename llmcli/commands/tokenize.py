@@ -45,7 +45,7 @@ Decode = Annotated[
     bool,
     typer.Option(
         "--decode", rich_help_panel="Ids to text",
-        help="The TEXTs, or stdin, are ids: their text.",
+        help="Print the text of ids, given as TEXTs or on stdin.",
     ),
 ]  # fmt: skip
 ErrorsOption = Annotated[
@@ -98,15 +98,15 @@ Out = Annotated[
     Path | None,
     typer.Option(
         "--out", metavar="PATH", rich_help_panel="A corpus",
-        help="Write the ids as numbers, or .npy, and a .json.",
+        help="Write the ids as raw integers (as .npy if PATH ends so), with a .json beside it.",
     ),
 ]  # fmt: skip
 Delimiter = Annotated[
     str | None,
     typer.Option(
         "--document-delimiter", metavar="TEXT",
-        help="What stands between two documents in a file, a line end after it included; becomes "
-        "the end-of-text id, which --out sets after the last one, too.",
+        help="The text between two documents, including the line end after it, if any. It becomes "
+        "the end-of-text id; --out also ends the last document with it.",
     ),
 ]  # fmt: skip
 Workers = Annotated[
