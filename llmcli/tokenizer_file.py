@@ -139,7 +139,7 @@ def _from_tokenizer_json(path: Path) -> Recipe:
         prefix_ids=prefix,
         suffix_ids=suffix,
         ignore_merges=bool(model.get("ignore_merges")),
-        eos=_name(_config(path.parent).get("eos_token")),
+        eos=_name(_object(path.parent / "tokenizer_config.json").get("eos_token")),
     )
 
 
@@ -152,7 +152,7 @@ def _from_vocab_and_merges(folder: Path) -> Recipe:
             f"There is no tokenizer.json or vocab.json in {shown_path(folder)}.", _DOWNLOAD
         )
     path, merges_path = found[0]
-    config = _config(folder)
+    config = _object(folder / "tokenizer_config.json")
     kind = config.get("tokenizer_class", "GPT2Tokenizer")
     if kind not in ("GPT2Tokenizer", "GPT2TokenizerFast"):
         raise unsupported(folder, f"tokenizer_class {kind!r:.80} without a tokenizer.json")
@@ -169,10 +169,14 @@ def _from_vocab_and_merges(folder: Path) -> Recipe:
         number = int(id) if id.isdecimal() and len(id) < 10 else id
         token = _added_token(flags | {"id": number}, folder)
         added[token.content] = token
-    specials = {"<|endoftext|>", *map(_name, _special_names(folder))} - added.keys()
-    for name in sorted(specials & vocab.keys() - {""}):
-        added[name] = _added_token({"content": name, "id": vocab[name], "special": True}, path)
+    special = {"<|endoftext|>", *_special_names(folder)} - {""}
+    ids = {name: vocab[name] for name in special & vocab.keys()}
+    ids |= _object(folder / "added_tokens.json")  # of the days before added_tokens_decoder
+    for name in sorted(ids.keys() - added.keys()):
+        flags = {"special": name in special, "normalized": name not in special}
+        added[name] = _added_token({"content": name, "id": ids[name], **flags}, folder)
     eos, bos = _name(config.get("eos_token")), _name(config.get("bos_token"))
+    bos_id = added[bos].id if bos in added else vocab.get(bos)
     return Recipe(
         where=path,
         vocab=vocab,
@@ -180,19 +184,20 @@ def _from_vocab_and_merges(folder: Path) -> Recipe:
         rights=rights,
         added=tuple(added.values()),
         prefix_space=config.get("add_prefix_space") is True,
-        prefix_ids=(vocab[bos],) if config.get("add_bos_token") is True and bos in vocab else (),
+        prefix_ids=(bos_id,) if config.get("add_bos_token") is True and bos_id is not None else (),
         eos=eos,
     )
 
 
-def _config(folder: Path) -> dict[str, Any]:
-    path = folder / "tokenizer_config.json"
+def _object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file, an empty one where it is not there."""
     return _want(_read_json(path), dict, path, "the file") if lexists(path) else {}
 
 
-def _special_names(folder: Path) -> list[Any]:
-    path = folder / "special_tokens_map.json"
-    return list(_want(_read_json(path), dict, path, "the file").values()) if lexists(path) else []
+def _special_names(folder: Path) -> set[str]:
+    """What special_tokens_map.json names, in its lists too."""
+    values = _object(folder / "special_tokens_map.json").values()
+    return {_name(token) for one in values for token in (one if isinstance(one, list) else [one])}
 
 
 def _name(token: Any) -> str:
@@ -372,7 +377,7 @@ def _check_ids(recipe: Recipe) -> None:
 def tokenizer_sha256(folder: Path) -> dict[str, str]:
     """The hash of each of the folder's tokenizer files that was read."""
     names = ["tokenizer.json"] if (folder / "tokenizer.json").exists() else [
-        "vocab.json", "encoder.json", "merges.txt", "vocab.bpe"
+        "vocab.json", "encoder.json", "merges.txt", "vocab.bpe", "added_tokens.json"
     ]  # fmt: skip
     return {name: _sha256(folder / name) for name in names if (folder / name).is_file()}
 

@@ -23,7 +23,7 @@ from llmcli.errors import (
     UnsupportedModelError,
 )
 from llmcli.tokenizer import Tokenizer, live_merges, merges_sha256
-from llmcli.tokenizer_file import ALPHABET, KNOWN_ALTERNATIVES, read_recipe
+from llmcli.tokenizer_file import ALPHABET, KNOWN_ALTERNATIVES, read_recipe, tokenizer_sha256
 
 SHARED = Path(__file__).parents[1].parent / "shared" / "tokenizers"
 FAMILIES = [
@@ -195,6 +195,47 @@ def test_vocab_and_merges_give_what_tokenizer_json_gives() -> None:
         assert a.encode(text) == b.encode(text)
     assert a.special_ids == b.special_ids == {"<|endoftext|>": 50256}
     assert a.eot_id == b.eot_id == 50256
+
+
+def test_added_tokens_may_stand_in_a_file_of_their_own(tmp_path, tiny) -> None:
+    from transformers import GPT2Tokenizer
+
+    model = tiny["model"]
+    added = {name: id for id, name in enumerate(["<bos>", "<user>", "<pad>", " plain "], 385)}
+    special = {"pad_token": "<pad>", "bos_token": {"content": "<bos>"}}
+    files = {
+        "vocab.json": model["vocab"],
+        "added_tokens.json": added,
+        "special_tokens_map.json": special | {"extra_special_tokens": ["<user>"]},
+        "tokenizer_config.json": {"bos_token": "<bos>", "add_bos_token": True},
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    (tmp_path / "merges.txt").write_text("\n".join(map(" ".join, model["merges"])))
+    ours, reference = Tokenizer.from_folder(tmp_path), GPT2Tokenizer.from_pretrained(tmp_path)
+    text = "<user>don't <pad><bos>at<|endoftext|> all plain <cls>"
+    ids = reference.encode(text, add_special_tokens=False)
+    assert {0, *added.values()} < set(ids)
+    assert ours.encode(text, special=True) == ids
+    plain = reference.encode(text, add_special_tokens=False, split_special_tokens=True)
+    assert ours.encode(text) == plain
+    assert ours.prefix_ids == (added["<bos>"],)
+    assert tokenizer_sha256(tmp_path).keys() == {"vocab.json", "merges.txt", "added_tokens.json"}
+
+
+@pytest.mark.parametrize("key", ["pad_token", "additional_special_tokens", None])
+def test_added_tokens_are_special_where_the_map_of_those_names_them(tmp_path, tiny, key) -> None:
+    files = {
+        "vocab.json": tiny["model"]["vocab"],
+        "added_tokens.json": {"<user>": 400},
+        "special_tokens_map.json": {key: ["<user>"] if key and key.endswith("s") else "<user>"},
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_text(json.dumps(content if key or "map" not in name else {}))
+    (tmp_path / "merges.txt").write_text("")
+    ours = Tokenizer.from_folder(tmp_path)
+    assert ours.encode("<user>", special=True) == [400]
+    assert (ours.encode("<user>") == [400]) == (key is None)
 
 
 def test_the_old_form_of_a_file_says_what_the_new_one_says() -> None:
