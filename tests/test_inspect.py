@@ -292,7 +292,8 @@ def test_weights_are_not_written_over_by_what_is_made_of_them(llmcli, copied):
 
 def test_a_config_that_is_not_that_of_the_weights_is_said(llmcli, copied):
     edit_json(copied / "config.json", n_layer=5)
-    assert_fails(llmcli("inspect", "-m", copied), 5, "parameters", "Get the model again")
+    done = llmcli("inspect", "-m", copied)
+    assert_fails(done, 5, "missing h.3.attn.c_attn.bias", "Get the model again")
 
 
 def test_a_silenced_head_raises_and_lowers_no_token(llmcli, model_folder):
@@ -489,4 +490,4 @@ def test_a_checkpoint_without_a_tensor_is_damaged(llmcli, copied):
     (copied / "model.safetensors").write_bytes(b"\2\0\0\0\0\0\0\0{}")
     done = llmcli("inspect", "-m", copied)
     assert done.exit_code == 5
-    assert "hold no parameter" in done.stderr
+    assert "missing h.0.attn.c_attn.bias" in done.stderr

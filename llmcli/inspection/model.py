@@ -7,20 +7,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from math import prod
 from pathlib import Path
 from typing import ClassVar
 
 from llmcli.checkpoint import TensorInfo, read_checkpoint
 from llmcli.config import ModelConfig, read_config
-from llmcli.errors import IntegrityError, shown_path
 from llmcli.inspection.values import View
+from llmcli.parameters import match
 
-BUFFERS = ("*.attn.bias", "*.attn.masked_bias")  # causal masks that old files store
-HEAD = "lm_head.weight"
 READING_ORDER = (
     "transformer model wte wpe embed_tokens h layers ln_1 input_layernorm attn self_attn ln_2 "
     "post_attention_layernorm mlp ln_f norm lm_head"
@@ -73,19 +70,9 @@ class Model(View):
 def view(folder: Path, name: str, revision: str | None = None) -> Model:
     """The model in `folder`, called `name` by the user; reads two small files and a header."""
     config = read_config(folder)
-    infos = parameters(read_checkpoint(folder), config.tie_embeddings)
-    if not infos:
-        raise IntegrityError(
-            f"The weights in {shown_path(folder)} hold no parameter.", "Get the model again."
-        )
-    total = sum(prod(info.shape) for info in infos.values())
-    if total != config.n_parameters:
-        raise IntegrityError(
-            f"The weights in {shown_path(folder)} hold {total:,} parameters; those that its "
-            f"config.json describes are {config.n_parameters:,}.",
-            "Get the model again, or correct config.json.",
-        )
-    dtypes = sorted({info.dtype for info in infos.values()})
+    infos = [place.info for place in match(folder, read_checkpoint(folder), config).values()]
+    total = config.n_parameters
+    dtypes = sorted({info.dtype for info in infos})
     kv = config.kv_nbytes(4)
     return Model(
         model=name,
@@ -103,25 +90,15 @@ def view(folder: Path, name: str, revision: str | None = None) -> Model:
         activation=config.activation,
         tie_embeddings=config.tie_embeddings,
         parameters=total,
-        weights_nbytes=sum(info.nbytes for info in infos.values()),
+        weights_nbytes=sum(info.nbytes for info in infos),
         fp32_nbytes=4 * total,
         kv_nbytes_per_token=kv,
         kv_nbytes_full=kv * config.n_ctx,
         flops_first_token=flops(config, 1),
         flops_last_token=flops(config, config.n_ctx),
-        modules=tuple(_modules(infos.values(), total)),
+        modules=tuple(_modules(infos, total)),
         notes=_notes(config),
     )
-
-
-def parameters(infos: Mapping[str, TensorInfo], tied: bool) -> dict[str, TensorInfo]:
-    """The tensors that are parameters; an output head that is tied to the embedding is not one."""
-    return {
-        name: info
-        for name, info in infos.items()
-        if not any(fnmatchcase(name, buffer) for buffer in BUFFERS)
-        and not (tied and name.endswith(HEAD))
-    }
 
 
 def flops(config: ModelConfig, seen: int) -> int:
