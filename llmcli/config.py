@@ -138,23 +138,26 @@ def read_config(folder: Path) -> ModelConfig:
 def read_sampling(folder: Path) -> Sampling:
     """How the model in `folder` wants to be sampled: generation_config.json over what is sensible.
 
-    A file that says `do_sample: false`, or a temperature of 0, asks for greedy: the filters that
-    cut mean nothing then.
+    A file that says `do_sample: false`, or a temperature too low to divide by, asks for greedy: the
+    filters that cut mean nothing then.
     """
     path = folder / "generation_config.json"
     raw = _read_object(path) if os.path.lexists(path) else {}
-    if greedy := raw.get("do_sample") is False or raw.get("temperature") == 0:
-        raw = {"repetition_penalty": raw.get("repetition_penalty")}
-    ranges = {**RANGES, "temperature": (MIN_TEMPERATURE, 1e3), "top_k": (0, MAX_SIZE)}
-    names = ("repetition_penalty", "temperature", "top_k", "top_p", "min_p", "typical_p")
+    ranges = {**RANGES, "top_k": (-1, MAX_SIZE)}  # some write -1 for off
+
+    def number(name: str) -> Any:
+        return _number(raw, name, getattr(SENSIBLE, name), *ranges[name], file=path.name)
+
     with _in(folder):
-        known: dict[str, Any] = {
-            name: _number(raw, name, getattr(SENSIBLE, name), *ranges[name], file=path.name)
-            for name in names
-        }
-    if greedy:
-        return replace(GREEDY, repetition_penalty=known["repetition_penalty"])
-    return Sampling(**{**known, "top_k": int(known["top_k"])})
+        penalty = number("repetition_penalty")
+        if raw.get("do_sample") is False or number("temperature") < MIN_TEMPERATURE:
+            return replace(GREEDY, repetition_penalty=penalty)
+        return Sampling(
+            repetition_penalty=penalty,
+            temperature=number("temperature"),
+            top_k=max(0, int(number("top_k"))),
+            **{name: number(name) for name in ("top_p", "min_p", "typical_p")},
+        )
 
 
 # --- GPT-2 ---------------------------------------------------------------------------------------
@@ -174,16 +177,17 @@ GPT2_USED = {
 IGNORED = {
     # names and bookkeeping
     "architectures", "transformers_version", "torch_dtype", "dtype", "finetuning_task", "id2label",
-    "label2id", "problem_type", "tokenizer_class", "prefix", "bos_token_id", "pad_token_id",
-    "sep_token_id", "decoder_start_token_id", "task_specific_params", "auto_map", "n_ctx",
+    "label2id", "num_labels", "problem_type", "tokenizer_class", "prefix", "bos_token_id",
+    "pad_token_id", "sep_token_id", "decoder_start_token_id", "task_specific_params", "auto_map",
+    "predict_special_tokens", "n_ctx",
     # training only
     "resid_pdrop", "embd_pdrop", "attn_pdrop", "initializer_range", "gradient_checkpointing",
     "summary_type", "summary_use_proj", "summary_activation", "summary_first_dropout",
     "summary_proj_to_labels",
     # how another library runs it; the numbers are the same
     "use_cache", "reorder_and_upcast_attn", "output_attentions", "output_hidden_states",
-    "output_past", "return_dict", "torchscript", "tf_legacy_loss", "use_bfloat16", "is_decoder",
-    "chunk_size_feed_forward",
+    "output_past", "return_dict", "use_return_dict", "torchscript", "tf_legacy_loss",
+    "use_bfloat16", "is_decoder", "chunk_size_feed_forward",
     # old homes of sampling options; generation_config.json is theirs today
     "do_sample", "max_length", "min_length", "temperature", "top_k", "top_p", "typical_p",
     "early_stopping", "num_beams", "num_beam_groups", "diversity_penalty", "repetition_penalty",
@@ -308,13 +312,12 @@ def _flag(raw: Mapping[str, Any], key: str, default: bool) -> bool:
 
 
 def _eos_ids(raw: Mapping[str, Any], vocab_size: int, file: str) -> tuple[int, ...]:
+    """The ids that end a text, without those that no model of this vocabulary can draw."""
     value = raw.get("eos_token_id")
     ids = [] if value is None else value if isinstance(value, list) else [value]
-    if not all(type(i) is int and 0 <= i < vocab_size for i in ids):
-        raise IntegrityError(
-            f"{file}: eos_token_id {_shown(value)} is not in a vocabulary of {vocab_size}."
-        )
-    return tuple(ids)
+    if not all(type(id) is int for id in ids):
+        raise IntegrityError(f"{file}: eos_token_id must be an id, not {_shown(value)}.")
+    return tuple(id for id in ids if 0 <= id < vocab_size)
 
 
 def _shown(value: object) -> str:

@@ -444,7 +444,7 @@ def test_garbage_for_weights_is_refused(llmcli, copied):
         ({"vocab_size": True}, 5, "vocab_size"),
         ({"layer_norm_epsilon": "small"}, 5, "layer_norm_epsilon"),
         ({"tie_word_embeddings": False}, 5, "missing lm_head.weight"),
-        ({"eos_token_id": 300}, 5, "eos_token_id"),
+        ({"eos_token_id": "0"}, 5, "eos_token_id"),
         ({"model_type": "mamba"}, 6, "model_type 'mamba'"),
         ({"model_type": ...}, 6, "model_type"),
         ({"activation_function": "quick_gelu"}, 6, "activation_function 'quick_gelu'"),
