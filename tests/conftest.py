@@ -61,6 +61,15 @@ def edit_json(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps({key: value for key, value in raw.items() if value is not ...}))
 
 
+def add_token(path: Path, id: int, content: str, special: bool = True) -> None:
+    """Add a token to a tokenizer.json, as it comes with those of a training."""
+    raw = json.loads(path.read_text())
+    raw["added_tokens"].append({"id": id, "content": content, "special": special})
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    raw["added_tokens"][-1] |= flags
+    path.write_text(json.dumps(raw))
+
+
 STORY = "Once upon a time, there was a little girl named Lily. She had a red ball. The end.\n"
 
 

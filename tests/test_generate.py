@@ -13,7 +13,7 @@ from unittest.mock import Mock
 import jsonschema
 import pytest
 import torch
-from conftest import edit_json
+from conftest import add_token, edit_json, random_gpt2
 from test_cli import PACKAGE_SCHEMAS, assert_fails, in_terminal, make_it_say
 
 from llmcli.commands.job import Job
@@ -538,8 +538,6 @@ def test_greedy_is_greedy_whatever_the_seed(llmcli):
 
 
 def test_ids_that_only_pad_the_vocabulary_are_never_drawn(result, copied):
-    from conftest import random_gpt2
-
     random_gpt2(seed=3, vocab_size=512, n_positions=64).save_pretrained(copied)  # 300 have tokens
     value = result("--temperature", 9, "--top-p", 1, "--top-probs", 100, model=copied)
     assert max(ids(value)) < 300
@@ -547,6 +545,40 @@ def test_ids_that_only_pad_the_vocabulary_are_never_drawn(result, copied):
     padding = [c for c in top if c["id"] >= 300]
     assert padding
     assert {(c["text"], c["drawn_logprob"]) for c in padding} == {("", None)}
+
+
+@pytest.mark.parametrize("how", [(), ("--temperature", 9, "--top-p", 1, "--bias", "5=-inf")])
+def test_ids_between_those_of_tokens_are_never_drawn(how, result, generate, copied):
+    add_token(copied / "tokenizer.json", 319, "<last>")
+    random_gpt2(seed=4, vocab_size=320, n_positions=64).save_pretrained(copied)
+    value = result("--top-probs", 100, "--seed", 3, *how, model=copied)
+    assert {*range(300, 319)}.isdisjoint(ids(value))
+    top = [c for token in value["samples"][0]["tokens"] for c in token["top"]]
+    unused = [c for c in top if 300 <= c["id"] < 319]
+    assert {(c["text"], c["drawn_logprob"]) for c in unused} == {("", None)}
+    value = result("--force", "0=319", "--force", "1=<last>", *how, model=copied)
+    assert ids(value)[:2] == [319, 319]
+    for option in (["--force", "0=302"], ["--bias", "302=1"]):
+        done = generate(*option, model=copied)
+        assert_fails(done, 2, "no token with id 302", "0 to 319, 301 in all")
+
+
+def test_added_tokens_without_a_row_of_the_model_are_none_of_its_tokens(result, generate, copied):
+    add_token(copied / "tokenizer.json", 300, "[PAD]")
+    add_token(copied / "tokenizer.json", 301, "<user>", special=False)
+    plain = result(prompt=("[PAD]",))
+    told = result(model=copied, prompt=("[PAD]",))
+    assert (told["prompt"], ids(told)) == (plain["prompt"], ids(plain))
+    said = "'<user>' is a token of the tokenizer, but none of the model's 300"
+    assert_fails(generate(model=copied, prompt=("Hi <user>!",)), 2, said, "Leave it out")
+    assert_fails(generate("--force", "0=300", model=copied), 2, "no token with id 300")
+    assert_fails(generate("--bias", "[PAD]=1", model=copied), 2, "not one token")
+
+
+def test_a_tokenizer_of_another_model_is_refused(generate, copied):
+    random_gpt2(seed=3, vocab_size=299, n_positions=64).save_pretrained(copied)
+    said = ("the tokenizer has ids up to 299, the model's end at 298", "Get the model again")
+    assert_fails(generate(model=copied), 5, *said)
 
 
 def test_the_newline_of_an_argument_stays(result):

@@ -105,7 +105,7 @@ def test_one_logit_that_is_no_number_is_enough(model, value, temperature, n_ids)
     tap = Probe(2, patch={"logits": one_wrong})
     how = Sampling(temperature=temperature, top_p=0.9)
     with pytest.raises(IntegrityError, match="not numbers"):
-        run(model, sampling=how, top_probs=None, tap=tap, n_ids=n_ids)
+        run(model, sampling=how, top_probs=None, tap=tap, drawable=slice(n_ids))
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, WILD], ids=["greedy", "wild"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from conftest import FABLE
@@ -282,26 +283,30 @@ def test_the_draw_is_the_first_of_generate(pair, seed):
     ]  # fmt: skip
 
 
-def test_ids_that_only_pad_are_drawn_by_no_view_as_by_no_run(pair):
+@pytest.mark.parametrize("drawable", [slice(60), np.array([*range(50), *range(55, 60)])], ids=str)
+def test_ids_of_no_token_are_drawn_by_no_view_as_by_no_run(drawable, pair):
     whole = pair[0]
-    padded = replace(whole, n_ids=60)  # as if the others only padded the vocabulary
+    padded = replace(whole, drawable=drawable)  # as if the others only padded the vocabulary
+    able = np.arange(97)[drawable].tolist()
     last = len(IDS) - 1
     assert int(whole.logits(range(last, last + 1))[0].argmax()) >= 60
     ask = Ask(position=last, sampling=Sampling(temperature=50.0))
     for seed in range(8):
         made = sampling.view(padded, replace(ask, seed=seed))
-        assert max(made.greedy.id, made.drawn.id) < 60
+        assert {made.greedy.id, made.drawn.id} <= {*able}
         (step,) = generate(whole.model, [IDS], ask.sampling, [generator_for(seed, 0, 0)],
-                           max_new_tokens=1, n_ids=60)  # fmt: skip
+                           max_new_tokens=1, drawable=drawable)  # fmt: skip
         assert made.drawn.id == step.id
     probs = whole.logits(range(last, last + 1))[0].softmax(dim=-1)
     model, unused = made.stages[:2]
-    assert (model.stage, model.kept, unused.stage, unused.kept) == ("model", 97, "unused", 60)
-    assert unused.cut_mass == pytest.approx(float(probs[60:].sum()))
+    assert (model.stage, model.kept, unused.stage, unused.kept) == (
+        "model", 97, "unused", len(able)
+    )  # fmt: skip
+    assert unused.cut_mass == pytest.approx(1 - float(probs[able].sum()))
     assert made.drawn_model_prob == pytest.approx(float(probs[made.drawn.id]))
     walk = Walk(padded)
     chosen, steps = choosing(walk).rows, repeating(walk).steps
-    assert max(row.token.id for row in [*chosen, *steps]) < 60
+    assert {row.token.id for row in [*chosen, *steps]} <= {*able}
     assert chosen[0].prob == steps[0].prob == pytest.approx(float(probs[steps[0].token.id]))
     assert cache(walk).token.id == steps[0].token.id
 

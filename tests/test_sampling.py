@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -211,6 +212,19 @@ def test_a_logit_that_is_no_number_is_seen_in_what_is_left(value, sampling, logi
     for row in logits.numpy():
         row[11] = value
         assert np.isnan(left(row, sampling, seen([1, 11], 0, 50)).logprobs).all()
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(bias=((3, -math.inf),), top_k=9)])
+def test_what_is_not_drawable_is_left_out_as_if_forbidden(sampling, logits):
+    able = np.array([0, 3, 4, *range(20, 45)])
+    others = tuple((id, -math.inf) for id in range(50) if id not in able)
+    forbidden = replace(sampling, bias=(*sampling.bias, *others))
+    for row in logits.numpy():
+        made, expected = left(row, sampling, drawable=able), left(row, forbidden)
+        assert made.ids.tolist() == expected.ids.tolist()
+        np.testing.assert_allclose(made.logprobs, expected.logprobs, atol=1e-6)
+    first = left(logits.numpy()[0], sampling, drawable=slice(20))
+    assert first.ids.tolist() == left(logits.numpy()[0][:20], sampling).ids.tolist()
 
 
 def test_draws_follow_the_probabilities():

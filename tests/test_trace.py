@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import jsonschema
 import pytest
 import torch
-from conftest import FABLE, edit_json
+from conftest import FABLE, add_token, edit_json
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from test_cli import PACKAGE_SCHEMAS, assert_fails
@@ -895,6 +895,7 @@ def test_another_model_is_named_by_what_differs(traced, llmcli, copied, model_fo
 
 
 def test_options_about_ids_that_only_pad_the_vocabulary_are_damage(llmcli, copied, tmp_path):
+    add_token(copied / "tokenizer.json", 319, "<last>")  # those between have no token
     edit_json(copied / "config.json", vocab_size=320)
     weights = load_file(copied / "model.safetensors")
     table = weights["transformer.wte.weight"]

@@ -60,12 +60,11 @@ class Changes:
         """What they mean for the prompt `ids`; told before torch is there."""
         from llmcli.inspection.plan import Prompt, plan
 
-        tokenizer = opened.tokenizer
-        prefix = list(tokenizer.prefix_ids)
+        prefix = list(opened.tokenizer.prefix_ids)
         prompt = Prompt(
             ids,
-            lambda text: [*prefix, *tokenizer.encode(text)],
-            tokenizer.token_bytes,
+            lambda text: [*prefix, *opened.encode(text)],
+            opened.token_bytes,
             len(prefix),
             self.reference,
         )
@@ -137,7 +136,7 @@ def tap_for(patch: Mapping[str, Patch], model: GPT, record: Sequence[str] = ()) 
 def _reference(opened: Opened, path: Path) -> tuple[tuple[int, ...], ...]:
     """The ids of a text, cut into pieces that the context holds, each begun as a prompt is."""
     text = read_file(path, MAX_REFERENCE_NBYTES, "Name a text: --reference story.txt")
-    ids = opened.tokenizer.encode(text)
+    ids = opened.encode(text)
     if not ids:
         raise UsageError(
             f"{shown_path(path)} is empty.", "--reference takes a text to average over."

@@ -301,7 +301,7 @@ class Request:
             opened.token_bytes,
             patches_of(plan, loaded, prompt_ids or ids, quiet) if plan else {},
             len(opened.tokenizer.prefix_ids),
-            opened.tokenizer.vocab_size,
+            opened.drawable,
             load_fp32=lambda: load(opened, replace(compute, dtype=DType.float32, quantize=None)),
         )
 

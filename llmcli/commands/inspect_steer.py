@@ -139,7 +139,7 @@ def read_examples(option: str, path: Path, opened: Opened) -> list[Example]:
         text = line.removesuffix("\r")
         if not text.strip():
             continue
-        ids = (*prefix, *opened.tokenizer.encode(text))
+        ids = (*prefix, *opened.encode(text))
         if len(ids) > opened.config.n_ctx:
             raise UsageError(
                 f"{option}: line {number} has {len(ids)} tokens; the context holds "

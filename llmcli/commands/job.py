@@ -108,7 +108,7 @@ class Job:
             max_new_tokens=self.max_new_tokens,
             stop_ids=self.stop_ids,
             forced=self.forced,
-            n_ids=self.opened.tokenizer.vocab_size,
+            drawable=self.opened.drawable,
             top_probs=self.top_probs,
             use_cache=self.use_cache,
             ended=ended,
@@ -160,8 +160,8 @@ def _encode_end(
     enough = n_ctx * MAX_TOKEN_CHARS
     if len(text) > enough:
         text = text[-enough:] if truncate == "left" else text[:enough]
-        return opened.tokenizer.encode(text), "more than "
-    return opened.tokenizer.encode(text), ""
+        return opened.encode(text), "more than "
+    return opened.encode(text), ""
 
 
 def forced_ids(opened: Opened, entries: Sequence[str], max_new_tokens: int) -> dict[int, int]:

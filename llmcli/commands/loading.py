@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,11 +24,13 @@ from llmcli.config import (
     read_config,
     read_sampling,
 )
-from llmcli.errors import IntegrityError, UsageError, shown_path
+from llmcli.errors import IntegrityError, UsageError, shown, shown_path
 from llmcli.tokenizer import Tokenizer
+from llmcli.tokenizer_file import read_recipe
 
 if TYPE_CHECKING:
     from llmcli.gpt.model import GPT
+    from llmcli.gpt.sampling import Drawable
 
 
 MAX_BIAS = 1e6
@@ -48,6 +51,7 @@ class Opened:
     revision: str | None
     config: ModelConfig
     tokenizer: Tokenizer
+    beyond: tuple[str, ...] = ()  # added tokens that no text may hold: the model has no such id
 
     @property
     def files(self) -> list[Path]:
@@ -56,23 +60,57 @@ class Opened:
         return [*(self.folder / name for name in SMALL_FILES), *sorted(weights)]
 
     def token_bytes(self, id: int) -> bytes:
-        """The bytes of a token; none for an id that only pads the model's vocabulary."""
-        return self.tokenizer.token_bytes(id) if id < self.tokenizer.vocab_size else b""
+        """The bytes of a token; none for an id of the model's that has no token."""
+        return self.tokenizer.bytes_of.get(id, b"")
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of `text`. Raises UsageError where a token in it is none of the model's."""
+        if found := next((token for token in self.beyond if token in text), None):
+            raise UsageError(
+                f"{shown(repr(found))} is a token of the tokenizer, but none of the model's "
+                f"{self.config.vocab_size}.",
+                "Leave it out of the text.",
+            )
+        return self.tokenizer.encode(text)
+
+    @cached_property
+    def drawable(self) -> Drawable:
+        """The ids that have a token: others pad the vocabulary, and are never drawn."""
+        n_ids = self.tokenizer.vocab_size
+        if len(self.tokenizer) == n_ids:
+            return slice(n_ids)
+        import numpy as np
+
+        return np.array(sorted(self.tokenizer.bytes_of))
 
 
 def open_model(name: str) -> Opened:
-    """The model called `name`, its tokenizer fitting its config."""
+    """The model called `name`. Raises IntegrityError where its tokenizer is another's."""
     from llmcli import hub
 
     folder = hub.resolve(name)
-    config, tokenizer = read_config(folder), Tokenizer.from_folder(folder)
-    if tokenizer.vocab_size > config.vocab_size:
+    return Opened(name, folder, hub.revision_of(folder), *fitting(folder))
+
+
+def fitting(folder: Path) -> tuple[ModelConfig, Tokenizer, tuple[str, ...]]:
+    """A model's config and tokenizer, and the added tokens that no text may hold.
+
+    Padding tokens are often added without a row of the model's: the tokenizer comes without them,
+    and a text may hold them where they are special, plain text as ever. Raises IntegrityError where
+    other ids are beyond the model.
+    """
+    config, recipe = read_config(folder), read_recipe(folder)
+    top = max(*recipe.vocab.values(), *recipe.prefix_ids, *recipe.suffix_ids)
+    if top >= config.vocab_size:
         raise IntegrityError(
-            f"The tokenizer in {shown_path(folder)} has ids up to "
-            f"{tokenizer.vocab_size - 1}, the model only {config.vocab_size} of them.",
-            "tokenizer.json and config.json belong to different models.",
+            f"In {shown_path(folder)} the tokenizer has ids up to {top}, the model's end at "
+            f"{config.vocab_size - 1}: they belong to different models.",
+            "Get the model again, or another.",
         )
-    return Opened(name, folder, hub.revision_of(folder), config, tokenizer)
+    known = tuple(token for token in recipe.added if token.id < config.vocab_size)
+    beyond = (token for token in recipe.added if token.id >= config.vocab_size)
+    found = tuple(token.content for token in beyond if not token.special)
+    return config, Tokenizer(replace(recipe, added=known)), found
 
 
 def sampling_from(opened: Opened, drawing: Drawing, default: Sampling | None = None) -> Sampling:

@@ -77,8 +77,10 @@ class PastRun:
         return int(_within(value, 0, self.opened.config.vocab_size - 1))
 
     def _drawable(self, value: Any) -> int:
-        """One of the tokenizer's ids, without those that only pad the vocabulary; or ValueError."""
-        return int(_within(value, 0, self.opened.tokenizer.vocab_size - 1))
+        """One of the ids that have a token, or ValueError."""
+        if value not in self.opened.tokenizer.bytes_of:
+            raise ValueError(f"{shown(repr(value), 40)} is no token's id")
+        return self._id(value)
 
     def interventions(self, given: Interventions) -> Interventions:
         """What to change: what is `given`, where anything is, else what was.
@@ -202,10 +204,10 @@ def _check_ids(name: str, record: Record, opened: Opened) -> None:
             f"{name}, run {begun.run}: {len(begun.ids)} and {len(record.steps)} tokens do not "
             f"fit a context of {config.n_ctx}.", "The file is damaged.",
         )  # fmt: skip
-    top, n_ids = max(*begun.ids, *record.ids, 0), opened.tokenizer.vocab_size
-    if top >= n_ids:
+    tokenizer = opened.tokenizer
+    for id in {*begun.ids, *record.ids} - tokenizer.bytes_of.keys():
         raise IntegrityError(
-            f"{name}, run {begun.run}: the id {top} is none of the tokenizer's {n_ids}.",
+            f"{name}, run {begun.run}: the id {id} is none of the tokenizer's {len(tokenizer)}.",
             "The file is damaged.",
         )
 

@@ -24,7 +24,7 @@ def token_named(
 
     With `digits` a bare number is an id too. With `spaced` a bare word is the token after a space,
     if there is one, as within a text; in double quotes it is as given. Ids are those below `n_ids`,
-    by default the tokenizer's. Raises UsageError that shows the tokens where the text is several.
+    by default those of a token. Raises UsageError that shows the tokens where the text is several.
     """
     from llmcli.render.text import quoted
 
@@ -33,14 +33,14 @@ def token_named(
             f"{option}: no token has an empty text.",
             f"Name it by its text or id, as in {option} id:464.",
         )
-    n_ids = tokenizer.vocab_size if n_ids is None else n_ids
+    known = tokenizer.bytes_of.keys() if n_ids is None else range(n_ids)
     number = text.removeprefix("id:")
     if number.isascii() and number.isdigit() and (digits or number != text):
         id = whole_number(number)
-        if id >= n_ids:
+        if id not in known:
             raise UsageError(
                 f"{option}: there is no token with id {shown(number, 30)}.",
-                f"Ids go from 0 to {n_ids - 1}.",
+                f"Ids go from 0 to {max(known)}, {len(known)} in all.",
             )
         return id
     if spaced and len(text) > 2 and text[0] == text[-1] == '"':

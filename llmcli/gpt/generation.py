@@ -24,7 +24,7 @@ from llmcli.gpt.cache import KVCache
 from llmcli.gpt.facts import Facts, Rows, facts_of
 from llmcli.gpt.model import GPT, NO_TAP
 from llmcli.gpt.packing import pack
-from llmcli.gpt.sampling import Left, Row, draw, left, seen, uniforms
+from llmcli.gpt.sampling import EVERY, Drawable, Left, Row, draw, left, seen, uniforms
 from llmcli.gpt.step import decode_step
 from llmcli.gpt.tap import Tap
 
@@ -62,7 +62,7 @@ def generate(
     max_new_tokens: int,
     stop_ids: Collection[int] = (),
     forced: Mapping[int, int] = MappingProxyType({}),
-    n_ids: int | None = None,
+    drawable: Drawable = EVERY,
     top_probs: int | None = 0,
     use_cache: bool = True,
     tap: Tap = NO_TAP,
@@ -73,10 +73,10 @@ def generate(
 
     A row ends at one of `stop_ids`, at `max_new_tokens`, when its context is full, or once the
     caller has put it into `ended`. `forced` gives the id at some indices whatever the draw says;
-    ids from `n_ids` on, the padding of some vocabularies, are never drawn. The facts of a step
-    list the `top_probs` most probable tokens; None leaves them out: they take as long as a layer.
-    `ended` is read again after each step, so that who listens can end a row while iterating. `look`
-    is shown what the Steps of an index come from, a row for each, before they come.
+    an id that is not `drawable`, as those that pad some vocabularies, is never drawn. The facts of
+    a step list the `top_probs` most probable tokens; None leaves them out: they take as long as a
+    layer. `ended` is read again after each step, so that who listens can end a row while iterating.
+    `look` is shown what the Steps of an index come from, a row for each, before they come.
     Without `use_cache` every step computes all tokens anew: it takes longer, for the same text, but
     for what bfloat16 and 8 and 4 bits round away.
 
@@ -103,8 +103,8 @@ def generate(
                 next_logits = decode_step(model, max(room), len(running))
         logits = next_logits(fed.to(device), cache).select(1, -1).float().cpu()  # (B, V)
         _check_logits(logits)
-        rows = zip(logits.numpy()[:, :n_ids], running, strict=True)
-        kept = [_left(of, history[row], sampling) for of, row in rows]
+        rows = zip(logits.numpy(), running, strict=True)
+        kept = [_left(of, history[row], sampling, drawable) for of, row in rows]
         ids = _draw(kept, sampling, [generators[row] for row in running])
         if index in forced:  # after the draw, so that later steps draw what they would have drawn
             ids = [forced[index]] * len(ids)
@@ -177,10 +177,10 @@ def _new_cache(model: GPT, rows: Sequence[Sequence[int]], capacity: int) -> KVCa
     return model.new_cache(len(rows), capacity, ragged)
 
 
-def _left(logits: Row, ids: Sequence[int], sampling: Sampling) -> Left:
+def _left(logits: Row, ids: Sequence[int], sampling: Sampling, drawable: Drawable) -> Left:
     """What the filters leave of `logits` (V,), which follow `ids`."""
     counts = seen(ids, sampling.penalty_window, len(logits)) if sampling.penalises else None
-    kept = left(logits, sampling, counts)
+    kept = left(logits, sampling, counts, drawable)
     if not len(kept.ids):
         raise UsageError("No token is left to choose from.", "Let --bias forbid fewer of them.")
     if math.isnan(kept.logprobs[0]):  # the filters made them so

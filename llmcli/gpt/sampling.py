@@ -24,6 +24,8 @@ from llmcli.config import ORDER, Sampling
 
 Row = NDArray[np.float32]  # logits (V,), or (n,) where others were cut; torch can share it
 Places = NDArray[np.int64]  # in a row, ascending
+Drawable = slice | Places  # the ids that may be drawn: those below a number, or such a list
+EVERY = slice(None)
 
 # --- what changes logits: (V,) -> (V,) -----------------------------------------------------------
 
@@ -195,8 +197,10 @@ class Left(NamedTuple):
         return logprobs.tolist()
 
 
-def left(logits: Row, sampling: Sampling, counts: Row | None = None) -> Left:
-    """What is left of `logits` (V,), if anything: what is not -inf in `filtered`.
+def left(
+    logits: Row, sampling: Sampling, counts: Row | None = None, drawable: Drawable = EVERY
+) -> Left:
+    """What is left of `logits` (V,), if anything: what is `drawable` and not -inf in `filtered`.
 
     Of each filter that cuts, the next is only given what is left. Where a logit is NaN or infinite,
     as a tiny temperature may make it, a NaN is what is left.
@@ -204,10 +208,10 @@ def left(logits: Row, sampling: Sampling, counts: Row | None = None) -> Left:
     changes, cuts = in_force(sampling)
     for _, change in changes:
         logits = change(logits, counts)
-    ids = None
+    logits, ids = logits[drawable], None if isinstance(drawable, slice) else drawable
     if any(value == -math.inf for _, value in sampling.bias):
-        ids = (logits != -math.inf).nonzero()[0]
-        logits = logits[ids]
+        places = (logits != -math.inf).nonzero()[0]
+        logits, ids = logits[places], places if ids is None else ids[places]
         if not len(ids):
             return Left(ids, logits)
     if not np.maximum.reduce(logits) < math.inf:

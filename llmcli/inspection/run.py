@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from llmcli.config import ModelConfig, Sampling
 from llmcli.errors import IntegrityError
 from llmcli.gpt.model import GPT
+from llmcli.gpt.sampling import EVERY, Drawable
 from llmcli.gpt.tap import Patch, Probe
 from llmcli.inspection.plan import Plan
 from llmcli.inspection.values import Token
@@ -76,7 +77,8 @@ class Run:
     token_bytes: Callable[[int], bytes]  # of any id of the model
     patch: Mapping[str, Patch] = field(default_factory=dict)
     n_prefix: int = 0  # how many of `ids` stand before the text: special tokens, without bytes
-    n_ids: int | None = None  # ids from here on only pad the vocabulary: none is ever drawn
+    # Ids of no token, which are never drawn, are left out.
+    drawable: Drawable = field(default_factory=lambda: EVERY)
     load_fp32: Callable[[], GPT] | None = None  # the same model in fp32, for `check`
 
     @property
@@ -98,6 +100,12 @@ class Run:
     def token(self, id: int) -> Token:
         """A vocabulary entry; one that only pads the vocabulary has no bytes."""
         return Token(id, self.token_bytes(id))
+
+    def only_drawable(self, logits: Tensor) -> Tensor:
+        """`logits` (V,) with -inf for ids that `generate` never draws."""
+        used = torch.full_like(logits, -math.inf)
+        used[self.drawable] = logits[self.drawable]
+        return used
 
     def text_of(self, ids: Sequence[int]) -> str:
         """The text of generated `ids`, without what ended it."""

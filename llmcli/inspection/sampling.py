@@ -112,19 +112,16 @@ def tensors(run: Run, ask: Ask) -> dict[str, Tensor]:
 def staged(run: Run, ask: Ask) -> dict[str, Tensor]:
     """The logits (V,) that each stage leaves; the first, "model", is before any.
 
-    "unused" cuts the ids that only pad the vocabulary, if there are any: none is ever drawn.
+    "unused" cuts the ids that have no token, if there are any: none is ever drawn.
     """
     logits = run.logits(range(ask.position, ask.position + 1))[0]
-    used = logits[: run.n_ids]
+    used = run.only_drawable(logits)
     before = list(run.ids[: ask.position + 1])
     counts = seen(before, ask.sampling.penalty_window, len(used))
     after = stages(used.float().numpy(force=True), ask.sampling, counts)
-    left = {name: torch.from_numpy(row).to(used) for name, row in after}
-    n_unused = len(logits) - len(used)
-    if n_unused:
-        left = {"unused": used, **left}
-    cut = logits.new_full((n_unused,), -math.inf)
-    return {"model": logits, **{name: torch.cat([row, cut]) for name, row in left.items()}}
+    left = {} if torch.equal(used, logits) else {"unused": used}
+    left |= {name: torch.from_numpy(row).to(used) for name, row in after}
+    return {"model": logits, **left}
 
 
 def drawn_by(probs: Tensor, ask: Ask) -> int:

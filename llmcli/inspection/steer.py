@@ -172,12 +172,11 @@ def _example_rows(fit: Fit, examples: Examples) -> list[ExampleRow]:
 
 
 def _nearest(run: Run, made: Tensor, n: int) -> list[Near]:
-    cosines = direction.likeness(run.model, made.to(run.device))[: run.n_ids]
-    n = min(n, len(cosines))
+    cosines = direction.likeness(run.model, made.to(run.device))
     return [
         Near(side, run.token(id), float(cosines[id]))
         for side, sign in zip(SIDES, (1, -1), strict=True)
-        for id in (sign * cosines).topk(n).indices.tolist()
+        for id in run.only_drawable(sign * cosines).topk(min(n, len(cosines))).indices.tolist()
     ]
 
 
@@ -271,8 +270,8 @@ def continued(run: Run, ask: Ask, sweep: Sweep) -> list[int]:
     """The ids that `generate` continues the prompt with, the run's patches in force."""
     steps = generate(
         run.model, [run.ids], sweep.sampling, [generator_for(ask.seed, 0, 0)],
-        max_new_tokens=sweep.max_new_tokens, stop_ids=run.config.eos_ids, n_ids=run.n_ids,
-        top_probs=None, tap=Probe(run.config.n_layer, patch=run.patch),
+        max_new_tokens=sweep.max_new_tokens, stop_ids=run.config.eos_ids,
+        drawable=run.drawable, top_probs=None, tap=Probe(run.config.n_layer, patch=run.patch),
     )  # fmt: skip
     return [step.id for step in steps]
 

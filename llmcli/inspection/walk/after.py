@@ -142,8 +142,8 @@ class Changing:
 
 
 def choosing(walk: Walk) -> Choosing:
-    logits = drawable(walk, walk.logits)
-    best = [id for id in walk.best if id < len(logits)]
+    logits = walk.run.only_drawable(walk.logits)
+    best = logits.argsort(descending=True, stable=True).tolist()
 
     def probs(**options: float) -> Tensor:
         left = filtered(logits.float().numpy(force=True), Sampling(**options))  # type: ignore[arg-type]
@@ -186,14 +186,9 @@ def repeating(walk: Walk) -> Repeating:
     )
 
 
-def drawable(walk: Walk, logits: Tensor) -> Tensor:
-    """Those of `logits` (V,) that `generate` draws from: without ids that only pad."""
-    return logits[: walk.run.n_ids]
-
-
 def likeliest(walk: Walk, logits: Tensor) -> int:
     """The id that `generate` takes at temperature 0."""
-    return int(drawable(walk, logits).argmax())
+    return int(walk.run.only_drawable(logits).argmax())
 
 
 def filled_cache(walk: Walk, room: int) -> KVCache:
