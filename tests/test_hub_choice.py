@@ -94,6 +94,25 @@ def test_an_unsupported_tokenizer_is_told_before_the_weights(server):
         fetch("org/none")
 
 
+def test_a_tokenizer_of_another_model_is_told_before_the_weights(llmcli, server):
+    other = json.loads(FILES["config.json"]) | {"vocab_size": 256}
+    server.put("org/mixed", FILES | {"config.json": json.dumps(other).encode()})
+    with pytest.raises(IntegrityError, match="In org/mixed the tokenizer has ids up to 256, the"):
+        fetch("org/mixed")
+    assert not [path for path in server.paths() if WEIGHTS in path]
+    fetch("org/mixed", tokenizer_only=True)
+    assert llmcli("tokenize", "-m", "org/mixed", "a").stdout == "97\n"
+
+
+def test_weights_that_are_not_those_of_the_config_are_not_shown(server):
+    other = json.loads(FILES["config.json"]) | {"n_layer": 3}
+    server.put("org/mixed", FILES | {"config.json": json.dumps(other).encode()})
+    with pytest.raises(IntegrityError, match=r"weights in org/mixed do not fit .* missing h\.2\."):
+        fetch("org/mixed")
+    with pytest.raises(NotFoundError):
+        hub.resolve("org/mixed")
+
+
 def test_weights_whose_header_lies_are_not_shown(server):
     damaged = (99).to_bytes(
         8, "little"

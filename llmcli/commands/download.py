@@ -168,15 +168,19 @@ def _fetch(
 def _check(folder: Path, new: str) -> None:
     """Refuse a model that llmcli cannot run, as soon as the files that tell are there."""
     from llmcli.checkpoint import read_checkpoint
+    from llmcli.commands.loading import fitting
     from llmcli.config import read_config
+    from llmcli.parameters import match
     from llmcli.tokenizer import Tokenizer
 
     if new == "config":
         read_config(folder)
-    elif new == "text":
+    elif new == "tokenizer":
         Tokenizer.from_folder(folder)
+    elif new == "text":
+        fitting(folder)
     else:
-        read_checkpoint(folder)
+        match(folder, read_checkpoint(folder), read_config(folder))
 
 
 def _summary(result: Result) -> str:

@@ -25,7 +25,8 @@ from llmcli.hub.listing import Listing, RemoteFile
 from llmcli.hub.names import HubName, is_commit
 from llmcli.hub.transfer import Progress, Transfer
 
-Check = Callable[[Path, str], None]  # a folder, and what of it is new: "config", "text", "weights"
+# A folder, and what of it is new: "config", then "text", then "weights"; or "tokenizer", without.
+Check = Callable[[Path, str], None]
 
 
 @dataclass
@@ -174,7 +175,7 @@ class _Delivery:
             if weights:
                 self._look("config")
         self._bring(small[1:] if self.blobs else small)
-        self._look("text")
+        self._look("text" if weights else "tokenizer")
         if weights and weights[0].name == cache.INDEX:
             self._bring(weights)
             with self._named_plainly():
