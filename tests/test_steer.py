@@ -11,7 +11,7 @@ from safetensors import safe_open
 from test_changes import PROMPT
 from test_cli import assert_fails
 from test_inspect_changes import views  # noqa: F401
-from test_intervention import IDS, TEXTS, by_hand, planned
+from test_intervention import TEXTS, by_hand, planned
 from test_model import ours
 
 from llmcli.inspection import direction
@@ -58,11 +58,11 @@ def test_the_mean_difference_equals_hand_written_torch(model, layer):
 
 def test_of_one_example_each_it_is_the_difference_of_two_texts(model):
     _, vector = made(model, positive=[TEXTS["love"]], negative=[TEXTS["hate"]])
-    (same,) = vectors_of(model, planned(model, steer=['"love" - "hate" @ L1 * 1']), IDS)
+    (same,) = vectors_of(model, planned(model, steer=['"love" - "hate" @ L1 * 1']))
     torch.testing.assert_close(vector, same, atol=1e-6, rtol=0)
     _, apart = made(model, positive=[TEXTS["love"]], negative=[TEXTS["hate"]], n_prefix=1)
     plan = planned(model, steer=['"love" - "hate" @ L1 * 1'], n_prefix=1)
-    torch.testing.assert_close(apart, vectors_of(model, plan, IDS)[0], atol=1e-6, rtol=0)
+    torch.testing.assert_close(apart, vectors_of(model, plan)[0], atol=1e-6, rtol=0)
 
 
 def test_the_first_component_is_the_main_axis_of_the_pairs(model):
@@ -210,6 +210,30 @@ def test_a_sweeps_texts_and_figures_are_those_of_generate(draw, views, llmcli, m
         assert trial["perplexity"] == pytest.approx(told["perplexity"], rel=1e-5)
         assert view["untouched_perplexity"] == pytest.approx(told["baseline_perplexity"], rel=1e-5)
         assert trial["norm"] == pytest.approx(abs(trial["strength"]) * view["norm"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ["--steer", '"ball" @ L1 * 5'],  # held against the prompt, as a mean is taken over it
+        ["--steer", '"ball" - "girl" @ L1 * 0.000001', "--ablate", "L1:mean"],
+    ],
+    ids=" ".join,
+)
+def test_a_sweep_of_a_recorded_step_takes_means_over_its_prompt(
+    changes, steer, llmcli, model_folder, tmp_path
+):
+    trace = tmp_path / "run.jsonl"
+    llmcli("generate", PROMPT, "-m", model_folder, "--max-new-tokens", 9, "--seed", 1, "--trace",
+           trace)  # fmt: skip
+    step = ["--trace", trace, "--step", 8, "--json", "--dtype", "float32", *changes,
+            "--steer-prompt"]  # fmt: skip
+    tried = steer(*step, "--sweep", "1", "--max-new-tokens", 1, "--temperature", 0)
+    (trial,) = json.loads(tried.stdout)["views"][0]["trials"]
+    change = llmcli("inspect", "-m", model_folder, "--view", "change", *step)
+    expected = json.loads(change.stdout)["views"][0]["kl_bits"]
+    assert expected > 0.01
+    assert trial["kl_bits"] == pytest.approx(expected, rel=1e-3)
 
 
 def test_strength_0_is_the_untouched_text_for_the_control_too(views):  # noqa: F811

@@ -105,7 +105,7 @@ def patches_of(plan: Plan, model: GPT, ids: Sequence[int], quiet: bool) -> dict[
         return {}
     from llmcli.inspection.intervention import patches, stream_norms, vectors_of
 
-    made = vectors_of(model, plan, ids)
+    made = vectors_of(model, plan)
     if made and not quiet:
         layers = [vector.layer for vector in plan.vectors]
         for layer, length in dict(zip(layers, stream_norms(model, plan, ids), strict=True)).items():

@@ -48,10 +48,10 @@ def patches(
 
     for swapped in plan.transplants:
         _transplant(model, swapped, add)
-    _ablate(model, plan, ids, add)
+    _ablate(model, plan, add)
     _knock_out(model.config, plan, add)
     first = 0 if plan.steer_prompt else len(ids) - 1
-    made = vectors_of(model, plan, ids) if vectors is None else vectors
+    made = vectors_of(model, plan) if vectors is None else vectors
     for vector, value in zip(plan.vectors, made, strict=True):
         add(f"{vector.layer}.resid_post", added(value, first))
     return {point: composed(made) for point, made in found.items()}
@@ -108,12 +108,11 @@ def replaced(source: Tensor, positions: Sequence[int], head: int | None = None) 
 # --- ablate --------------------------------------------------------------------------------------
 
 
-def _ablate(model: GPT, plan: Plan, ids: Sequence[int], add: Add) -> None:
+def _ablate(model: GPT, plan: Plan, add: Add) -> None:
     """A head's z, a neuron's mlp_post, a whole attn_out or mlp_out: zero, or the mean."""
     wanted = [(change, point) for change in plan.ablations for point in ablated_points(change)]
     of_mean = sorted({point for change, point in wanted if change.fill == "mean"})
-    texts = plan.reference or (tuple(ids),)
-    means = mean_values(model, texts, of_mean) if of_mean else {}
+    means = mean_values(model, plan.reference, of_mean) if of_mean else {}
     for change, point in wanted:
         mean = means[point] if change.fill == "mean" else None
         where = change.indices if change.part in ("head", "neuron") else None
@@ -234,11 +233,11 @@ def added(vector: Tensor, first: int) -> Patch:
     return patch
 
 
-def vectors_of(model: GPT, plan: Plan, ids: Sequence[int]) -> list[Tensor]:
+def vectors_of(model: GPT, plan: Plan) -> list[Tensor]:
     """What each vector of `plan` adds, its strength in it: (C,) each."""
-    texts = plan.reference or (tuple(ids),)
     return [
-        vector.strength * vector_of(model, vector, texts, plan.n_prefix) for vector in plan.vectors
+        vector.strength * vector_of(model, vector, plan.reference, plan.n_prefix)
+        for vector in plan.vectors
     ]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -64,7 +64,7 @@ class Plan:
     transplants: tuple[Transplant, ...] = ()
     steer_prompt: bool = False
     n_prefix: int = 0  # ids that the tokenizer puts before every text
-    reference: tuple[tuple[int, ...], ...] = ()  # what a mean is taken over; empty: the prompt
+    reference: tuple[tuple[int, ...], ...] = ()  # what a mean is taken over
 
     def __bool__(self) -> bool:
         return bool(self.ablations or self.hidden_keys or self.vectors or self.transplants)
@@ -121,7 +121,7 @@ class Prompt:
     encode: Callable[[str], Sequence[int]]  # with what the tokenizer puts before a text
     token_bytes: Callable[[int], bytes]
     n_prefix: int = 0
-    reference: tuple[tuple[int, ...], ...] = field(default=())
+    reference: tuple[tuple[int, ...], ...] = ()  # what a mean is taken over; empty: the prompt
 
 
 def read(
@@ -182,7 +182,7 @@ def plan(wishes: Wishes, prompt: Prompt, config: ModelConfig) -> Plan:
         tuple(transplants),
         wishes.steer_prompt,
         prompt.n_prefix,
-        prompt.reference,
+        prompt.reference or (tuple(prompt.ids),),
     )
 
 

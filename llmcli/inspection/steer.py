@@ -233,7 +233,7 @@ def view(run: Run, ask: Ask) -> SteerSweep:
         )
     (wanted,) = sweep.plan.vectors
     base = replace(sweep.plan, vectors=(replace(wanted, strength=1.0),))
-    (one,) = vectors_of(run.model, base, run.ids)
+    (one,) = vectors_of(run.model, base)
     control = random_like(one, ask.seed)
     untouched = replace(run, patch={})
     plain = continued(untouched, ask, sweep)

@@ -282,8 +282,8 @@ def changing(walk: Walk) -> Changing:
     ablate, towards = f"L{layer}.H{head}", _runner_up(walk)
     n_prefix = walk.run.n_prefix
     one = Vector(at, 1.0, plus=(*walk.run.ids[:n_prefix], towards.id))
-    plan = Plan(vectors=(one,), n_prefix=n_prefix)
-    (added,) = vectors_of(walk.model, plan, walk.run.ids)
+    plan = Plan(vectors=(one,), n_prefix=n_prefix, reference=(tuple(walk.run.ids),))
+    (added,) = vectors_of(walk.model, plan)
     (stream,) = stream_norms(walk.model, plan, walk.run.ids)
     length = float(added.norm())
     strength = float(f"{SHARE * stream / length:.1g}") if length else 1.0
