@@ -13,8 +13,9 @@ from test_model import ours
 from llmcli.errors import UsageError
 from llmcli.gpt.tap import Probe
 from llmcli.inspection import ablation, patching
+from llmcli.inspection.ask import Ask
 from llmcli.inspection.compare import compare, first_difference, perplexity
-from llmcli.inspection.run import Ask, Run
+from llmcli.inspection.run import Run
 
 
 @pytest.fixture

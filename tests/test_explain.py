@@ -17,7 +17,8 @@ from test_inspection_views import IDS, pair, run_of  # noqa: F401
 from llmcli.config import read_config
 from llmcli.gpt.weights import load_model
 from llmcli.inspection import explain
-from llmcli.inspection.run import Ask, Run
+from llmcli.inspection.ask import Ask
+from llmcli.inspection.run import Run
 from llmcli.inspection.walk.topics import TOPICS
 from llmcli.render.subject import Subject
 from llmcli.render.walk.layout import nums, pct

@@ -15,7 +15,8 @@ from test_inspection_views import theirs_of
 from test_model import ours
 
 from llmcli.inspection import explain
-from llmcli.inspection.run import Ask, Run
+from llmcli.inspection.ask import Ask
+from llmcli.inspection.run import Run
 from llmcli.inspection.walk.after import chat, repeating
 from llmcli.inspection.walk.run import Walk
 from llmcli.tokenizer import Tokenizer

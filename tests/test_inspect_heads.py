@@ -18,10 +18,10 @@ from llmcli.config import read_config
 from llmcli.gpt.model import GPT
 from llmcli.gpt.weights import load_model
 from llmcli.inspection import attribution, circuits, head, lens, patching, why
+from llmcli.inspection.ask import Ask
 from llmcli.inspection.catalogue import VIEWS
 from llmcli.inspection.intervention import filled
 from llmcli.inspection.next import attention_row
-from llmcli.inspection.run import Ask
 from llmcli.inspection.why import Stage, entered
 from llmcli.render.drawing import Canvas
 from llmcli.render.views.why import draw as draw_why

@@ -13,7 +13,7 @@ from test_model import ours
 from llmcli.config import read_config
 from llmcli.gpt.weights import load_model
 from llmcli.inspection import attribution, mlp, residual
-from llmcli.inspection.run import Ask
+from llmcli.inspection.ask import Ask
 
 TOLERANCE = 1e-4
 PROMPT = "Once upon a time, there was a little girl"

@@ -17,7 +17,7 @@ from llmcli.commands.inspect_target import analogy_terms
 from llmcli.config import read_config
 from llmcli.errors import UsageError
 from llmcli.inspection import embed, neighbors, positions
-from llmcli.inspection.run import Ask
+from llmcli.inspection.ask import Ask
 from llmcli.tokenizer import Tokenizer
 
 TOLERANCE = 1e-5

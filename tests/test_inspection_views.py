@@ -19,7 +19,8 @@ from llmcli.gpt.model import F as functional
 from llmcli.gpt.sampling import generator_for, left
 from llmcli.gpt.weights import load_model
 from llmcli.inspection import attention, attribution, check, lens, model, next, sampling, tokens
-from llmcli.inspection.run import Ask, Run, rank_in, rank_of
+from llmcli.inspection.ask import Ask
+from llmcli.inspection.run import Run, rank_in, rank_of
 from llmcli.inspection.walk.after import cache, choosing, repeating
 from llmcli.inspection.walk.run import Walk
 from llmcli.units import window

@@ -133,6 +133,16 @@ def test_commands_import_nothing_heavy_at_the_top(name):
         assert not any(within(imported, h) for h in heavy), imported
 
 
+@pytest.mark.parametrize("name", ["ask", "catalogue", "grammar", "plan", "values"])
+def test_what_is_asked_of_a_view_is_known_without_torch(name):
+    reached, new = set(), {f"llmcli.inspection.{name}"}
+    while new:
+        reached |= new
+        ours = [SOURCES[each.removeprefix("llmcli.")] for each in new if each in OURS]
+        new = {found for path in ours for found in imports(path, top_only=True)} - reached
+    assert "torch" not in reached
+
+
 @pytest.mark.parametrize("name", ["gpt.__init__", "inspection.run"])
 def test_numpy_is_imported_before_torch(name):
     """By the modules that come first. Torch's C code swallows a Ctrl-C while it imports numpy."""

@@ -26,9 +26,10 @@ from llmcli.gpt.tap import Probe
 from llmcli.gpt.weights import load_model
 from llmcli.hub import EMBEDDED
 from llmcli.inspection import attention, attribution, lens
+from llmcli.inspection.ask import Ask
 from llmcli.inspection.intervention import patches
 from llmcli.inspection.plan import Prompt, plan, read
-from llmcli.inspection.run import Ask, Run
+from llmcli.inspection.run import Run
 
 ACTIVATIONS = {"gelu_tanh": "gelu_new", "gelu": "gelu", "relu": "relu", "silu": "silu"}
 THEIR_ROLES = {

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from llmcli.commands.changes import Changes
     from llmcli.commands.loading import Opened
     from llmcli.commands.recorded import PastStep
+    from llmcli.inspection.ask import Ask
     from llmcli.inspection.catalogue import ViewEntry
     from llmcli.inspection.plan import Plan
     from llmcli.inspection.recorded import Held
@@ -85,12 +86,12 @@ class Request:
         changes = self._changes(opened, ids)
         self._check_outputs(opened, changes.files)
         plan = changes.plan(opened, prompt_ids)
-        ask = {**self._ask(opened, ids), "changes": tuple(changes.lines)}
+        ask = replace(self._ask(opened, ids), changes=tuple(changes.lines))
         tries = "steer" in wanted  # strengths of its own
         if tries:
             from llmcli.commands.inspect_steer import sweep_of
 
-            ask["sweep"] = sweep_of(self, plan, ask["sampling"])
+            ask = replace(ask, sweep=sweep_of(self, plan, ask.sampling))
         run = self.run(opened, ids, plan, prompt_ids, quiet=self.quiet or tries)
         held = self._held(run)
         about = {
@@ -119,18 +120,17 @@ class Request:
         self._save_tensors(wanted, run, ask, about)
         return Made(views, about, untouched, differences, held, self._again(text))
 
-    def _lined_up(self, pair: Sequence[tuple[View, Run]], ask: dict[str, Any]) -> list[View]:
+    def _lined_up(self, pair: Sequence[tuple[View, Run]], ask: Ask) -> list[View]:
         """The views, each with all that the other lists: what moved most may be in one alone."""
+        from llmcli.inspection.catalogue import computing
         from llmcli.inspection.difference import listed
-        from llmcli.inspection.run import Ask
 
         lists = [listed(view) for view, _ in pair]
         if lists[0] == lists[1]:
             return [view for view, _ in pair]
         name = pair[0][0].name
-        asked = Ask(**self._fitted(name, ask), also=frozenset[Any]().union(*lists[0], *lists[1]))
-        module = import_module(f"llmcli.inspection.{name}")
-        return [module.view(run, asked) for _, run in pair]
+        asked = replace(self._fitted(name, ask), also=frozenset[Any]().union(*lists[0], *lists[1]))
+        return [computing(name).view(run, asked) for _, run in pair]
 
     def _subject(self, wanted: dict[str, ViewEntry]) -> tuple[Opened, str, list[int], list[int]]:
         """The model, the text, its ids, and those of them that are the prompt."""
@@ -204,65 +204,72 @@ class Request:
         self._save_tensors(wanted, run, ask, about)
         return Made(views, about, subject=self._again(""))
 
-    def _ask(self, opened: Opened, ids: list[int]) -> dict[str, Any]:
-        """The fields of an `Ask`, held against the model and the prompt before torch is there.
+    def _ask(self, opened: Opened, ids: list[int]) -> Ask:
+        """What to show, held against the model and the prompt before torch is there.
 
         Without `ids` a position is one of the context.
         """
-        from llmcli.commands.inspect_target import analogy_terms, index, page_asked, say_which
-        from llmcli.commands.token_names import token_named
+        from llmcli.commands.inspect_target import analogy_terms, index, page_asked
+        from llmcli.inspection.ask import Ask
 
         where, config = self.where, opened.config
         places = len(ids) or config.n_ctx
         things = "tokens in the prompt" if ids else "positions in the context"
         position = index("--position", where.position, places, things)
-        at = places - 1 if position is None else position
-        targets: dict[str, int | None] = {}
-        for name, token in (("token", where.token), ("versus", where.versus)):
-            targets[name] = None
-            if token is not None:
-                option = f"--{name}"
-                targets[name] = token_named(
-                    option, token, opened.tokenizer, spaced=True, n_ids=config.vocab_size
-                )
-                if not self.quiet:
-                    say_which(option, token, targets[name], opened.tokenizer)
-        if targets["token"] is not None and targets["token"] == targets["versus"]:
+        token = self._id(opened, "--token", where.token)
+        versus = self._id(opened, "--versus", where.versus)
+        if token is not None and token == versus:
             raise UsageError(
                 "--token and --versus are the same token: nothing is between them.",
                 "Leave one of them out, or name another.",
             )
-        return {
-            **targets,
-            "position": at,
-            "layer": index("--layer", where.layer, config.n_layer, "layers"),
-            "head": index("--head", where.head, config.n_head, "heads"),
-            "rows": where.rows,
-            "analogy": analogy_terms(where.analogy, opened.tokenizer, config),
-            "page": page_asked(self.one_view.page, self.one_view.all),
-            "corrupt": self._corrupt(opened),
-            **self._drawing(opened, at),
-        }
+        ask = Ask(
+            position=places - 1 if position is None else position,
+            layer=index("--layer", where.layer, config.n_layer, "layers"),
+            head=index("--head", where.head, config.n_head, "heads"),
+            token=token,
+            versus=versus,
+            analogy=analogy_terms(where.analogy, opened.tokenizer, config),
+            rows=where.rows,
+            corrupt=self._corrupt(opened),
+            page=page_asked(self.one_view.page, self.one_view.all),
+        )
+        return self._drawn(ask, opened)
 
-    def _drawing(self, opened: Opened, position: int) -> dict[str, Any]:
-        """How the token after `position` is drawn: as was asked, and else as it was recorded.
+    def _id(self, opened: Opened, option: str, text: str | None) -> int | None:
+        """The id of the token that `option` names; a bare word taken after a space is said."""
+        from llmcli.commands.inspect_target import say_which
+        from llmcli.commands.token_names import token_named
+
+        if text is None:
+            return None
+        n_ids = opened.config.vocab_size
+        id = token_named(option, text, opened.tokenizer, spaced=True, n_ids=n_ids)
+        if not self.quiet:
+            say_which(option, text, id, opened.tokenizer)
+        return id
+
+    def _drawn(self, ask: Ask, opened: Opened) -> Ask:
+        """`ask` with how the token after its position is drawn: as asked, and else as recorded.
 
         What follows a place of the recorded prompt was never drawn, and is as a first step.
         """
         from llmcli.commands.loading import sampling_from
 
         if self.past is None:
-            return {"sampling": sampling_from(opened, self.drawing), "seed": self.seed or 0}
+            sampling = sampling_from(opened, self.drawing)
+            return replace(ask, sampling=sampling, seed=self.seed or 0)
         past, steps = self.past.run, self.past.record.steps
-        index = position + 1 - len(self.past.prompt_ids)  # of the step that came after it
+        index = ask.position + 1 - len(self.past.prompt_ids)  # of the step that came after it
         step = steps[index] if 0 <= index < len(steps) else None
-        return {
-            "sampling": sampling_from(opened, self.drawing, past.sampling),
-            "seed": past.header["seed"] if self.seed is None else self.seed,
-            "draw": self.past.record.begun.draw,
-            "n_drawn": step.index if step else 0,
-            "forced": step.id if step and step.forced else None,
-        }
+        return replace(
+            ask,
+            sampling=sampling_from(opened, self.drawing, past.sampling),
+            seed=past.header["seed"] if self.seed is None else self.seed,
+            draw=self.past.record.begun.draw,
+            n_drawn=step.index if step else 0,
+            forced=step.id if step and step.forced else None,
+        )
 
     def _corrupt(self, opened: Opened) -> tuple[int, ...] | None:
         """The ids of --corrupt."""
@@ -305,41 +312,41 @@ class Request:
             load_fp32=lambda: load(opened, replace(compute, dtype=DType.float32, quantize=None)),
         )
 
-    def _view(self, name: str, opened: Opened, run: Run, ask: dict[str, Any]) -> View:
-        from llmcli.inspection.run import Ask
+    def _view(self, name: str, opened: Opened, run: Run, ask: Ask) -> View:
+        from llmcli.inspection import model
+        from llmcli.inspection.catalogue import computing
 
-        module = import_module(f"llmcli.inspection.{name}")
         if name == "model":
-            return module.view(opened.folder, self.model, opened.revision)
-        asked = Ask(**self._fitted(name, ask))
+            return model.view(opened.folder, self.model, opened.revision)
+        module, asked = computing(name), self._fitted(name, ask)
         if hasattr(module, "cost"):
             price = module.cost(run, asked)  # which may refuse, so it comes first
             if price and not self.quiet:
                 say(f"--view {name}: {price}.")
         return noted(module.view(run, asked), run)
 
-    def _fitted(self, name: str, ask: dict[str, Any]) -> dict[str, Any]:
+    def _fitted(self, name: str, ask: Ask) -> Ask:
         """What a picture has no room for is not computed, but with --baseline, which compares."""
         drawing = import_module(f"llmcli.render.views.{name}")
-        given = ask["rows"] is not None or self.baseline
+        given = ask.rows is not None or self.baseline
         if self.canvas is None or given or not hasattr(drawing, "room"):
             return ask
-        return {**ask, "rows": drawing.room(self.canvas.width)}
+        return replace(ask, rows=drawing.room(self.canvas.width))
 
     def _save_tensors(
-        self, wanted: dict[str, ViewEntry], run: Run, ask: dict[str, Any], about: dict[str, Any]
+        self, wanted: dict[str, ViewEntry], run: Run, ask: Ask, about: dict[str, Any]
     ) -> None:
         from llmcli.commands.files import write
-        from llmcli.inspection.run import Ask
+        from llmcli.inspection.catalogue import computing
         from llmcli.inspection.tensors import packed
 
         if self.tensors is None:
             return
         tensors: dict[str, Any] = {}
         for name in wanted:
-            make = getattr(import_module(f"llmcli.inspection.{name}"), "tensors", None)
+            make = getattr(computing(name), "tensors", None)
             if make is not None:
-                made = make(run, Ask(**ask))
+                made = make(run, ask)
                 tensors |= {f"{name}.{key}": tensor for key, tensor in made.items()}
         write(self.tensors, packed(tensors, about))
 

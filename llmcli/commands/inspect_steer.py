@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from llmcli.commands.inspect_request import Made, Request
     from llmcli.commands.loading import Opened
     from llmcli.config import Sampling
+    from llmcli.inspection.ask import Sweep
     from llmcli.inspection.plan import Example, Plan
-    from llmcli.inspection.run import Sweep
 
 MAX_EXAMPLES_NBYTES = 16 << 20
 MAX_STRENGTHS = 100
@@ -64,7 +64,7 @@ def sweep_of(request: Request, plan: Plan, sampling: Sampling) -> Sweep:
     said = [request.seed, *(getattr(request.drawing, name) for name in ("temperature", *CUTS))]
     if all(value is None for value in said):
         sampling = replace(sampling, temperature=0.0)
-    from llmcli.inspection.run import Sweep
+    from llmcli.inspection.ask import Sweep
 
     return Sweep(plan, strengths, n_tokens or 40, sampling)
 

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from llmcli.config import ModelConfig
+from llmcli.inspection.ask import Ask
 from llmcli.inspection.intervention import composed
 from llmcli.inspection.lens import Best, Final
 from llmcli.inspection.model import text_flops
-from llmcli.inspection.run import Ask, Run, assigned, batched
+from llmcli.inspection.run import Run, assigned, batched
 from llmcli.inspection.values import LONG_FLOPS, Row, Token, View, gflop
 
 Component = tuple[int, int | None]  # (layer, head), or (layer, None): the MLP

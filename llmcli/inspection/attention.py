@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llmcli.inspection.run import Ask, Run, entropy_bits
+from llmcli.inspection.ask import Ask
+from llmcli.inspection.run import Run, entropy_bits
 from llmcli.inspection.values import Row, Token, View
 
 MAP_SIZE = 16  # pixels of a small map, each way

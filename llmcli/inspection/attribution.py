@@ -16,8 +16,9 @@ from torch import Tensor
 
 from llmcli.errors import IntegrityError
 from llmcli.gpt.model import GPT
+from llmcli.inspection.ask import Ask
 from llmcli.inspection.residual import additions
-from llmcli.inspection.run import Ask, Run, rank_in
+from llmcli.inspection.run import Run, rank_in
 from llmcli.inspection.values import Row, Token, View
 
 # Of the sum of the parts' absolute values, by the way in which the weights are stored.

@@ -10,9 +10,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
+from importlib import import_module
+from typing import TYPE_CHECKING, Protocol, cast
 
 from llmcli.config import Sampling
 from llmcli.errors import UsageError, shown
+
+if TYPE_CHECKING:
+    from llmcli.inspection.ask import Ask
+    from llmcli.inspection.run import Run
+    from llmcli.inspection.values import View
 
 ALWAYS = "model json color save quiet"
 COMPUTING = "dtype quantize device threads"
@@ -95,6 +102,17 @@ TRACES = {
     "diff": ViewEntry("where two recorded runs part, and how far apart they were before",
                       "trace diff run rows", prompt=False, weights=False),
 }  # fmt: skip
+
+
+class Computing(Protocol):
+    """A module that computes a view; `tensors` and `cost`, where it has them, take the same."""
+
+    def view(self, run: Run, ask: Ask) -> View: ...
+
+
+def computing(name: str) -> Computing:
+    """The module that computes a view of a prompt or of weights; with it comes torch."""
+    return cast(Computing, import_module(f"llmcli.inspection.{name}"))
 
 
 def entries(names: Iterable[str]) -> dict[str, ViewEntry]:

@@ -9,8 +9,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from llmcli.inspection.ask import Ask
 from llmcli.inspection.lens import CHUNK, Best, Final, stream_after
-from llmcli.inspection.run import Ask, Run, rank_in
+from llmcli.inspection.run import Run, rank_in
 from llmcli.inspection.values import Token, View
 
 

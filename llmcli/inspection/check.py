@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llmcli.inspection import attribution
+from llmcli.inspection.ask import Ask
 from llmcli.inspection.lens import CHUNK
-from llmcli.inspection.run import Ask, Run
+from llmcli.inspection.run import Run
 from llmcli.inspection.values import View
 
 # Of the largest logit: what another order of summing, or another cut into calls, may cost by the

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from llmcli.gpt.model import GPT
+from llmcli.inspection.ask import Ask
 from llmcli.inspection.head import which
-from llmcli.inspection.run import Ask, Run, require_numbers
+from llmcli.inspection.run import Run, require_numbers
 from llmcli.inspection.values import Token, View, gflop
 
 ROWS = 8

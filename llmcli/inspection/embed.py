@@ -12,7 +12,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from llmcli.inspection.run import Ask, Run, cosine, cosines
+from llmcli.inspection.ask import Ask
+from llmcli.inspection.run import Run, cosine, cosines
 from llmcli.inspection.values import Row, Token, View
 from llmcli.units import window
 

@@ -12,7 +12,8 @@ from typing import ClassVar
 
 import torch
 
-from llmcli.inspection.run import Ask, Run
+from llmcli.inspection.ask import Ask
+from llmcli.inspection.run import Run
 from llmcli.inspection.values import View
 from llmcli.inspection.walk import after, heads, spaces, stream, vocab
 from llmcli.inspection.walk.run import Walk

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from llmcli.errors import UsageError
+from llmcli.inspection.ask import Ask
 from llmcli.inspection.attribution import through_norm
-from llmcli.inspection.run import Ask, Run
+from llmcli.inspection.run import Run
 from llmcli.inspection.values import Row, Token, View
 
 VECTOR, SUM, WEIGHT = 3, 4, 6  # decimals of q, k, v; of dot products; of exp and the weights

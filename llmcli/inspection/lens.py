@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from llmcli.gpt.model import GPT
-from llmcli.inspection.run import Ask, Run, rank_of
+from llmcli.inspection.ask import Ask
+from llmcli.inspection.run import Run, rank_of
 from llmcli.inspection.values import Row, Token, View
 from llmcli.units import window
 

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from llmcli.gpt.model import MLP
+from llmcli.inspection.ask import Ask
 from llmcli.inspection.attribution import account, through_norm
 from llmcli.inspection.lens import CHUNK
-from llmcli.inspection.run import Ask, Run
+from llmcli.inspection.run import Run
 from llmcli.inspection.values import Row, Token, View
 
 ROWS = 20

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from llmcli.errors import UsageError
+from llmcli.inspection.ask import Ask
 from llmcli.inspection.lens import CHUNK, lens_logits
-from llmcli.inspection.run import Ask, Run, cosines, rank_in, require_numbers, vectors
+from llmcli.inspection.run import Run, cosines, rank_in, require_numbers, vectors
 from llmcli.inspection.values import Token, View
 
 ROWS = 10

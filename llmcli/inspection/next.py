@@ -8,9 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from llmcli.inspection.ask import Ask
 from llmcli.inspection.attention import silenced
 from llmcli.inspection.lens import Best, Final, lens_logits, stream_points
-from llmcli.inspection.run import Ask, Run, entropy_bits
+from llmcli.inspection.run import Run, entropy_bits
 from llmcli.inspection.values import Row, Token, View
 from llmcli.units import window
 

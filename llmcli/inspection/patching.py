@@ -15,9 +15,10 @@ from typing import ClassVar
 from torch import Tensor
 
 from llmcli.errors import UsageError
+from llmcli.inspection.ask import Ask
 from llmcli.inspection.intervention import composed
 from llmcli.inspection.model import text_flops
-from llmcli.inspection.run import Ask, Run, assigned, batched
+from llmcli.inspection.run import Run, assigned, batched
 from llmcli.inspection.values import LONG_FLOPS, Row, Token, View, gflop
 
 NOTES = (

@@ -12,7 +12,8 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from llmcli.inspection.run import Ask, Run, cosines, vectors
+from llmcli.inspection.ask import Ask
+from llmcli.inspection.run import Run, cosines, vectors
 from llmcli.inspection.values import View
 
 MAP_SIZE = 64  # pixels of the map, each way

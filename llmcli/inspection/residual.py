@@ -13,7 +13,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from llmcli.inspection.run import Ask, Run, cosine
+from llmcli.inspection.ask import Ask
+from llmcli.inspection.run import Run, cosine
 from llmcli.inspection.values import Row, Token, View
 
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from llmcli.config import ORDER
 from llmcli.gpt.sampling import draw, generator_for, seen, stages, uniforms
-from llmcli.inspection.run import Ask, Run, entropy_bits
+from llmcli.inspection.ask import Ask
+from llmcli.inspection.run import Run, entropy_bits
 from llmcli.inspection.values import Row, Token, View
 
 

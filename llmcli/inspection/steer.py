@@ -18,10 +18,11 @@ from llmcli.gpt.generation import generate
 from llmcli.gpt.sampling import generator_for
 from llmcli.gpt.tap import Probe
 from llmcli.inspection import direction
+from llmcli.inspection.ask import Ask, Sweep
 from llmcli.inspection.compare import kl_per_step, perplexity
 from llmcli.inspection.intervention import patches, stream_norms, vectors_of
 from llmcli.inspection.plan import Example
-from llmcli.inspection.run import Ask, Run, Sweep
+from llmcli.inspection.run import Run
 from llmcli.inspection.values import Token, View
 
 N_NEAREST = 5

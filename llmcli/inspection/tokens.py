@@ -10,9 +10,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from llmcli.inspection.ask import Ask
 from llmcli.inspection.lens import CHUNK
 from llmcli.inspection.model import text_flops
-from llmcli.inspection.run import Ask, Run, entropy_bits, rank_of
+from llmcli.inspection.run import Run, entropy_bits, rank_of
 from llmcli.inspection.values import LONG_FLOPS, Row, Token, View, gflop
 from llmcli.units import perplexity
 

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from llmcli.inspection import attribution, lens, next
+from llmcli.inspection.ask import Ask
 from llmcli.inspection.model import text_flops
-from llmcli.inspection.run import Ask, Run, batched, rank_in, rank_of
+from llmcli.inspection.run import Run, batched, rank_in, rank_of
 from llmcli.inspection.values import Row, Token, View, gflop
 
 TOP_K = 10
