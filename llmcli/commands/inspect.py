@@ -133,8 +133,8 @@ def inspect(
         made = traces.overview(recorded, where.rows, quiet)
     else:
         made = Request(
-            model, again, prompt, piped, where, one_view, interventions, baseline, drawing, seed,
-            compute, tensors, canvas, quiet, past,
+            model, again, prompt, piped, where, one_view, interventions, changed, baseline, drawing,
+            seed, compute, tensors, canvas, quiet, past,
         ).views(wanted)  # fmt: skip
     output.show(made, canvas, color, json)
     if save is not None:

@@ -57,7 +57,8 @@ class Request:
     piped: str  # the prompt that was read already, or ""
     where: Where
     one_view: OneView
-    interventions: Interventions
+    interventions: Interventions  # as they were typed
+    changed: Interventions  # and those in force: where none was typed, those of the trace
     baseline: bool
     drawing: Drawing
     seed: int | None
@@ -74,8 +75,6 @@ class Request:
 
         if not any(entry.weights for entry in wanted.values()):
             return self._model_alone()
-        if not any(entry.prompt for entry in wanted.values()):
-            return self._weights_alone(wanted)
         if self.one_view.positive is not None and "steer" in wanted:
             from llmcli.commands.inspect_steer import vector_from_examples
 
@@ -96,13 +95,12 @@ class Request:
         held = self._held(run)
         about = {
             "model": model_json(opened, run.model),
-            "prompt": text,
-            "ids": ids,
+            **({"prompt": text, "ids": ids} if ids else {}),
             **({"changes": changes.lines} if changes else {}),
             **({"trace": asdict(held)} if held else {}),
         }
         untouched = []
-        if self.baseline:
+        if self.baseline and ids:
             plain = replace(run, patch={})
             untouched = [
                 self._view(name, opened, plain, ask)
@@ -133,13 +131,18 @@ class Request:
         return [computing(name).view(run, asked) for _, run in pair]
 
     def _subject(self, wanted: dict[str, ViewEntry]) -> tuple[Opened, str, list[int], list[int]]:
-        """The model, the text, its ids, and those of them that are the prompt."""
-        if self.past:
-            return self.past.run.opened, self.past.text, self.past.ids, self.past.prompt_ids
+        """The model, the text, its ids, and those of them that are the prompt.
+
+        Where no view is about a prompt, none is read.
+        """
         from llmcli.commands.input import read_text
         from llmcli.commands.job import prompt_ids
         from llmcli.commands.loading import open_model
 
+        if not any(entry.prompt for entry in wanted.values()):
+            return self.past.run.opened if self.past else open_model(self.model), "", [], []
+        if self.past:
+            return self.past.run.opened, self.past.text, self.past.ids, self.past.prompt_ids
         text = self.piped or read_text(self.prompt, 'llmcli inspect "Once upon a time"')
         opened = open_model(self.model)
         long = all(entry.long or not entry.prompt for entry in wanted.values())
@@ -151,7 +154,7 @@ class Request:
         step = self.past.options if self.past else ()
         return Subject(text, step, self.again, self.interventions.words)
 
-    def _check_outputs(self, opened: Opened, others: Sequence[Path] = ()) -> None:
+    def _check_outputs(self, opened: Opened, others: Sequence[Path]) -> None:
         """Raises UsageError where --tensors would replace what is read."""
         from llmcli.commands.files import refuse_inputs
 
@@ -160,19 +163,17 @@ class Request:
 
     def _held(self, run: Run) -> Held | None:
         """The recorded step against the same step here; None where something else is asked for."""
-        if self.past is None or self.interventions != Interventions():
+        if self.past is None or not run.ids or self.interventions != Interventions():
             return None
         from llmcli.inspection.recorded import held
 
         return held(run, self.past.step, self.past.run.dtype)
 
     def _changes(self, opened: Opened, ids: list[int]) -> Changes:
-        """The interventions asked for, held against the model."""
+        """The interventions in force, held against the model; without ids nothing is changed."""
         from llmcli.commands.changes import read_changes
 
-        if self.past:
-            return read_changes(opened, self.past.run.interventions(self.interventions))
-        changes = read_changes(opened, self.interventions)
+        changes = read_changes(opened, self.changed if ids else Interventions())
         if changes and len(ids) > opened.config.n_ctx:
             raise UsageError(
                 f"The text has {len(ids)} tokens and is read in windows of {opened.config.n_ctx}; "
@@ -190,19 +191,6 @@ class Request:
         made = model.view(folder, self.model, hub.revision_of(folder))
         about = {"model": {"name": self.model, "revision": made.revision or None}}
         return Made([made], about, subject=self._again(""))
-
-    def _weights_alone(self, wanted: dict[str, ViewEntry]) -> Made:
-        """Views of the weights: no prompt is read, and so nothing of one can be changed."""
-        from llmcli.commands.loading import model_json, open_model
-
-        opened = open_model(self.model)
-        self._check_outputs(opened)
-        ask = self._ask(opened, [])
-        run = self.run(opened, [])
-        about = {"model": model_json(opened, run.model)}
-        views = [self._view(name, opened, run, ask) for name in wanted]
-        self._save_tensors(wanted, run, ask, about)
-        return Made(views, about, subject=self._again(""))
 
     def _ask(self, opened: Opened, ids: list[int]) -> Ask:
         """What to show, held against the model and the prompt before torch is there.
