@@ -13,7 +13,7 @@ from llmcli.commands.files import write
 from llmcli.commands.options import ColorMode
 
 if TYPE_CHECKING:
-    from llmcli.commands.inspect_request import Made
+    from llmcli.commands.made import Made
     from llmcli.inspection.values import View
     from llmcli.render.console import Picture
     from llmcli.render.drawing import Canvas

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmcli.commands.inspect_options import OneView, Where
+from llmcli.commands.inspect_steer import sweep_of, vector_from_examples
+from llmcli.commands.made import Made, noted
 from llmcli.commands.options import Compute, Drawing, DType, Interventions
 from llmcli.commands.say import say
 from llmcli.errors import UsageError
-from llmcli.render.subject import NO_SUBJECT, Subject
+from llmcli.render.subject import Subject
 
 if TYPE_CHECKING:
     from llmcli.commands.changes import Changes
@@ -27,24 +29,6 @@ if TYPE_CHECKING:
     from llmcli.render.drawing import Canvas
 
 SHORTEN = "Shorten it; --view tokens takes a longer text, too."
-
-
-@dataclass(frozen=True)
-class Made:
-    """The views, what JSON says of all of them; with --baseline the untouched run's, and how far
-    each pair is apart."""
-
-    views: list[View]
-    about: dict[str, Any]
-    untouched: list[View] = field(default_factory=list)
-    differences: list[View] = field(default_factory=list)
-    held: Held | None = None  # of a recorded step: how it compares with what was recorded
-    subject: Subject = NO_SUBJECT
-
-    @property
-    def all(self) -> list[View]:
-        """In the order in which they are shown."""
-        return [*self.untouched, *self.views, *self.differences]
 
 
 @dataclass(frozen=True)
@@ -76,8 +60,6 @@ class Request:
         if not any(entry.weights for entry in wanted.values()):
             return self._model_alone()
         if self.one_view.positive is not None and "steer" in wanted:
-            from llmcli.commands.inspect_steer import vector_from_examples
-
             return vector_from_examples(self)
         from llmcli.commands.loading import model_json
 
@@ -88,8 +70,6 @@ class Request:
         ask = replace(self._ask(opened, ids), changes=tuple(changes.lines))
         tries = "steer" in wanted  # strengths of its own
         if tries:
-            from llmcli.commands.inspect_steer import sweep_of
-
             ask = replace(ask, sweep=sweep_of(self, plan, ask.sampling))
         run = self.run(opened, ids, plan, prompt_ids, quiet=self.quiet or tries)
         held = self._held(run)
@@ -337,13 +317,3 @@ class Request:
                 made = make(run, ask)
                 tensors |= {f"{name}.{key}": tensor for key, tensor in made.items()}
         write(self.tensors, packed(tensors, about))
-
-
-def noted(view: View, run: Run) -> View:
-    """The view, saying so where it was not computed in fp32."""
-    storage = run.model.storage
-    if storage == "float32":
-        return view
-    how = "computed" if str(run.model.dtype) == f"torch.{storage}" else "weights are kept"
-    note = f"approximate: {how} in {storage}, not in float32."
-    return replace(view, notes=(*view.notes, note))

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmcli.commands.input import read_file
+from llmcli.commands.made import Made, noted
 from llmcli.commands.options import spelled
 from llmcli.errors import UsageError, shown, shown_path
 
 if TYPE_CHECKING:
-    from llmcli.commands.inspect_request import Made, Request
+    from llmcli.commands.inspect_request import Request
     from llmcli.commands.loading import Opened
     from llmcli.config import Sampling
     from llmcli.inspection.ask import Sweep
@@ -92,7 +93,6 @@ def _strengths(text: str, once: float) -> tuple[float, ...]:
 def vector_from_examples(request: Request) -> Made:
     """The view of the vector that --positive and --negative make; --save-vector keeps it."""
     from llmcli.commands.files import refuse_inputs, write
-    from llmcli.commands.inspect_request import Made, noted
     from llmcli.commands.inspect_target import index
     from llmcli.commands.loading import model_json, open_model
 

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from llmcli.commands.inspect_options import Recorded
-from llmcli.commands.inspect_request import Made
+from llmcli.commands.made import Made
 from llmcli.commands.say import say
 from llmcli.errors import IntegrityError, UsageError
 

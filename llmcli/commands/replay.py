@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 from llmcli.commands.changes import Changes, patches_of, read_changes, tap_for
 from llmcli.commands.job import Job
 from llmcli.commands.loading import load, model_json
+from llmcli.commands.made import Made
 from llmcli.commands.options import ColorMode, Compute, Interventions, pictured, spelled
 from llmcli.commands.recorded import PastRun
 from llmcli.commands.traced import versions
@@ -18,7 +19,6 @@ from llmcli.trace import Record
 from llmcli.trace_lines import TOLERANCE, Step, difference
 
 if TYPE_CHECKING:
-    from llmcli.commands.inspect_request import Made
     from llmcli.gpt import generation
     from llmcli.gpt.model import GPT
     from llmcli.inspection.replay import Replay
@@ -63,7 +63,6 @@ def check_options(typed: Collection[str]) -> None:
 
 def replay(past: PastRun, compute: Compute, resample: bool, use_cache: bool, quiet: bool) -> Made:
     """The recorded runs computed again and held against what was recorded."""
-    from llmcli.commands.inspect_request import Made
     from llmcli.inspection.replay import NOTES, Replay, compared, verdict, worst
 
     longest = max(len(record.begun.ids) + len(record.steps) for record in past.records.values())
