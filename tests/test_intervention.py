@@ -249,6 +249,23 @@ def test_a_vector_that_does_not_fit_is_refused(model, tmp_path):
         made(model, steer=steer)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"steer": ['"love" - "hate" @ L0 * 2']},
+        {"steer": ['"same" @ L0 * 2'], "reference": ((4, 6),)},
+        {"ablate": ["L1.mlp:mean"], "reference": ((4, 6),)},
+        {"patch": ['L0.resid_mid@1 from "love"']},
+    ],
+    ids=str,
+)
+def test_another_text_that_gives_no_numbers_is_refused_before_the_prompt_is_read(model, options):
+    with torch.no_grad():
+        model.token_embedding.weight[TEXTS["love"][0]] = math.nan
+    with pytest.raises(IntegrityError, match="not numbers"):
+        made(model, **options)
+
+
 # --- patching ------------------------------------------------------------------------------------
 
 

@@ -8,6 +8,7 @@ import re
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from test_changes import PROMPT
 from test_cli import assert_fails
 from test_inspect_changes import views  # noqa: F401
@@ -329,6 +330,13 @@ def test_examples_that_make_no_vector_are_refused(data, more, code, said, steer,
     else:
         files[1].write_bytes(data)
     assert_fails(steer(*files, "--layer", 0, *more), code, said)
+
+
+def test_examples_that_give_no_numbers_are_no_vector(steer, files, copied):
+    weights = load_file(copied / "model.safetensors")
+    weights["transformer.h.1.mlp.c_fc.bias"][0] = float("nan")
+    save_file(weights, copied / "model.safetensors")
+    assert_fails(steer(*files, "--layer", 0, "-m", copied), 5, "not numbers")
 
 
 def test_one_example_each_makes_a_vector_without_a_held_out_score(steer, files):

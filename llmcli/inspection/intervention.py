@@ -29,6 +29,7 @@ from llmcli.inspection.plan import (
     Vector,
     vector_name,
 )
+from llmcli.inspection.run import require_numbers
 
 Add = Callable[[str, Patch], None]
 
@@ -72,9 +73,12 @@ def composed(made: Sequence[Patch]) -> Patch:
 
 @torch.inference_mode()
 def seen(model: GPT, ids: Sequence[int], *points: str) -> dict[str, Tensor]:
-    """The values of an untouched run of `ids` at `points`, without their batch dimension."""
+    """The values of an untouched run of `ids` at `points`, without their batch dimension.
+
+    Raises IntegrityError where the stream they end in does not consist of numbers.
+    """
     probe = Probe(model.config.n_layer, record=points)
-    model.stream(torch.tensor([list(ids)], device=model.device), None, probe)
+    require_numbers(model.stream(torch.tensor([list(ids)], device=model.device), None, probe))
     return {point: value[0] for point, value in probe.values.items()}
 
 
