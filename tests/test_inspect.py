@@ -339,6 +339,22 @@ def test_an_option_that_no_view_uses_is_noted(llmcli, model_folder):
     assert alone.stderr == "Not used by --view model: the prompt.\n"
 
 
+def test_the_value_of_an_option_that_no_view_uses_is_never_read(llmcli, model_folder):
+    odd = {"layer": 99, "head": -99, "token": " x y", "versus": "", "analogy": "+", "corrupt": "",
+           "page": 99, "top-k": 999, "bias": "?"}  # fmt: skip
+    options = [part for name, value in odd.items() for part in (f"--{name}", value)]
+    result = llmcli("inspect", PROMPT, "-m", model_folder, "--view", "embed", *options)
+    assert result.exit_code == 0, result.stderr
+    (note,) = result.stderr.splitlines()
+    assert {word.strip(",.") for word in note.split() if word.startswith("--")} == {
+        "--view", *(f"--{name}" for name in odd)
+    }  # fmt: skip
+    common = ["inspect", "-m", model_folder, "--view"]
+    assert llmcli(*common, "neighbors", "--token", "id:5", "--position", 999).exit_code == 0
+    one_uses_it = llmcli(*common, "embed", "--view", "lens", PROMPT, "--token", " x y")
+    assert_fails(one_uses_it, 2, "is not one token")
+
+
 def test_every_option_of_the_table_exists():
     import inspect as python_inspect
 

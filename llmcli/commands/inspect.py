@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Collection
+from dataclasses import asdict, fields, replace
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -14,6 +15,8 @@ from llmcli.errors import IntegrityError, UsageError
 
 if TYPE_CHECKING:
     from llmcli.inspection.catalogue import ViewEntry
+
+Group = TypeVar("Group", i.Where, i.OneView, o.Drawing)
 
 
 @o.grouped
@@ -116,7 +119,9 @@ def inspect(
     if "steer" in wanted:
         check_steer(wanted, typed, prompt)
     of_prompt = any(entry.prompt for entry in wanted.values())
-    _note_unused(wanted, typed, prompt, of_prompt, quiet)
+    unused = _unused(wanted, typed, prompt, of_prompt, quiet)
+    where, one_view = _without(where, unused), _without(one_view, unused)
+    drawing = _without(drawing, unused)
     draws = not json and o.pictured(color)
     canvas = output.canvas_for(color, where.rows) if draws else None
     if canvas is not None and not quiet:
@@ -151,10 +156,10 @@ def inspect(
 FILES = ("tensors", "save_vector")  # who names a file waits for it
 
 
-def _note_unused(
+def _unused(
     wanted: dict[str, ViewEntry], typed: list[str], prompt: str | None, of_prompt: bool, quiet: bool
-) -> None:
-    """Options that none of the views looks at are said; UsageError where one names a file."""
+) -> list[str]:
+    """The options that none of the views looks at, said; UsageError where one names a file."""
     from llmcli.inspection.catalogue import VIEWS
 
     used = {"view", "prompt"}.union(*(entry.uses for entry in wanted.values()))
@@ -178,3 +183,10 @@ def _note_unused(
         words.insert(0, "the prompt")
     if words and not quiet:
         say(f"Not used by {of}: {', '.join(words)}.")
+    return unused
+
+
+def _without(group: Group, unused: Collection[str]) -> Group:
+    """A group of options as if `unused` ones had not been typed: their values are never read."""
+    left: dict[str, Any] = {f.name: f.default for f in fields(group) if f.name in unused}
+    return replace(group, **left)
