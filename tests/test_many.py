@@ -123,6 +123,26 @@ def test_a_killed_run_goes_on_where_it_was(cut, many, tmp_path):
     assert not list(tmp_path.glob("*.part"))
 
 
+def test_a_result_that_lacks_its_line_end_alone_is_one(many, tmp_path, monkeypatch):
+    out = tmp_path / "out.jsonl"
+    many(LINES, "--out", out)
+    whole = out.read_bytes()
+    out.write_bytes(whole[:-1])
+    monkeypatch.setattr("llmcli.gpt.weights.load_model", pytest.fail)
+    many(LINES, "--out", out)
+    assert out.read_bytes() == whole
+
+
+def test_a_run_that_does_not_fit_leaves_the_results_as_they_are(many, tmp_path, monkeypatch):
+    out = tmp_path / "out.jsonl"
+    many(LINES, "--out", out)
+    torn = out.read_bytes()[:-20]
+    out.write_bytes(torn)
+    monkeypatch.setattr("llmcli.budget.available_nbytes", lambda: 1)
+    many(LINES, "--out", out, code=7, said="of memory")
+    assert out.read_bytes() == torn
+
+
 def test_a_run_killed_between_the_samples_of_a_prompt_repeats_that_prompt(many, tmp_path):
     out = tmp_path / "out.jsonl"
     many(LINES, "--out", out, "--num-samples", 2)
@@ -247,7 +267,8 @@ def test_a_bad_out_is_refused_before_the_model_is_loaded(
 def test_results_of_other_prompts_are_not_overwritten(llmcli, model_folder, tmp_path):
     path, out = tmp_path / "prompts", tmp_path / "out"
     path.write_text("Once\n")
-    for content in '{"id": 99, "text": "", "seed": 1}\n', "my diary\n":
+    no_line_end = ["my diary", '{"my": "data"}', '{"schema": 1, "id": 0, "sample": 0}']
+    for content in '{"id": 99, "text": "", "seed": 1}\n', "my diary\n", *no_line_end:
         out.write_text(content)
         result = llmcli("generate", "--prompts", path, "--out", out, "-m", model_folder)
         assert_fails(result, 5, "line 1, is no result of these prompts")

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from llmcli.gpt.tap import Tap
 
 SCHEMA = 1
+BEGINNING = f'{{"schema": {SCHEMA}, "id": '.encode()  # of each result
 MAX_PROMPTS_NBYTES = 256 << 20
 SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -81,7 +82,7 @@ def read_prompts(path: Path) -> list[Item]:
     return items
 
 
-def _is_json(text: str) -> bool:
+def _is_json(text: str | bytes) -> bool:
     try:
         json.loads(text)
     except (ValueError, RecursionError):
@@ -129,13 +130,13 @@ class Results:
         self.path = regular(path) if path is not None else None
         self.done: dict[str | int, list[dict[str, Any]]] = {}  # every sample of each
         self.shown = 0
-        if self.path is not None:
-            self._resume(self.path)  # and be sure, before it is computed, that it can be written
+        self.in_order = self.path is None or self._resume(self.path)
 
     def add(self, batch: Sequence[tuple[Item, list[dict[str, Any]]]]) -> None:
         """Keep a finished batch; a kill from now on does not lose it."""
         self.done.update((item.id, records) for item, records in batch)
         if self.path is not None:
+            self.in_order = False
             with writing(self.path), self.path.open("a", encoding="utf-8") as file:
                 file.writelines(strict(r) + "\n" for _, records in batch for r in records)
                 file.flush()
@@ -159,7 +160,7 @@ class Results:
 
         Raises ResourceError, which leaves it as it is, where the disk has no room for two of it.
         """
-        if self.path is None:
+        if self.path is None or self.in_order:
             return
         try:
             with replacing(self.path) as file:
@@ -172,16 +173,22 @@ class Results:
                 "in order.",
                 "Free as much again, and run the same command.",
             ) from error
+        self.in_order = True
 
-    def _resume(self, path: Path) -> None:
-        """Read what an earlier run finished, and put it in order, without what a kill cut off."""
+    def _resume(self, path: Path) -> bool:
+        """Read what an earlier run finished: whether it is in order, and nothing else is there.
+
+        The file, which is left as it is, can be written: that is made sure of.
+        """
         with writing(path), path.open("a+b") as file:
             file.seek(0)
             lines = file.readlines()
-        cut_off = bool(lines) and not lines[-1].endswith(b"\n")
+        whole = not lines or lines[-1].endswith(b"\n")
+        if not whole and _was_cut_off(lines[-1]):
+            lines.pop()
         found: dict[str | int, dict[int, dict[str, Any]]] = {}  # id -> sample -> record
         order = []
-        for number, line in enumerate(lines[: len(lines) - cut_off], 1):
+        for number, line in enumerate(lines, 1):
             record = self._record(path, number, line)
             found.setdefault(record["id"], {})[record["sample"]] = record  # of two the last counts
             order.append((record["id"], record["sample"]))
@@ -189,8 +196,7 @@ class Results:
             if len(samples) == self.num_samples:
                 self.done[id] = [samples[sample] for sample in sorted(samples)]
         done = [item.id for item in self.items if item.id in self.done]
-        if cut_off or order != [(id, sample) for id in done for sample in range(self.num_samples)]:
-            self.put_in_order()
+        return whole and order == [(id, s) for id in done for s in range(self.num_samples)]
 
     def _record(self, path: Path, number: int, line: bytes) -> dict[str, Any]:
         """One result of an earlier run. Raises IntegrityError where it is none of these prompts."""
@@ -212,6 +218,12 @@ class Results:
                 "Give --out another file, or the same prompts and options as before.",
             )
         return record
+
+
+def _was_cut_off(line: bytes) -> bool:
+    """Whether a kill may have left this of a result."""
+    ours = line.startswith(BEGINNING) or BEGINNING.startswith(line)
+    return ours and not _is_json(line)
 
 
 def first_seed(path: Path | None) -> int | None:
@@ -286,6 +298,7 @@ def run_many(
     results = Results(items, keys, out, num_samples)
     todo = [(item, encoded[item.id]) for item in items if item.id not in results.done]
     if not todo:
+        results.put_in_order()
         if not quiet:
             say("All results are there" + (": no trace is written." if tracing else "."))
         return
@@ -302,6 +315,7 @@ def run_many(
     some = todo[0][1]  # the changes are the same for any of them
     patch = patches_of(changes.plan(job.opened, some), model, some, quiet)
     tap = tap_for(patch, model, tracing.points if tracing else ())
+    results.put_in_order()  # what could not run has left the file as it was
     started, n_done, n_tokens, n_filled = time.perf_counter(), 0, 0, 0
     names = {item.index: item.id for item in items}
     with ending(results.tell_rest), traced(job, tracing, model, changes, tap, names) as run:
