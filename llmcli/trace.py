@@ -276,6 +276,7 @@ def _is_header(header: Any) -> bool:
         and isinstance(model.get("revision"), str | None)
         and all(isinstance(file, dict) for file in files.values())
         and _are_texts([file.get("header_sha256") for file in files.values()])
+        and _are_texts([file.get("sampled_sha256", "") for file in files.values()])
         and all(_are_texts(options.get(name, [])) for name in CHANGES)
         and _are_texts([options.get("reference") or ""])
     )

@@ -70,6 +70,16 @@ def add_token(path: Path, id: int, content: str, special: bool = True) -> None:
     path.write_text(json.dumps(raw))
 
 
+def train_on(folder: Path) -> None:
+    """Make every weight of a model a little larger: the names and shapes stay."""
+    path = folder / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    start = 8 + int.from_bytes(data[:8], "little")
+    values = torch.frombuffer(data, dtype=torch.float32, offset=start)
+    values *= 1.01
+    path.write_bytes(data)
+
+
 STORY = "Once upon a time, there was a little girl named Lily. She had a red ball. The end.\n"
 
 

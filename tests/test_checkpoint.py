@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save, save_file
 
 import llmcli.checkpoint
-from llmcli.checkpoint import TensorInfo, read_checkpoint, read_header
+from llmcli.checkpoint import TensorInfo, file_hashes, read_checkpoint, read_header
 from llmcli.errors import IntegrityError, LLMCLIError, NotFoundError, UnsupportedModelError
 
 NUMPY_DTYPES = {
@@ -471,6 +471,30 @@ def test_each_shard_is_opened_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(Path, "open", counting_open)
     read_checkpoint(tmp_path)
     assert opened == ["model.safetensors.index.json", "one.safetensors", "two.safetensors"]
+
+
+@pytest.mark.parametrize("nbytes", [0, 20, 5000, 200_001, 9_000_000])
+def test_files_of_the_same_names_and_shapes_are_told_apart_by_any_part_of_their_data(
+    nbytes: int, tmp_path: Path
+) -> None:
+    n, headers, sampled = 20, set(), set()
+    for part in range(n):
+        start, end = part * nbytes // n, (part + 1) * nbytes // n
+        data = bytes(start) + b"\1" * (end - start) + bytes(nbytes - end)
+        path = tmp_path / "model.safetensors"
+        path.write_bytes(blob({"a": entry("U8", [nbytes], [0, nbytes])}, data))
+        (hashes,) = file_hashes(tmp_path).values()
+        assert hashes["nbytes"] == path.stat().st_size
+        headers.add(hashes["header_sha256"])
+        sampled.add(hashes["sampled_sha256"])
+    assert len(headers) == 1
+    assert len(sampled) == (n if nbytes else 1)
+
+
+def test_each_shard_has_hashes_of_its_own(tmp_path: Path) -> None:
+    before = file_hashes(shards(tmp_path, MAP, one=A, two=B))
+    after = file_hashes(shards(tmp_path, MAP, one=A, two=B[:-1] + b"\1"))
+    assert [name for name in MAP.values() if before[name] != after[name]] == ["two.safetensors"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="symlinks need a privilege on Windows")

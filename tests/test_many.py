@@ -12,7 +12,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 import torch
-from conftest import edit_json
+from conftest import edit_json, train_on
 from safetensors.torch import save_file
 from test_cli import assert_fails
 from test_generate import schema_of
@@ -311,6 +311,33 @@ def test_results_of_another_tokenizer_are_refused(llmcli, copied, tmp_path):
     assert llmcli(*once).exit_code == 0
     edit_json(copied / "tokenizer.json", version="2.0")
     assert_fails(llmcli(*once), 5, "another prompt, model, seed, option or vector file")
+
+
+def test_results_of_the_same_weights_trained_on_are_refused(llmcli, copied, tmp_path):
+    prompts, out = tmp_path / "prompts", tmp_path / "out.jsonl"
+    prompts.write_text(LINES)
+    once = ["generate", "--prompts", prompts, "-m", copied, "--seed", 5, "-n", 4, "--out", out]
+    assert llmcli(*once).exit_code == 0
+    train_on(copied)
+    assert_fails(llmcli(*once), 5, "another prompt, model, seed, option or vector file")
+
+
+def test_results_of_another_config_of_the_same_weights_are_refused(llmcli, copied, tmp_path):
+    prompts, out = tmp_path / "prompts", tmp_path / "out.jsonl"
+    prompts.write_text(LINES)
+    once = ["generate", "--prompts", prompts, "-m", copied, "--seed", 5, "-n", 4, "--out", out]
+    assert llmcli(*once).exit_code == 0
+    edit_json(copied / "config.json", n_head=2)
+    assert_fails(llmcli(*once), 5, "another prompt, model, seed, option or vector file")
+
+
+def test_a_model_is_the_same_however_it_is_named(llmcli, copied, tmp_path, monkeypatch):
+    prompts, out = tmp_path / "prompts", tmp_path / "out.jsonl"
+    prompts.write_text(LINES)
+    once = ["generate", "--prompts", prompts, "--seed", 5, "-n", 4, "--out", out, "-m"]
+    assert llmcli(*once, copied).exit_code == 0
+    monkeypatch.chdir(copied)
+    assert "All results are there." in llmcli(*once, "./").stderr
 
 
 def test_nothing_left_to_do_needs_no_torch(many, llmcli, model_folder, tmp_path):

@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import jsonschema
 import pytest
 import torch
-from conftest import FABLE, add_token, edit_json
+from conftest import FABLE, add_token, edit_json, train_on
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from test_cli import PACKAGE_SCHEMAS, assert_fails
@@ -303,14 +303,39 @@ def plain(text):
     return re.sub(r"\x1b\[[\d;]*m", "", text)
 
 
-def test_other_weights_are_reported_after_the_view(traced, llmcli, model_folder, tmp_path, copied):
-    path = traced()
-    weights = copied / "model.safetensors"
-    data = bytearray(weights.read_bytes())
-    start = 8 + int.from_bytes(data[:8], "little")
-    values = torch.frombuffer(data, dtype=torch.float32, offset=start)
-    values *= 1.01  # the header, and so its hash, stays
-    weights.write_bytes(data)
+def without_samples(path):
+    """Make a trace one of those that knew the names and shapes of weights alone."""
+    first, *rest = path.read_text().splitlines(keepends=True)
+    head = json.loads(first)
+    for file in head["model"]["files"].values():
+        del file["sampled_sha256"]
+    jsonschema.validate(head, SCHEMA)
+    path.write_text(json.dumps(head) + "\n" + "".join(rest))
+    return path
+
+
+def test_weights_that_were_trained_on_are_another_model(traced, llmcli, shown, copied):
+    path, again = traced(), traced(name="again.jsonl")
+    train_on(copied)
+    for command in (["generate", "--replay", path], ["inspect", "--trace", path, "--step", 3],
+                    ["generate", "--replay", path, "--from-step", 3]):  # fmt: skip
+        assert_fails(llmcli(*command, "-m", copied), 5, "another weights file model.safetensors")
+
+    def facts(*files):
+        view = shown("inspect", "--trace", files[0], "--diff", files[1])["views"][0]
+        return {fact["what"] for fact in view["facts"]}
+
+    assert "weights" not in facts(path, again)
+    trained = ("-m", copied, "--trace", again)
+    assert llmcli("generate", "Once", "--seed", 1, "-n", N, *trained).exit_code == 0
+    assert "weights" in facts(path, again)
+    assert "weights" not in facts(without_samples(path), again)
+
+
+def test_other_weights_are_reported_after_the_view(traced, llmcli, copied):
+    path = without_samples(traced())
+    assert llmcli("generate", "--replay", path).exit_code == 0
+    train_on(copied)
     done = llmcli("inspect", "--trace", path, "--step", 3, "-m", copied, "--json")
     value = json.loads(done.stdout)
     assert not value["trace"]["passed"]
@@ -855,6 +880,13 @@ def test_a_trace_of_several_gzip_members_is_read_as_one(traced, monkeypatch):
         (json.dumps(header(read={"x": 5})).encode(), 5, "damaged header"),
         (json.dumps(header(model=model(tokenizer_sha256={"x": 5}))).encode(), 5, "damaged header"),
         (json.dumps(header(model=model(files={"x": {"header_sha256": 5}}))).encode(), 5, "damaged"),
+        (
+            json.dumps(
+                header(model=model(files={"x": {"header_sha256": "a", "sampled_sha256": 5}}))
+            ).encode(),
+            5,
+            "damaged",
+        ),
         (json.dumps(header(options={"ablate": 5})).encode(), 5, "damaged header"),
         (json.dumps(header(options={"steer": ["a\0.safetensors @ L0"]})).encode(), 5, "damaged"),
         (json.dumps(header(options={"reference": "a\0b"})).encode(), 5, "damaged header"),

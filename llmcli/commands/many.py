@@ -14,7 +14,7 @@ import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -239,12 +239,11 @@ def first_seed(path: Path | None) -> int | None:
 
 
 def key_of(job: Job, item: Item, ids: Sequence[int], computed: Sequence[Any]) -> str:
-    """A hash of all that the record of `item` depends on; of weights, of their names and shapes."""
-    opened = job.opened
+    """A hash of all that the record of `item` depends on; of weights, of samples of them."""
     depends: list[Any] = [
-        opened.name, opened.revision, item.index, list(ids), job.seed, job.max_new_tokens,
-        as_options(job.sampling), sorted(job.stop_ids), sorted(job.hidden_ids), job.stops,
-        job.keep_stop, sorted(job.forced.items()), job.top_probs or 0, job.use_cache, computed,
+        item.index, list(ids), job.seed, job.max_new_tokens, as_options(job.sampling),
+        sorted(job.stop_ids), sorted(job.hidden_ids), job.stops, job.keep_stop,
+        sorted(job.forced.items()), job.top_probs or 0, job.use_cache, computed,
     ]  # fmt: skip
     return hashlib.sha256(strict(depends).encode()).hexdigest()[:16]
 
@@ -253,10 +252,12 @@ def how_computed(
     job: Job, compute: Compute, batch_size: int, num_samples: int, changes: Changes
 ) -> list[Any]:
     """What all records of a run depend on beside its job."""
+    opened = job.opened
     # As it was asked for: to find out what auto stands for would import torch.
     exact = compute.quantize is None and compute.dtype in (DType.auto, DType.float32)
     return [
-        compute.device, compute.dtype, compute.quantize, hashes(job.opened), num_samples,
+        opened.revision, asdict(opened.config), hashes(opened),
+        compute.device, compute.dtype, compute.quantize, num_samples,
         None if exact else batch_size,  # what is rounded depends on what it is computed beside
         *([dict(changes.words), changes.hashes()] if changes else []),
     ]  # fmt: skip

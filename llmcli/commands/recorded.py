@@ -185,6 +185,9 @@ def open_past(
 
 def _check_same(reader: Reader, opened: Opened) -> None:
     recorded, here = reader.header["model"], hashes(opened)
+    # What an older trace does not say of a file is taken to be as it is here.
+    files = {name: here["files"].get(name, {}) | file for name, file in recorded["files"].items()}
+    recorded = recorded | {"files": files}
     whats = {"files": "weights", "tokenizer_sha256": "tokenizer"}
     for key, what in whats.items():
         names = sorted(recorded[key].keys() | here[key].keys())

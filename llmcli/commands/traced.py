@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmcli import __version__
-from llmcli.checkpoint import header_hashes
+from llmcli.checkpoint import file_hashes
 from llmcli.commands.apart import Work, apart
 from llmcli.commands.files import check_writable, writing
 from llmcli.commands.job import Job, Runner
@@ -235,9 +235,9 @@ def header(job: Job, model: GPT, changes: Changes, lens: bool) -> dict[str, Any]
 
 
 def hashes(opened: Opened) -> dict[str, Any]:
-    """What tells one model from another: the weights' sizes and headers, the tokenizer."""
+    """What tells one model from another: the weights, by samples of them, the tokenizer."""
     return {
-        "files": header_hashes(opened.folder),
+        "files": file_hashes(opened.folder),
         "tokenizer_sha256": tokenizer_sha256(opened.folder),
     }
 

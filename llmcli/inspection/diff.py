@@ -163,7 +163,10 @@ def _facts(
     header: dict[str, Any], other: dict[str, Any], mine: Record, theirs: Record
 ) -> tuple[DiffFact, ...]:
     """What differs of the two runs' making."""
-    sides = [_about(header, mine), _about(other, theirs)]
+    files = [file for each in (header, other) for file in each["model"]["files"].values()]
+    # An older trace knows nothing of the weights but their names and shapes.
+    key = "sampled_sha256" if all("sampled_sha256" in file for file in files) else "header_sha256"
+    sides = [_about(header, mine, key), _about(other, theirs, key)]
     return tuple(
         DiffFact(what, *(side.get(what, "") for side in sides))
         for what in sides[0] | sides[1]
@@ -175,12 +178,12 @@ def _ids(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, list) else ""
 
 
-def _about(header: dict[str, Any], record: Record) -> dict[str, str]:
+def _about(header: dict[str, Any], record: Record, key: str) -> dict[str, str]:
     model = header["model"]
     return {
         "model": model["name"],
         "revision": model.get("revision") or "",
-        "weights": ", ".join(f"{f['header_sha256'][:12]}" for f in model["files"].values()),
+        "weights": ", ".join(f"{file[key][:12]}" for file in model["files"].values()),
         "tokenizer": ", ".join(f"{hash[:12]}" for hash in model["tokenizer_sha256"].values()),
         "computed in": f"{model['dtype']} on {model['device']}",
         "versions": ", ".join(f"{name} {is_}" for name, is_ in header["versions"].items()),
