@@ -428,8 +428,9 @@ def test_a_pipe_as_out_is_refused_at_once_without_a_seed_too(llmcli, model_folde
     assert_fails(result, 2, "is no regular file")
 
 
-def test_what_is_done_is_out_when_the_run_is_interrupted(
-    llmcli, model_folder, tmp_path, monkeypatch
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(errno.ENOSPC, "full"), MemoryError])
+def test_what_is_done_is_out_when_the_run_does_not_come_to_its_end(
+    error, llmcli, model_folder, tmp_path, monkeypatch
 ):
     """The longest prompts run first, so that they wait for those before them in the file."""
     path = tmp_path / "prompts"
@@ -438,7 +439,7 @@ def test_what_is_done_is_out_when_the_run_is_interrupted(
 
     def interrupted(*arguments):
         if batches:
-            raise KeyboardInterrupt
+            raise error
         batches.append(arguments)
         return real(*arguments)
 

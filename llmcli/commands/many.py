@@ -14,6 +14,7 @@ import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,6 @@ from llmcli.commands.job import Job, Runner, prompt_ids
 from llmcli.commands.loading import as_options, load
 from llmcli.commands.options import Compute, DType
 from llmcli.commands.say import say
-from llmcli.commands.single import ending
 from llmcli.commands.traced import Tracing, hashes, traced
 from llmcli.commands.writers import drawn_json
 from llmcli.errors import IntegrityError, ResourceError, UsageError, shown, shown_path
@@ -148,8 +148,8 @@ class Results:
             self.shown += 1
         sys.stdout.flush()
 
-    def tell_rest(self) -> None:
-        """On stdout what is done and waited for others: an interrupted run has no more of them."""
+    def close(self) -> None:
+        """Tell on stdout what is done and waited for others: there are no more of them."""
         for item in self.items if self.path is None else ():
             for record in self.done.pop(item.id, []):
                 sys.stdout.write(strict(record) + "\n")
@@ -319,7 +319,7 @@ def run_many(
     results.put_in_order()  # what could not run has left the file as it was
     started, n_done, n_tokens, n_filled = time.perf_counter(), 0, 0, 0
     names = {item.index: item.id for item in items}
-    with ending(results.tell_rest), traced(job, tracing, model, changes, tap, names) as run:
+    with closing(results), traced(job, tracing, model, changes, tap, names) as run:
         for batch in batches(todo, batch_size):
             records = run_batch(job, run, model, batch, keys, num_samples, tap)
             results.add([(item, records[item.id]) for item, _ in batch])
