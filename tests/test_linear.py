@@ -509,6 +509,25 @@ def test_quantize_is_used_and_told(storage, llmcli, model_folder):
     assert f"{storage} = float32" in check.stdout
 
 
+def test_a_model_some_of_whose_shapes_do_not_take_4_bits_is_replayed_as_it_was(
+    llmcli, copied, tmp_path
+):
+    import json
+
+    from conftest import random_gpt2
+
+    random_gpt2(seed=3, vocab_size=300, n_positions=64, n_embd=48).save_pretrained(copied)
+    block = load_model(copied, read_config(copied), "int4").block(0)
+    assert {block.mlp.up.storage, block.mlp.down.storage} == {"int8", "int4"}
+    trace = tmp_path / "run.jsonl"
+    run = llmcli("generate", "Once", "-m", copied, "-n", 8, "--quantize", "int4", "--ignore-eos",
+                 "--json", "--trace", trace)  # fmt: skip
+    assert json.loads(run.stdout)["model"]["dtype"] == "int4"
+    view = json.loads(llmcli("generate", "--replay", trace, "--json").stdout)["views"][0]
+    assert (view["dtype"], view["passed"]) == ("int4", True)
+    assert view["max_difference"] < 1e-4
+
+
 def test_quantize_and_another_dtype_contradict_each_other(llmcli, model_folder):
     run = llmcli("generate", "Once", "-m", model_folder, "--quantize", "int8",
                  "--dtype", "bfloat16")  # fmt: skip

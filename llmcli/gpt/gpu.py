@@ -57,7 +57,7 @@ def missing_kernel(
 ) -> str | None:
     """Why `DecodeKernel` is not for such a model, stored so, on this GPU; None: it is."""
     gpu = torch.cuda.get_device_properties(device)
-    C, M = config.n_embd, config.mlp_dim
+    C, M, dtype = config.n_embd, config.mlp_dim, getattr(torch, storage)
     tallest = max(3 * C, M)  # of the matrices, but for the head
     if torch.version.hip or gpu.major < 8:
         why = "which is for NVIDIA's from Ampere on"
@@ -65,7 +65,7 @@ def missing_kernel(
         why = "since the package cuda-bindings is missing"
     elif config.head_dim not in HEADS or C % 16 or M % 16:
         why = f"which is not for heads of {config.head_dim}, {C} wide, with {M} neurons"
-    elif tallest > gpu.multi_processor_count * MOST_ROWS or _shared(config, storage, gpu)[0] < 2:
+    elif tallest > gpu.multi_processor_count * MOST_ROWS or _shared(config, dtype, gpu)[0] < 2:
         why = f"which has no room for layers {C} and {M} wide in {storage}"
     else:
         return None
@@ -85,7 +85,7 @@ class DecodeKernel:
         gpu = torch.cuda.get_device_properties(device)
         self.model = ref(model)
         self.n_blocks = gpu.multi_processor_count
-        slots, self.shared_nbytes = _shared(config, model.storage, gpu)
+        slots, self.shared_nbytes = _shared(config, model.dtype, gpu)
         with torch.cuda.device(device):
             architecture = f"sm_{gpu.major}{gpu.minor}"
             self.function = _compiled(_source(model, slots), architecture, self.shared_nbytes)
@@ -142,11 +142,11 @@ def _linears(model: GPT) -> Iterator[list[Tensor | None]]:
     yield [model.head.weight, None, model.norm_f.weight, model.norm_f.bias]
 
 
-def _shared(config: ModelConfig, storage: str, gpu: Any) -> tuple[int, int]:
+def _shared(config: ModelConfig, dtype: torch.dtype, gpu: Any) -> tuple[int, int]:
     """Slots of a warp's ring, and the bytes of shared memory of a block that has so many."""
     C, M, D = config.n_embd, config.mlp_dim, config.head_dim
     rest = 4 * (max(C, M) + WARPS + WARPS * (D + 2)) + 32 * (4 * config.n_layer + 1) + 64
-    slot = (WARPS - 1) * SIZE * CHUNK * getattr(torch, storage).itemsize
+    slot = (WARPS - 1) * SIZE * CHUNK * dtype.itemsize
     # Versions of torch that do not say it get what each GPU from Ampere on has.
     slots = (getattr(gpu, "shared_memory_per_block_optin", 99 << 10) - rest) // slot
     return slots, rest + slots * slot

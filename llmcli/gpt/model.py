@@ -189,11 +189,15 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """Token ids in, next-token logits out."""
+    """Token ids in, next-token logits out.
 
-    def __init__(self, config: ModelConfig) -> None:
+    `storage` is how its weights are to be stored: "float32", "bfloat16", "float16", "int8" or
+    "int4". A layer's own may differ, where its shape is not for 4 bits.
+    """
+
+    def __init__(self, config: ModelConfig, storage: str = "float32") -> None:
         super().__init__()
-        self.config = config
+        self.config, self.storage = config, storage
         self.token_embedding = embedding(config.vocab_size, config.n_embd)
         self.position_embedding = embedding(config.n_ctx, config.n_embd)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
@@ -242,11 +246,6 @@ class GPT(nn.Module):
     def new_cache(self, batch: int, capacity: int, pad: Tensor | None = None) -> KVCache:
         """An empty cache for `batch` rows of up to `capacity` tokens."""
         return KVCache(self.config, batch, capacity, self.cache_dtype, self.device, pad)
-
-    @property
-    def storage(self) -> str:
-        """How the weights are stored: "float32", "bfloat16", "float16", "int8" or "int4"."""
-        return self.block(0).mlp.up.storage
 
     def block(self, layer: int) -> Block:
         return cast(Block, self.blocks[layer])

@@ -116,7 +116,7 @@ def load_model(
     dtype = getattr(torch, storage) if computes_so else torch.float32
     packed = on_cpu and packs(storage, rows)
     with torch.device("meta"):
-        model = GPT(config)
+        model = GPT(config, storage)
     places = parameters.match(folder, read_checkpoint(folder), config)
     files = {path: File(path) for path in {place.info.file for place in places.values()}}
     sources = {
