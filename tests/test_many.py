@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import fields, replace
 from pathlib import Path
 
 import jsonschema
@@ -18,7 +19,9 @@ from test_cli import assert_fails
 from test_generate import schema_of
 
 from llmcli.commands import many as many_module
-from llmcli.commands.many import read_prompts
+from llmcli.commands.job import Job
+from llmcli.commands.many import Item, key_of, read_prompts
+from llmcli.config import Sampling
 from llmcli.errors import UsageError
 
 PROMPTS = ["Once upon a time", "The", "She had a red ball. The end.", "Lily", "a", "red red red"]
@@ -370,6 +373,23 @@ def test_results_of_changed_prompts_or_options_are_refused(many, llmcli, model_f
                         "--max-new-tokens", 8, "--out", out, *options)  # fmt: skip
         assert_fails(result, 5, "line 1, is the result of another prompt, model, seed")
         assert out.read_bytes() == whole
+
+
+def test_every_option_of_a_job_counts_in_what_its_results_are_known_by():
+    job = Job(None, Sampling(), seed=1, max_new_tokens=5, eos_ids=frozenset({0}))
+    others = {
+        "sampling": Sampling(top_k=5), "seed": 2, "max_new_tokens": 6, "eos_ids": frozenset(),
+        "stop_ids": frozenset({7}), "stops": ("x",), "keep_stop": True, "forced": {0: 1},
+        "top_probs": 3, "use_cache": False,
+    }  # fmt: skip
+    # The model is hashed for all of a run at once; what is drawn is told by the prompt's place.
+    assert others.keys() == {f.name for f in fields(Job)} - {"opened", "draw"}
+    jobs = [job, *(replace(job, **{name: other}) for name, other in others.items())]
+    item = Item(0, 0, "Once")
+    assert len({key_of(each, item, [1, 2], ["cpu"]) for each in jobs}) == len(jobs)
+    keys = {key_of(job, item, [1, 2], ["cuda"]), key_of(job, item, [1], ["cpu"]),
+            key_of(job, Item(1, 0, "Once"), [1, 2], ["cpu"])}  # fmt: skip
+    assert len(keys | {key_of(job, item, [1, 2], ["cpu"])}) == 4
 
 
 @pytest.mark.parametrize("rounding", [["--quantize", "int8"], ["--dtype", "bfloat16"]])

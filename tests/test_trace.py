@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tracemalloc
 import zlib
-from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import jsonschema
@@ -23,7 +23,8 @@ from safetensors.torch import load_file, save_file
 from test_cli import PACKAGE_SCHEMAS, assert_fails
 
 from llmcli.commands.job import Job
-from llmcli.commands.replay import _ending
+from llmcli.commands.recorded import PastRun
+from llmcli.commands.replay import continued
 from llmcli.config import Sampling, read_config
 from llmcli.errors import IntegrityError
 from llmcli.gpt.facts import Facts
@@ -673,21 +674,28 @@ def test_what_ends_a_text_is_as_recorded_but_for_what_is_typed(llmcli, model_fol
 
 def test_only_what_is_typed_changes_what_ends_a_text_and_is_shown():
     """With two end-of-text ids, one of which alone was named when the run was recorded."""
-    config = SimpleNamespace(eos_ids=(7, 8))
-    past = SimpleNamespace(opened=SimpleNamespace(config=config))
+    tokenizer = SimpleNamespace(vocab_size=20)
+    config = SimpleNamespace(eos_ids=(7, 8), vocab_size=20, n_ctx=64)
+    opened = SimpleNamespace(config=config, tokenizer=tokenizer, token_bytes=bytes)
+    record = SimpleNamespace(begun=begun(), steps=[], ids=[])
     for stop, hidden, keep, typed, own, expected in (
         ({7}, {7}, False, {"seed"}, {}, ({7}, {7})),
         ({7}, set(), True, {"seed"}, {}, ({7}, set())),
         ({7, 8}, {7, 8}, False, {"stop_id"}, {5}, ({5, 7, 8}, {5, 7, 8})),
         ({7, 8, 9}, {7, 8}, True, {"stop_id"}, {5}, ({5, 7, 8}, {7, 8})),
+        ({7, 8}, set(), True, {"stop_id"}, {5}, ({5}, set())),
         (set(), set(), False, {"stop_id"}, {7}, ({7}, {7})),
         ({7, 8, 9}, {7, 8, 9}, False, {"ignore_eos"}, {}, ({9}, {9})),
         ({7, 8, 9}, {7, 8, 9}, False, {"ignore_eos", "stop_id"}, {7}, ({7}, {7})),
-        ({7, 9}, {7, 9}, True, {"keep_stop"}, {}, ({7, 9}, set())),
+        ({7, 9}, {7, 9}, False, {"keep_stop"}, {}, ({7, 9}, set())),
     ):
-        recorded = Job(past.opened, Sampling(), 0, 5, frozenset(stop), frozenset(hidden))
-        made = _ending(replace(recorded, keep_stop=keep), past, own, typed)
-        assert (made.stop_ids, made.hidden_ids) == expected, typed
+        eos = frozenset() if "ignore_eos" in typed else frozenset(config.eos_ids)
+        job = Job(opened, Sampling(), 0, 5, eos, frozenset(own), keep_stop="keep_stop" in typed)
+        options = {"stop_ids": sorted(stop), "hidden_ids": sorted(hidden), "keep_stop": keep}
+        head = header(options=job.options | options)
+        past = PastRun(Path("run.jsonl"), head, {0: record}, opened, False)
+        made = continued(past, job, typed, 0)
+        assert (made.all_stop_ids, made.hidden_ids) == expected, typed
 
 
 def test_what_would_end_the_recorded_part_is_refused(traced, llmcli):

@@ -63,7 +63,9 @@ def _measured(
 ) -> tuple[float, float | None]:
     """Seconds to the first token, and tokens a second after the second, over a few tokens."""
     n_new = max(job.max_new_tokens, MEASURED_TOKENS)
-    job = replace(job, max_new_tokens=n_new, stop_ids=frozenset(), stops=(), forced={})
+    job = replace(
+        job, max_new_tokens=n_new, eos_ids=frozenset(), stop_ids=frozenset(), stops=(), forced={}
+    )
     n_tokens, at_once = len(ids) + job.room(len(ids)), job.at_once(len(ids))
     model = load(job.opened, compute, n_rows, n_tokens, unpacked=True, at_once=at_once)
     pieces = job.run(model, [ids] * n_rows, job.draws(n_rows), job.streams(n_rows))

@@ -198,14 +198,12 @@ def generate(
     interventions.check_baseline(baseline)
     opened = past.opened if past else open_model(model)
     sampling = sampling_from(opened, drawing, past.sampling if past else None)
-    eos_ids = () if ignore_eos else opened.config.eos_ids
-    stop_ids = _known_ids(stop_id or [], opened.config.vocab_size)
     if "" in (stop or ()):
         raise UsageError("--stop needs a text to end before.", 'For example: --stop "The end"')
     job = Job(
         opened, sampling, secrets.randbits(32) if seed is None else seed, max_new_tokens,
-        stop_ids=stop_ids.union(eos_ids),
-        hidden_ids=frozenset(eos_ids) if keep_stop else stop_ids.union(eos_ids),
+        eos_ids=frozenset(() if ignore_eos else opened.config.eos_ids),
+        stop_ids=_known_ids(stop_id or [], opened.config.vocab_size),
         stops=tuple(stop or ()), keep_stop=keep_stop,
         forced=forced_ids(opened, force or (), max_new_tokens),
         top_probs=top_probs if top_probs or json or jsonl or color_probs else None,
@@ -218,7 +216,7 @@ def generate(
         refuse_inputs("--out", out, read)
         refuse_inputs("--trace", trace, [out], "--out writes")
     if past is not None and from_step is not None:
-        job = replays.continued(past, job, names, from_step, stop_ids)
+        job = replays.continued(past, job, names, from_step)
     if prompts is not None:
         run_many(
             job, compute, prompts, out, truncate_prompt, batch_size or 16, num_samples,

@@ -36,8 +36,8 @@ class Job:
     sampling: Sampling
     seed: int
     max_new_tokens: int
-    stop_ids: frozenset[int] = frozenset()
-    hidden_ids: frozenset[int] = frozenset()  # stop ids that are no part of the text
+    eos_ids: frozenset[int] = frozenset()  # the model's own, unless they are ignored
+    stop_ids: frozenset[int] = frozenset()  # those that were asked for
     stops: tuple[str, ...] = ()
     keep_stop: bool = False
     forced: dict[int, int] = field(default_factory=dict)
@@ -46,12 +46,22 @@ class Job:
     draw: tuple[int, int] = (0, 0)  # of one prompt's first sample: the prompt's place, the sample
 
     @property
+    def all_stop_ids(self) -> frozenset[int]:
+        """At which a text ends."""
+        return self.eos_ids | self.stop_ids
+
+    @property
+    def hidden_ids(self) -> frozenset[int]:
+        """Those of them that are no part of the text."""
+        return self.eos_ids if self.keep_stop else self.all_stop_ids
+
+    @property
     def options(self) -> dict[str, Any]:
         """How it runs, as JSON has it."""
         return {
             **as_options(self.sampling),
             "max_new_tokens": self.max_new_tokens, "stop": list(self.stops),
-            "keep_stop": self.keep_stop, "stop_ids": sorted(self.stop_ids),
+            "keep_stop": self.keep_stop, "stop_ids": sorted(self.all_stop_ids),
             "force": [list(pair) for pair in sorted(self.forced.items())],
             "cache": self.use_cache,
         }  # fmt: skip
@@ -106,7 +116,7 @@ class Job:
             self.sampling,
             [generator_for(self.seed, *draw) for draw in draws],
             max_new_tokens=self.max_new_tokens,
-            stop_ids=self.stop_ids,
+            stop_ids=self.all_stop_ids,
             forced=self.forced,
             drawable=self.opened.drawable,
             top_probs=self.top_probs,

@@ -23,7 +23,7 @@ from llmcli.commands.changes import Changes, patches_of, tap_for
 from llmcli.commands.files import regular, replacing, writing
 from llmcli.commands.input import name_of, read_file
 from llmcli.commands.job import Job, Runner, prompt_ids
-from llmcli.commands.loading import as_options, load
+from llmcli.commands.loading import load
 from llmcli.commands.options import Compute, DType
 from llmcli.commands.say import say
 from llmcli.commands.traced import Tracing, hashes, traced
@@ -241,9 +241,8 @@ def first_seed(path: Path | None) -> int | None:
 def key_of(job: Job, item: Item, ids: Sequence[int], computed: Sequence[Any]) -> str:
     """A hash of all that the record of `item` depends on; of weights, of samples of them."""
     depends: list[Any] = [
-        item.index, list(ids), job.seed, job.max_new_tokens, as_options(job.sampling),
-        sorted(job.stop_ids), sorted(job.hidden_ids), job.stops, job.keep_stop,
-        sorted(job.forced.items()), job.top_probs or 0, job.use_cache, computed,
+        item.index, list(ids), job.seed, job.options, sorted(job.hidden_ids), job.top_probs or 0,
+        computed,
     ]  # fmt: skip
     return hashlib.sha256(strict(depends).encode()).hexdigest()[:16]
 

@@ -62,12 +62,18 @@ class PastRun:
         options = self.header["options"]
         forced = options.get("force", ())
         with _header_of(self.name):
+            stop_ids = frozenset(map(self._id, options["stop_ids"]))
+            hidden_ids = frozenset(map(self._id, options["hidden_ids"]))
+            keep_stop, eos_ids = bool(options["keep_stop"]), frozenset(self.opened.config.eos_ids)
+            if keep_stop:
+                eos_ids = hidden_ids
+            elif not eos_ids <= stop_ids:
+                eos_ids = frozenset()  # they were ignored
             return Job(
                 self.opened, self.sampling, self.header["seed"],
                 int(_within(options["max_new_tokens"], 1, math.inf)),
-                stop_ids=frozenset(map(self._id, options["stop_ids"])),
-                hidden_ids=frozenset(map(self._id, options["hidden_ids"])),
-                stops=tuple(map(str, options["stop"])), keep_stop=bool(options["keep_stop"]),
+                eos_ids=eos_ids, stop_ids=stop_ids - eos_ids,
+                stops=tuple(map(str, options["stop"])), keep_stop=keep_stop,
                 forced={int(_within(step, 0, MAX_INT)): self._drawable(id) for step, id in forced},
                 use_cache=bool(options["cache"]), draw=(record or self.record).begun.draw,
             )  # fmt: skip

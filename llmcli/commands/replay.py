@@ -29,8 +29,8 @@ READ = {  # what a replay looks at; all else is as it was recorded
     "json", "color", "quiet",
 }  # fmt: skip
 FIELDS = {  # options that --from-step takes anew, by the field of a job that they set
-    "seed": ("seed",), "max_new_tokens": ("max_new_tokens",), "stop": ("stops",),
-    "keep_stop": ("keep_stop",), "no_cache": ("use_cache",),
+    "seed": "seed", "max_new_tokens": "max_new_tokens", "stop": "stops", "stop_id": "stop_ids",
+    "ignore_eos": "eos_ids", "keep_stop": "keep_stop", "no_cache": "use_cache",
 }  # fmt: skip
 
 
@@ -162,12 +162,8 @@ def show(made: Made, json: bool, color: ColorMode) -> None:
         )
 
 
-def continued(
-    past: PastRun, job: Job, typed: Collection[str], step: int, stop_ids: Collection[int]
-) -> Job:
+def continued(past: PastRun, job: Job, typed: Collection[str], step: int) -> Job:
     """The recorded job, its tokens before `step` forced, with what was typed in its place.
-
-    `stop_ids` are those that were typed; the job's own hold the model's, too.
 
     The draws are those of the recorded run: with nothing typed the text is the same.
     """
@@ -179,7 +175,7 @@ def continued(
             f"--from-step {step}: {past.name} has {n} steps in run {record.begun.run}.",
             f"It goes up to {n}, which is after the last one.",
         )
-    taken = {field: getattr(job, field) for name in typed for field in FIELDS.get(name, ())}
+    taken = {field: getattr(job, field) for name, field in FIELDS.items() if name in typed}
     early = [index for index in job.forced if index < step]
     if early:
         raise UsageError(
@@ -189,7 +185,6 @@ def continued(
     later = {index: id for index, id in base.forced.items() if index >= step}
     forced = {**dict(enumerate(record.ids[:step])), **later, **job.forced}
     made = replace(base, sampling=job.sampling, top_probs=job.top_probs, forced=forced, **taken)
-    made = _ending(made, past, stop_ids, typed)
     _check_reached(made, past, step)
     if step >= made.max_new_tokens:
         raise UsageError(
@@ -199,24 +194,11 @@ def continued(
     return made
 
 
-def _ending(made: Job, past: PastRun, own: Collection[int], typed: Collection[str]) -> Job:
-    """`made` with the ids that end a text: `own` where they were typed, else as recorded."""
-    if {"stop_id", "ignore_eos", "keep_stop"}.isdisjoint(typed):
-        return made
-    eos, recorded = frozenset(past.opened.config.eos_ids), made.stop_ids
-    ignored = "ignore_eos" in typed
-    ends = eos if eos <= recorded and not ignored else frozenset[int]()
-    if "stop_id" not in typed:
-        own = recorded - (eos if ignored else ends)
-    stop_ids = ends.union(own)
-    return replace(made, stop_ids=stop_ids, hidden_ids=ends if made.keep_stop else stop_ids)
-
-
 def _check_reached(made: Job, past: PastRun, step: int) -> None:
     """Raises UsageError where what ends a text stands in the recorded part."""
     ids = past.record.ids[:step]
     text = b"".join(map(past.opened.token_bytes, ids)).decode("utf-8", "replace")
-    met = made.stop_ids.intersection(ids)
+    met = made.all_stop_ids.intersection(ids)
     if met or any(stop in text for stop in made.stops):
         by_eos = met.intersection(past.opened.config.eos_ids)
         raise UsageError(
