@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import jsonschema
 import pytest
@@ -428,6 +429,14 @@ def test_a_long_prompt_beside_it_does_not_shorten_a_text(many):
         assert [record["n_prompt"] > 50 for record in records] == [True, False]
         assert records[1]["n_tokens"] == 8
         assert records[0]["n_tokens"] == 65 - records[0]["n_prompt"]
+
+
+def test_rows_of_a_batch_are_as_wide_as_the_longest_prompt_and_the_longest_text():
+    opened = SimpleNamespace(config=SimpleNamespace(n_ctx=20))
+    job = Job(opened, Sampling(), seed=1, max_new_tokens=15)
+    assert job.sizes([3, 8]) == (8 + 15, 8)
+    assert job.sizes([8]) == (20, 8)
+    assert replace(job, use_cache=False).sizes([3, 8]) == (23, 23)
 
 
 def test_a_sample_that_comes_twice_in_a_result_file_does_not_stand_for_another(many, tmp_path):

@@ -651,6 +651,24 @@ def test_a_run_without_a_cache_is_computed_again_without_one(traced, llmcli, mon
     assert used == [False, True, False]
 
 
+def test_a_replay_needs_no_more_memory_than_the_run(traced, llmcli, monkeypatch):
+    from llmcli import budget
+
+    real, asked = budget.budget, []
+
+    def spy(*arguments):
+        asked.append(arguments[2:])  # rows, and their tokens: all, and how many at once
+        return real(*arguments)
+
+    monkeypatch.setattr(budget, "budget", spy)
+    for more in (), ("--no-cache",):
+        path = traced(*more)
+        assert llmcli("generate", "--replay", path).exit_code == 0
+        assert llmcli("generate", "--replay", path, "--from-step", 2, "-q").exit_code == 0
+    n = len(lines_of(path)[1]["ids"])
+    assert asked == 3 * [(1, n + N, n)] + 3 * [(1, n + N, n + N)]
+
+
 def test_what_ends_a_text_is_as_recorded_but_for_what_is_typed(llmcli, model_folder, tmp_path):
     common = ["generate", "-m", model_folder, "-n", 12, "--seed", 1]
     path = tmp_path / "run.jsonl"

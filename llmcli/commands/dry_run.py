@@ -8,7 +8,6 @@ from itertools import islice
 
 from llmcli.budget import TORCH_NBYTES, budget
 from llmcli.commands.job import Job
-from llmcli.commands.loading import load
 from llmcli.commands.options import Compute
 from llmcli.strict_json import strict
 from llmcli.units import Pace, rate, sized
@@ -21,9 +20,9 @@ def tell_budget(job: Job, compute: Compute, ids: Sequence[int], n_rows: int, jso
     from llmcli.gpt.place import choose
 
     config = job.opened.config
-    n_tokens = len(ids) + job.room(len(ids))
+    n_tokens, at_once = job.sizes([len(ids)])
     _, storage = choose(compute.device, compute.dtype, compute.quantize)
-    plan = budget(config, storage, n_rows, n_tokens, job.at_once(len(ids)))
+    plan = budget(config, storage, n_rows, n_tokens, at_once)
     first_s, speed = _measured(job, compute, ids, n_rows) if plan.fits else (None, None)
     told = {
         "schema": 1,
@@ -66,8 +65,7 @@ def _measured(
     job = replace(
         job, max_new_tokens=n_new, eos_ids=frozenset(), stop_ids=frozenset(), stops=(), forced={}
     )
-    n_tokens, at_once = len(ids) + job.room(len(ids)), job.at_once(len(ids))
-    model = load(job.opened, compute, n_rows, n_tokens, unpacked=True, at_once=at_once)
+    model = job.load(compute, [len(ids)], n_rows, unpacked=True)
     pieces = job.run(model, [ids] * n_rows, job.draws(n_rows), job.streams(n_rows))
     times = [piece.step.time_s for piece in islice(pieces, MEASURED_TOKENS * n_rows)]
     return times[0], rate(Pace.of(times))

@@ -194,7 +194,7 @@ def generate(
             return
         interventions = past.interventions(interventions)
         if "max_new_tokens" not in names:
-            max_new_tokens = past.job().max_new_tokens
+            max_new_tokens = past.job.max_new_tokens
     interventions.check_baseline(baseline)
     opened = past.opened if past else open_model(model)
     sampling = sampling_from(opened, drawing, past.sampling if past else None)

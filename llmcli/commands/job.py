@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from llmcli.commands.loading import Opened, as_options
+from llmcli.commands.loading import Opened, as_options, load
+from llmcli.commands.options import Compute
 from llmcli.commands.say import say
 from llmcli.commands.token_names import token_named, whole_number
 from llmcli.config import Sampling
@@ -70,9 +71,22 @@ class Job:
         """How many tokens the context has room for after so many, and the run wants."""
         return min(self.max_new_tokens, self.opened.config.n_ctx - length)
 
-    def at_once(self, length: int) -> int:
-        """How many tokens of a row go through the model in one pass after a prompt of `length`."""
-        return length if self.use_cache else length + self.room(length)
+    def sizes(self, lengths: Collection[int]) -> tuple[int, int]:
+        """Tokens of a row after prompts of such lengths; how many go through the model at once."""
+        n_tokens = max(lengths) + self.room(min(lengths))  # all rows are as wide
+        return n_tokens, max(lengths) if self.use_cache else n_tokens
+
+    def load(
+        self,
+        compute: Compute,
+        lengths: Collection[int],
+        batch: int,
+        unpacked: bool,
+        quiet: bool = False,
+    ) -> GPT:
+        """`loading.load` for prompts of such lengths, of which a `batch` is run at a time."""
+        n_tokens, at_once = self.sizes(lengths)
+        return load(self.opened, compute, batch, n_tokens, unpacked, quiet, at_once)
 
     def filled(self, reason: str | None, n_tokens: int) -> bool:
         """Whether the context, and not --max-new-tokens, ended a text of so many tokens."""

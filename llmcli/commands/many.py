@@ -23,7 +23,6 @@ from llmcli.commands.changes import Changes, patches_of, tap_for
 from llmcli.commands.files import regular, replacing, writing
 from llmcli.commands.input import name_of, read_file
 from llmcli.commands.job import Job, Runner, prompt_ids
-from llmcli.commands.loading import load
 from llmcli.commands.options import Compute, DType
 from llmcli.commands.say import say
 from llmcli.commands.traced import Tracing, hashes, traced
@@ -308,10 +307,8 @@ def run_many(
             "Give --trace another name: the trace will hold what is still to do.",
         )
     lengths = [len(ids) for _, ids in todo]
-    longest = max(lengths) + job.room(min(lengths))  # beside each other, a row is as wide as this
-    rows, once = min(batch_size, len(todo)) * num_samples, len(todo) <= batch_size
-    at_once = job.at_once(max(lengths))
-    model = load(job.opened, compute, rows, longest, once, quiet, at_once)
+    n_rows, once = min(batch_size, len(todo)) * num_samples, len(todo) <= batch_size
+    model = job.load(compute, lengths, n_rows, once, quiet)
     some = todo[0][1]  # the changes are the same for any of them
     patch = patches_of(changes.plan(job.opened, some), model, some, quiet)
     tap = tap_for(patch, model, tracing.points if tracing else ())

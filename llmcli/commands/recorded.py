@@ -54,11 +54,12 @@ class PastRun:
 
     @property
     def record(self) -> Record:
-        """The text, where one was asked for."""
+        """The text, where one was asked for; of several the first."""
         return next(iter(self.records.values()))
 
-    def job(self, record: Record | None = None) -> Job:
-        """What drew this text, by default the first."""
+    @property
+    def job(self) -> Job:
+        """What drew the text; of several the first."""
         options = self.header["options"]
         forced = options.get("force", ())
         with _header_of(self.name):
@@ -75,7 +76,7 @@ class PastRun:
                 eos_ids=eos_ids, stop_ids=stop_ids - eos_ids,
                 stops=tuple(map(str, options["stop"])), keep_stop=keep_stop,
                 forced={int(_within(step, 0, MAX_INT)): self._drawable(id) for step, id in forced},
-                use_cache=bool(options["cache"]), draw=(record or self.record).begun.draw,
+                use_cache=bool(options["cache"]), draw=self.record.begun.draw,
             )  # fmt: skip
 
     def _id(self, value: Any) -> int:

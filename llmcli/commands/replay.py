@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from llmcli.commands.changes import Changes, patches_of, read_changes, tap_for
 from llmcli.commands.job import Job
-from llmcli.commands.loading import load, model_json
+from llmcli.commands.loading import model_json
 from llmcli.commands.made import Made
 from llmcli.commands.options import ColorMode, Compute, Interventions, pictured, spelled
 from llmcli.commands.recorded import PastRun
@@ -65,15 +65,18 @@ def replay(past: PastRun, compute: Compute, resample: bool, use_cache: bool, qui
     """The recorded runs computed again and held against what was recorded."""
     from llmcli.inspection.replay import NOTES, Replay, compared, verdict, worst
 
-    longest = max(len(record.begun.ids) + len(record.steps) for record in past.records.values())
-    loaded = load(past.opened, compute, 1, longest, len(past.records) == 1, quiet)
+    job, found = past.job, past.records.values()
+    job = replace(job, use_cache=job.use_cache and use_cache)
+    longest = replace(job, max_new_tokens=max(len(record.steps) for record in found))
+    lengths = [len(record.begun.ids) for record in found]
+    loaded = longest.load(compute, lengths, 1, len(found) == 1, quiet)
     dtype = loaded.storage
     coarser = max(past.dtype, dtype, key=TOLERANCE.__getitem__)
     allowed = TOLERANCE[coarser]
     changes = read_changes(past.opened, past.interventions(Interventions()))
     rows, steps = [], []
     for number, record in past.records.items():
-        made = list(_again(past, record, changes, loaded, resample, use_cache))
+        made = list(_again(past, job, record, changes, loaded, resample))
         n = len(record.steps)
         rows.append(compared(made, n, number, math.inf if resample else allowed))
         steps += made
@@ -99,7 +102,7 @@ def replay(past: PastRun, compute: Compute, resample: bool, use_cache: bool, qui
 
 
 def _again(
-    past: PastRun, record: Record, changes: Changes, model: GPT, resample: bool, use_cache: bool
+    past: PastRun, job: Job, record: Record, changes: Changes, model: GPT, resample: bool
 ) -> Iterator[tuple[Step, float, Token | None]]:
     """Each recorded step, how far its logprobs are off here, and the token drawn if another."""
     from llmcli.inspection.values import Token
@@ -107,9 +110,8 @@ def _again(
     ids, n = record.begun.ids, len(record.steps)
     if not n:
         return
-    job = replace(past.job(record), top_probs=max(len(step.top) for step in record.steps))
-    if not use_cache:
-        job = replace(job, use_cache=False)
+    top_probs = max(len(step.top) for step in record.steps)
+    job = replace(job, draw=record.begun.draw, top_probs=top_probs)
     finished = record.steps[-1].finish_reason is not None
     if not resample:
         job = replace(job, max_new_tokens=n, forced=dict(enumerate(record.ids)), stops=())
@@ -167,7 +169,7 @@ def continued(past: PastRun, job: Job, typed: Collection[str], step: int) -> Job
 
     The draws are those of the recorded run: with nothing typed the text is the same.
     """
-    record, base = past.record, past.job()
+    record, base = past.record, past.job
     n = len(record.steps)
     if step > n:
         past.check_readable(step)

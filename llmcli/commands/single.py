@@ -13,7 +13,6 @@ from llmcli.commands import beside, results
 from llmcli.commands.beside import WithBaseline
 from llmcli.commands.changes import Changes, patches_of, tap_for
 from llmcli.commands.job import Job, Runner
-from llmcli.commands.loading import load
 from llmcli.commands.options import Compute, pictured
 from llmcli.commands.say import say
 from llmcli.commands.traced import Tracing, traced
@@ -80,9 +79,7 @@ def run_one(
     """Continue one prompt, as many times as asked for, and show it as it comes."""
     plan = changes.plan(job.opened, ids)
     started, n = time.perf_counter(), show.num_samples
-    n_tokens = len(ids) + job.room(len(ids))
-    at_once = job.at_once(len(ids))
-    model = load(job.opened, compute, n, n_tokens, not show.baseline, show.quiet, at_once)
+    model = job.load(compute, [len(ids)], n, not show.baseline, show.quiet)
     load_s = time.perf_counter() - started
     patch = patches_of(plan, model, ids, show.quiet)
     tap = tap_for(patch, model, tracing.points if tracing else ())
