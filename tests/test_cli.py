@@ -648,6 +648,34 @@ def test_a_path_that_names_no_file_is_refused(arguments, name, llmcli):
 
 
 @pytest.mark.parametrize(
+    "arguments",
+    [
+        ["generate", "Once", "-n", 2, "--trace", "out.jsonl"],
+        ["generate", "--prompts", "p.txt", "-n", 2, "--out", "out.jsonl"],
+        ["inspect", "Once", "--save", "out.svg"],
+        ["tokenize", "Once", "--out", "out.bin"],
+    ],
+    ids=lambda value: value[-2],
+)
+def test_a_file_without_permission_is_named_as_it_was_typed_by_one_sentence_for_all(
+    arguments, llmcli, model_folder, tmp_path, monkeypatch
+):
+    real = Path.open
+
+    def refused(path, mode="r", *others, **options):
+        if path.parent.resolve() == tmp_path and not mode.startswith("r"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return real(path, mode, *others, **options)
+
+    monkeypatch.chdir(tmp_path)
+    Path("p.txt").write_text("Once")
+    monkeypatch.setattr(Path, "open", refused)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    done = llmcli(*arguments, "-m", model_folder)
+    assert_fails(done, 3, rf"^llmcli: {arguments[-1]} cannot be written: permission denied\.\n")
+
+
+@pytest.mark.parametrize(
     ("arguments", "suffix"),
     [
         (["generate", "Once", "-n", 2, "--trace"], ".jsonl"),
@@ -666,7 +694,7 @@ def test_a_path_that_cannot_even_be_looked_at_cannot_be_written(
     path = tmp_path / ("a" * 300 + ("/x" if inside else "") + suffix)
     given = [tmp_path / "p.txt" if word == "PROMPTS" else word for word in arguments]
     assert_fails(
-        llmcli(*given, path, "-m", model_folder), 3, "aaa.* cannot be written: File name too long"
+        llmcli(*given, path, "-m", model_folder), 3, "aaa.* cannot be written: file name too long"
     )
 
 

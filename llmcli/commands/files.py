@@ -100,7 +100,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
             ) from error
         if error.filename and str(error.filename) not in map(str, (unfinished, target)):
             raise  # of another file, opened meanwhile
-        raise unwritable(path, error.strerror or type(error).__name__) from error
+        raise unwritable(path, error) from error
     finally:
         with suppress(OSError):
             unfinished.unlink()
@@ -112,7 +112,10 @@ def write(path: Path, data: bytes) -> None:
         file.write(data)
 
 
-def unwritable(path: Path, why: str) -> NotFoundError:
+def unwritable(path: Path, why: str | OSError) -> NotFoundError:
+    """What to say where `path`, as it was typed, cannot be written."""
+    if isinstance(why, OSError):
+        why = (why.strerror or type(why).__name__).lower()
     return NotFoundError(
         f"{shown_path(path)} cannot be written: {why}.", "Name a file in a folder of yours."
     )
@@ -126,7 +129,7 @@ def writing(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in FULL:
             raise  # said in one place for all commands
-        raise unwritable(path, error.strerror or type(error).__name__) from error
+        raise unwritable(path, error) from error
 
 
 def tell_damage(reader: Reader, quiet: bool = False) -> None:

@@ -126,10 +126,10 @@ class Results:
         self, items: Sequence[Item], keys: dict[str | int, str], path: Path | None, num_samples: int
     ) -> None:
         self.items, self.keys, self.num_samples = items, keys, num_samples
-        self.path = regular(path) if path is not None else None
+        self.path = path
         self.done: dict[str | int, list[dict[str, Any]]] = {}  # every sample of each
         self.shown = 0
-        self.in_order = self.path is None or self._resume(self.path)
+        self.in_order = path is None or self._resume(path)
 
     def add(self, batch: Sequence[tuple[Item, list[dict[str, Any]]]]) -> None:
         """Keep a finished batch; a kill from now on does not lose it."""
@@ -179,6 +179,7 @@ class Results:
 
         The file, which is left as it is, can be written: that is made sure of.
         """
+        regular(path)
         with writing(path), path.open("a+b") as file:
             file.seek(0)
             lines = file.readlines()
