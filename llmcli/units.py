@@ -18,6 +18,11 @@ def sized(nbytes: float) -> str:
     return f"{nbytes:,.{places}f} {unit}"
 
 
+def plural(n: int, word: str) -> str:
+    """ "1 token", "7 tokens", "12,345 tokens"."""
+    return f"{n} {word}" if n == 1 else f"{n if n < 10_000 else f'{n:,}'} {word}s"
+
+
 def perplexity(nats: float) -> float:
     """e to the mean of -log p over a text's tokens; infinite beyond what a float holds."""
     return math.inf if nats > 709 else math.exp(nats)

@@ -15,13 +15,14 @@ from llmcli.inspection.tokens import TokenRow, Tokens
 from llmcli.inspection.values import Token
 from llmcli.render.beside import Column
 from llmcli.render.beside import picture as beside
-from llmcli.render.drawing import Canvas, count, fit, heading, plural, signed_bar, wrapped
+from llmcli.render.drawing import Canvas, count, fit, heading, signed_bar, wrapped
 from llmcli.render.heat import half_blocks, heat
 from llmcli.render.text import quoted
 from llmcli.render.views.mlp import draw as draw_mlp
 from llmcli.render.views.next import draw as draw_next
 from llmcli.render.views.replay import draw as draw_replay
 from llmcli.render.views.tokens import draw as draw_tokens
+from llmcli.units import plural
 
 
 def test_fit_counts_cells_not_characters():

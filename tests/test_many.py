@@ -85,6 +85,32 @@ def test_samples_of_a_prompt_follow_each_other(many):
     assert len(records[0]["tokens"]) == records[0]["n_tokens"]
 
 
+def test_prompts_that_are_cut_are_counted(llmcli, model_folder, tmp_path):
+    (tmp_path / "p").write_text(f"{'red ' * 200}\nOnce\n")
+    command = ["generate", "--prompts", tmp_path / "p", "-m", model_folder, "-n", 3, "--seed", 1,
+               "--truncate-prompt", "left"]  # fmt: skip
+    assert "Cut to what the context holds: 1 of 2 prompts.\n" in llmcli(*command).stderr
+    assert llmcli(*command, "-q").stderr == ""
+
+
+def test_one_prompt_is_singular(llmcli, model_folder, tmp_path):
+    (tmp_path / "p").write_text("Once\n")
+    said = llmcli("generate", "--prompts", tmp_path / "p", "-m", model_folder, "--seed", 3).stderr
+    assert "1 of 1 prompt, " in said
+    assert "1 text ends where" in said
+
+
+def test_a_long_result_tells_its_seed_to_the_next_run(llmcli, model_folder, tmp_path):
+    (tmp_path / "p").write_text("Once\nThe\n")
+    out = tmp_path / "out.jsonl"
+    command = ["generate", "--prompts", tmp_path / "p", "-m", model_folder, "-n", 60, "--out", out,
+               "--top-probs", 100, "--top-p", 1, "--temperature", 2, "--ignore-eos"]  # fmt: skip
+    assert llmcli(*command).exit_code == 0
+    assert len(out.read_bytes().splitlines()[0]) > 1 << 20
+    again = llmcli(*command)
+    assert (again.exit_code, again.stderr) == (0, "All results are there.\n")
+
+
 def test_results_in_the_models_own_folder_are_resumed(llmcli, copied, tmp_path):
     (tmp_path / "p").write_text(LINES)
     out = copied / "out.jsonl"

@@ -227,7 +227,8 @@ def generate(
         ids = list(past.record.begun.ids)
     else:
         text = read_text(prompt, 'llmcli generate "Once upon a time"')
-        ids = prompt_ids(opened, text, truncate_prompt, quiet, max_new_tokens)
+        told = (lambda _: None) if quiet else say
+        ids = prompt_ids(opened, text, truncate_prompt, told, max_new_tokens)
         if not text and prompt != "" and not quiet:  # from a pipe it may be a mistake
             say("The prompt is empty: the model begins a text of its own.")
     job.check_forced(len(ids))

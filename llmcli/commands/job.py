@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from llmcli.commands.loading import Opened, as_options, load
 from llmcli.commands.options import Compute
-from llmcli.commands.say import say
 from llmcli.commands.token_names import token_named, whole_number
 from llmcli.config import Sampling
 from llmcli.errors import UsageError
@@ -146,7 +145,7 @@ def prompt_ids(
     opened: Opened,
     text: str,
     truncate: str | None = None,
-    quiet: bool = True,
+    told: Callable[[str], None] = lambda _: None,
     new: int = 1,
     remedy: str = TRUNCATE,
     long: bool = False,
@@ -154,9 +153,9 @@ def prompt_ids(
 ) -> list[int]:
     """What the model is given: the tokenizer's own prefix and the text's ids, if need be cut.
 
-    What is cut leaves room for `new` tokens, or half of the context if that is less. Raises
-    UsageError, with both numbers, where ids are more than the context holds, unless it may be
-    `long`; and where there is none.
+    What is cut leaves room for `new` tokens, or half of the context if that is less; that it was is
+    `told`. Raises UsageError, with both numbers, where ids are more than the context holds, unless
+    it may be `long`; and where there is none.
     """
     prefix = list(opened.tokenizer.prefix_ids)
     n_ctx = sys.maxsize if long else opened.config.n_ctx
@@ -165,8 +164,7 @@ def prompt_ids(
     if n > n_ctx and truncate:
         room = n_ctx - len(prefix)
         kept = max(room + 1 - new, (room + 1) // 2)  # the last new token needs no room
-        if not quiet:
-            say(f"The prompt's {more}{n} tokens are cut to {len(prefix) + kept}.")
+        told(f"The prompt's {more}{n} tokens are cut to {len(prefix) + kept}.")
         ids = ids[len(ids) - kept :] if truncate == "left" else ids[:kept]
     elif n > n_ctx:
         raise UsageError(f"{what} has {more}{n} tokens; the model's context holds {n_ctx}.", remedy)

@@ -29,6 +29,7 @@ from llmcli.commands.traced import Tracing, hashes, traced
 from llmcli.commands.writers import drawn_json
 from llmcli.errors import IntegrityError, ResourceError, UsageError, shown, shown_path
 from llmcli.strict_json import strict
+from llmcli.units import plural
 
 if TYPE_CHECKING:
     from llmcli.gpt.generation import Step
@@ -232,7 +233,7 @@ def first_seed(path: Path | None) -> int | None:
         return None
     try:
         with path.open("rb") as file:
-            seed = json.loads(file.readline(1 << 20))["seed"]
+            seed = json.loads(file.readline())["seed"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return seed if type(seed) is int and seed >= 0 else None
@@ -292,7 +293,7 @@ def run_many(
     items = read_prompts(path)
     if not keep_seed and (drawn := first_seed(out)) is not None:
         job = replace(job, seed=drawn)
-    encoded = _encode_all(job, items, truncate)
+    encoded = _encode_all(job, items, truncate, quiet)
     computed = how_computed(job, compute, batch_size, num_samples, changes)
     keys = {item.id: key_of(job, item, encoded[item.id], computed) for item in items}
     results = Results(items, keys, out, num_samples)
@@ -326,11 +327,12 @@ def run_many(
             n_filled += sum(job.filled(r["finish_reason"], r["n_tokens"]) for r in made)
             if not quiet:
                 rate = n_tokens / (time.perf_counter() - started)
-                say(f"{n_done} of {len(todo)} prompts, {rate:.0f} tok/s")
+                say(f"{n_done} of {plural(len(todo), 'prompt')}, {rate:.0f} tok/s")
     results.put_in_order()
     if n_filled and not quiet:
         n_ctx = job.opened.config.n_ctx
-        say(f"{n_filled} texts end where the context of {n_ctx} tokens is full.")
+        ends = f"{plural(n_filled, 'text')} end{'s' * (n_filled == 1)}"
+        say(f"{ends} where the context of {n_ctx} tokens is full.")
 
 
 def run_batch(
@@ -368,17 +370,20 @@ def run_batch(
 
 
 def _encode_all(
-    job: Job, items: Sequence[Item], truncate: str | None
+    job: Job, items: Sequence[Item], truncate: str | None, quiet: bool
 ) -> dict[str | int, list[int]]:
     """The ids of each prompt, all before the first is run: a mistake is told at once."""
     encoded: dict[str | int, list[int]] = {}
+    cut: list[str] = []
     for item in items:
         try:
-            ids = prompt_ids(job.opened, item.prompt, truncate, new=job.max_new_tokens)
+            ids = prompt_ids(job.opened, item.prompt, truncate, cut.append, job.max_new_tokens)
             job.check_forced(len(ids))
         except UsageError as error:
             raise UsageError(
                 f"Prompt {shown(repr(item.id))}: {error.fact}", error.remedy
             ) from error
         encoded[item.id] = ids
+    if cut and not quiet:
+        say(f"Cut to what the context holds: {len(cut)} of {plural(len(items), 'prompt')}.")
     return encoded

@@ -121,7 +121,7 @@ def _tell(
         texts = "The text" if len(over) == 1 else f"{early} of {len(over)} texts"
         say(f"{texts} ended before step {last}, which --force names.")
     if show.echo and scored and not (show.json or show.jsonl or show.quiet):
-        from llmcli.render.drawing import plural
+        from llmcli.units import plural
 
         told = results.perplexity(scored)
         say(f"prompt perplexity {told:.4g} over {plural(len(scored), 'token')}")

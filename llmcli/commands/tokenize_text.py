@@ -106,8 +106,9 @@ class Texts:
 
     def picture(self, record: Record) -> None:
         from llmcli.render.console import console
-        from llmcli.render.drawing import plural, tail
+        from llmcli.render.drawing import tail
         from llmcli.render.tokenized import picture
+        from llmcli.units import plural
 
         out = console(self.request.color)
         found = self.rows(record)

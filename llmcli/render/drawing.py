@@ -171,11 +171,6 @@ def _three(value: float) -> str:
     return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:.0f}"
 
 
-def plural(n: int, word: str) -> str:
-    """ "1 token", "7 tokens", "12,345 tokens"."""
-    return f"{n} {word}" if n == 1 else f"{n if n < 10_000 else f'{n:,}'} {word}s"
-
-
 def skipped(shown: range, total: int) -> str:
     """What a window leaves out, said in words; "" where it leaves out nothing."""
     if len(shown) == total:

@@ -12,8 +12,9 @@ from rich.cells import cell_len
 from rich.style import Style
 from rich.text import Text
 
-from llmcli.render.drawing import columns, fit, heading, plural, tail
+from llmcli.render.drawing import columns, fit, heading, tail
 from llmcli.render.text import decoded, harmless
+from llmcli.units import plural
 
 # Dark text on light grounds: the two are told apart, and read, on any terminal; of 16 colours they
 # become 14 and 15.

@@ -15,10 +15,10 @@ from llmcli.render.drawing import (
     heading,
     name,
     percent,
-    plural,
     sides,
     signed_bar,
 )
+from llmcli.units import plural
 
 if TYPE_CHECKING:
     from llmcli.inspection.ablation import AblationView

@@ -16,12 +16,11 @@ from llmcli.render.drawing import (
     heading,
     name,
     percent,
-    plural,
     share,
     skipped,
 )
 from llmcli.render.heat import half_blocks, on_heat, scale
-from llmcli.units import window
+from llmcli.units import plural, window
 
 if TYPE_CHECKING:
     from llmcli.inspection.attention import Grid, HeadRow, OneHead, QueryRow

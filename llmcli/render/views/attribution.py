@@ -16,10 +16,10 @@ from llmcli.render.drawing import (
     name,
     percent,
     place,
-    plural,
     sides,
     signed_bar,
 )
+from llmcli.units import plural
 
 if TYPE_CHECKING:
     from llmcli.inspection.attribution import Attribution

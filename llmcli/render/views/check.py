@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from llmcli.render.drawing import Canvas, columns, fit, footnotes, heading, plural, wrapped
+from llmcli.render.drawing import Canvas, columns, fit, footnotes, heading, wrapped
+from llmcli.units import plural
 
 if TYPE_CHECKING:
     from llmcli.inspection.check import Check

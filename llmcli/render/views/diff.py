@@ -7,19 +7,9 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from llmcli.render.beside import sparkline
-from llmcli.render.drawing import (
-    Canvas,
-    bar,
-    columns,
-    fit,
-    footnotes,
-    heading,
-    name,
-    percent,
-    plural,
-    tail,
-)
+from llmcli.render.drawing import Canvas, bar, columns, fit, footnotes, heading, name, percent, tail
 from llmcli.render.text import on_one_line
+from llmcli.units import plural
 
 if TYPE_CHECKING:
     from llmcli.inspection.diff import Diff

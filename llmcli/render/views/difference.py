@@ -8,16 +8,8 @@ from typing import TYPE_CHECKING
 from rich.cells import cell_len
 from rich.text import Text
 
-from llmcli.render.drawing import (
-    Canvas,
-    columns,
-    fit,
-    footnotes,
-    heading,
-    name,
-    plural,
-    signed_bar,
-)
+from llmcli.render.drawing import Canvas, columns, fit, footnotes, heading, name, signed_bar
+from llmcli.units import plural
 
 if TYPE_CHECKING:
     from llmcli.inspection.difference import Delta, Difference

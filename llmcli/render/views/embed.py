@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from llmcli.render.drawing import Canvas, fit, footnotes, heading, name, plural, skipped
+from llmcli.render.drawing import Canvas, fit, footnotes, heading, name, skipped
 from llmcli.render.heat import on_heat, scale
-from llmcli.units import window
+from llmcli.units import plural, window
 
 if TYPE_CHECKING:
     from llmcli.inspection.embed import Embed, EmbedRow

@@ -9,17 +9,8 @@ from typing import TYPE_CHECKING
 from rich.cells import cell_len
 from rich.text import Text
 
-from llmcli.render.drawing import (
-    Canvas,
-    bar,
-    columns,
-    fit,
-    footnotes,
-    heading,
-    name,
-    plural,
-    section,
-)
+from llmcli.render.drawing import Canvas, bar, columns, fit, footnotes, heading, name, section
+from llmcli.units import plural
 
 if TYPE_CHECKING:
     from llmcli.inspection.head import Head, Key, Push

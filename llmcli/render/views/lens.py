@@ -17,12 +17,11 @@ from llmcli.render.drawing import (
     name,
     number,
     percent,
-    plural,
     share,
     skipped,
 )
 from llmcli.render.heat import on_heat
-from llmcli.units import window
+from llmcli.units import plural, window
 
 if TYPE_CHECKING:
     from llmcli.inspection.lens import Lens, LensRow

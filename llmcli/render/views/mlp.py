@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from llmcli.render.drawing import Canvas, called, columns, fit, footnotes, heading, name, plural
+from llmcli.render.drawing import Canvas, called, columns, fit, footnotes, heading, name
+from llmcli.units import plural
 
 if TYPE_CHECKING:
     from llmcli.inspection.mlp import MLPView

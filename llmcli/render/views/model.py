@@ -17,10 +17,9 @@ from llmcli.render.drawing import (
     footnotes,
     heading,
     percent,
-    plural,
     tail,
 )
-from llmcli.units import sized
+from llmcli.units import plural, sized
 
 if TYPE_CHECKING:
     from llmcli.inspection.model import Model, Module

@@ -18,9 +18,9 @@ from llmcli.render.drawing import (
     name,
     number,
     percent,
-    plural,
     section,
 )
+from llmcli.units import plural
 
 if TYPE_CHECKING:
     from llmcli.inspection.next import Next, PromptToken

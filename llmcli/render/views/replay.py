@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from llmcli.render.drawing import Canvas, columns, fit, footnotes, heading, name, plural, tail
+from llmcli.render.drawing import Canvas, columns, fit, footnotes, heading, name, tail
 from llmcli.render.text import harmless
+from llmcli.units import plural
 
 if TYPE_CHECKING:
     from llmcli.inspection.replay import Replay

@@ -9,18 +9,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from llmcli.render.drawing import (
-    Canvas,
-    columns,
-    fit,
-    footnotes,
-    heading,
-    name,
-    number,
-    plural,
-    signed_bar,
-)
+from llmcli.render.drawing import Canvas, columns, fit, footnotes, heading, name, number, signed_bar
 from llmcli.render.text import harmless
+from llmcli.units import plural
 
 if TYPE_CHECKING:
     from llmcli.inspection.steer import ExampleRow, SteerSweep, SteerVector, Trial

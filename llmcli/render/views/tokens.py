@@ -18,12 +18,11 @@ from llmcli.render.drawing import (
     name,
     number,
     percent,
-    plural,
     skipped,
 )
 from llmcli.render.heat import on_heat, scale
 from llmcli.render.text import on_one_line
-from llmcli.units import window
+from llmcli.units import plural, window
 
 if TYPE_CHECKING:
     from llmcli.inspection.tokens import TokenRow, Tokens

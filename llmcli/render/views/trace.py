@@ -18,13 +18,12 @@ from llmcli.render.drawing import (
     name,
     number,
     percent,
-    plural,
     tail,
     wrapped,
 )
 from llmcli.render.text import harmless, on_one_line
 from llmcli.render.tint import legend, tinted
-from llmcli.units import sized
+from llmcli.units import plural, sized
 
 if TYPE_CHECKING:
     from llmcli.inspection.trace import Improbable, Trace, TraceRun

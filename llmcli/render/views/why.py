@@ -18,9 +18,9 @@ from llmcli.render.drawing import (
     name,
     percent,
     place,
-    plural,
     wrapped,
 )
+from llmcli.units import plural
 
 if TYPE_CHECKING:
     from llmcli.inspection.why import Side, Why

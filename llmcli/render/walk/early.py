@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from llmcli.render.drawing import bar, plural
+from llmcli.render.drawing import bar
 from llmcli.render.walk.layout import Words, nums, pct, said, small, tiny, tok
+from llmcli.units import plural
 
 if TYPE_CHECKING:
     from llmcli.inspection.walk.spaces import Lookup, Projection, Vectors

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from llmcli.render.drawing import plural
 from llmcli.render.walk.layout import Words, nums, pct, said, tiny, tok
-from llmcli.units import sized
+from llmcli.units import plural, sized
 
 if TYPE_CHECKING:
     from llmcli.inspection.walk.after import Cache, Changing, Chat, Choosing, Parameters, Repeating
