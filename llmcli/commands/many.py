@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmcli.commands.changes import Changes, patches_of, tap_for
 from llmcli.commands.files import regular, replacing, writing
+from llmcli.commands.generate_options import Inputs
 from llmcli.commands.input import name_of, read_file
 from llmcli.commands.job import Job, Runner, prompt_ids
 from llmcli.commands.options import Compute, DType
@@ -279,21 +280,22 @@ def run_many(
     job: Job,
     compute: Compute,
     path: Path,
-    out: Path | None,
-    truncate: str | None,
-    batch_size: int,
-    num_samples: int,
+    inputs: Inputs,
+    changes: Changes,
+    tracing: Tracing | None,
     keep_seed: bool,
     quiet: bool,
-    changes: Changes,
-    tracing: Tracing | None = None,
 ) -> None:
-    """Generate for all prompts in `path` that `out` does not hold yet, a batch after the other."""
+    """Generate for all prompts in `path` that `--out` does not hold yet, one batch after another.
+
+    The other `inputs` say how; without `keep_seed` the seed is that of the results there are.
+    """
+    out, num_samples, batch_size = inputs.out, inputs.num_samples, inputs.batch_size or 16
     changes.check_for_many()
     items = read_prompts(path)
     if not keep_seed and (drawn := first_seed(out)) is not None:
         job = replace(job, seed=drawn)
-    encoded = _encode_all(job, items, truncate, quiet)
+    encoded = _encode_all(job, items, inputs.truncate_prompt, quiet)
     computed = how_computed(job, compute, batch_size, num_samples, changes)
     keys = {item.id: key_of(job, item, encoded[item.id], computed) for item in items}
     results = Results(items, keys, out, num_samples)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from llmcli.commands import beside, results
 from llmcli.commands.beside import WithBaseline
 from llmcli.commands.changes import Changes, patches_of, tap_for
+from llmcli.commands.generate_options import Show
 from llmcli.commands.job import Job, Runner
 from llmcli.commands.options import Compute, pictured
 from llmcli.commands.say import say
@@ -36,22 +37,6 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Show:
-    """What of a run is shown, and how."""
-
-    num_samples: int
-    separator: str
-    color_probs: bool
-    echo: bool
-    json: bool
-    jsonl: bool
-    stats: bool
-    color: str
-    baseline: bool
-    quiet: bool
-
-
-@dataclass(frozen=True, slots=True)
 class Echo:
     """The prompt, told again: its text, and what the model thought of each of its tokens."""
 
@@ -72,19 +57,21 @@ def run_one(
     job: Job,
     compute: Compute,
     ids: Sequence[int],
+    n: int,
     show: Show,
     changes: Changes,
+    baseline: bool,
     tracing: Tracing | None = None,
 ) -> None:
-    """Continue one prompt, as many times as asked for, and show it as it comes."""
+    """Continue one prompt `n` times, and show it as it comes."""
     plan = changes.plan(job.opened, ids)
-    started, n = time.perf_counter(), show.num_samples
-    model = job.load(compute, [len(ids)], n, not show.baseline, show.quiet)
+    started = time.perf_counter()
+    model = job.load(compute, [len(ids)], n, not baseline, show.quiet)
     load_s = time.perf_counter() - started
     patch = patches_of(plan, model, ids, show.quiet)
     tap = tap_for(patch, model, tracing.points if tracing else ())
     scored: Sequence[Step] = ()
-    if show.echo and (show.json or show.jsonl or show.color_probs or job.top_probs):
+    if show.echo and show.probs:
         from llmcli.gpt.generation import score
 
         scored = score(model, ids, job.top_probs or 0, tap)
@@ -92,7 +79,7 @@ def run_one(
     prompt = _prompt_json(job, ids, echo)
     head = results.header(job, model, load_s, prompt, num_samples=n, **changes.words)
     tell = partial(_tell, job, show, head, ids, scored)
-    if show.baseline:
+    if baseline:
         pair = WithBaseline.of(job, model, ids, patch, n)
         writers = beside.line_writers(pair, head) if show.jsonl else []
         end = partial(_show_beside, pair, show, head, echo, changes.title, writers)
@@ -101,7 +88,7 @@ def run_one(
     else:
         pieces: list[Piece] = []
         with ending(lambda: tell(pieces)), traced(job, tracing, model, changes, tap) as run:
-            writer = _writer(job, show, head, echo)
+            writer = _writer(job, show, head, echo, n)
             _stream(job, run, model, ids, tap, n, writer, pieces)
 
 
@@ -172,8 +159,8 @@ def _show_beside(
         beside.show(pair, title, show.color, pictured(show.color), text)
 
 
-def _writer(job: Job, show: Show, head: dict, echo: Echo) -> Writer:
-    opened, n = job.opened, show.num_samples
+def _writer(job: Job, show: Show, head: dict, echo: Echo, n: int) -> Writer:
+    opened = job.opened
     if show.json:
         return JsonWriter(opened, n, head)
     if show.jsonl:
