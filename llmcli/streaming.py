@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from codecs import getincrementaldecoder
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from llmcli.tokenizer import Tokenizer
@@ -89,6 +89,27 @@ class Piece:
     step: Step
     text: str
     finish_reason: str | None  # "stop" also where a stop string was met
+
+
+@dataclass(slots=True)
+class Sample:
+    """A row's pieces so far, and the text that none of them holds yet."""
+
+    pieces: list[Piece] = field(default_factory=list)
+    rest: str = ""
+
+    @property
+    def ids(self) -> list[int]:
+        return [piece.step.id for piece in self.pieces]
+
+    @property
+    def text(self) -> str:
+        return "".join(piece.text for piece in self.pieces) + self.rest
+
+    @property
+    def finish_reason(self) -> str | None:
+        """None: it has not come to its end."""
+        return self.pieces[-1].finish_reason if self.pieces else None
 
 
 def pieces(

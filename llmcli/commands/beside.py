@@ -4,39 +4,19 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from llmcli.commands.changes import tap_for
 from llmcli.commands.job import Job
-from llmcli.commands.writers import JsonlWriter, JsonWriter
-from llmcli.streaming import Piece
+from llmcli.commands.writers import JsonlWriter, run_json, samples_json
+from llmcli.streaming import Piece, Sample
+from llmcli.strict_json import strict
 
 if TYPE_CHECKING:
     from llmcli.gpt.model import GPT
     from llmcli.gpt.tap import Patch
     from llmcli.inspection.compare import Comparison
-
-
-@dataclass
-class Sample:
-    """One continuation: its pieces, and the text that no piece holds yet."""
-
-    pieces: list[Piece] = field(default_factory=list)
-    rest: str = ""
-
-    @property
-    def ids(self) -> list[int]:
-        return [piece.step.id for piece in self.pieces]
-
-    @property
-    def ended(self) -> bool:
-        """Whether it came to its end, and was not interrupted."""
-        return bool(self.pieces) and self.pieces[-1].finish_reason is not None
-
-    @property
-    def texts(self) -> list[str]:
-        return [piece.text for piece in self.pieces]
 
 
 @dataclass(frozen=True)
@@ -84,7 +64,9 @@ class WithBaseline:
 
         run = Run(self.model, self.ids, self.job.opened.token_bytes, self.patch)
         return [
-            compare(run, changed.ids, plain.ids, whole=changed.ended and plain.ended)
+            compare(
+                run, changed.ids, plain.ids, bool(changed.finish_reason and plain.finish_reason)
+            )
             for changed, plain in zip(self.changed, self.plain, strict=True)
         ]
 
@@ -93,16 +75,13 @@ def print_json(pair: WithBaseline, head: dict[str, Any]) -> None:
     """One object: the changed run as any run is told, the untouched one, and the comparisons."""
     from llmcli.render.forms import plain
 
-    opened, n = pair.job.opened, len(pair.changed)
-    writers = [JsonWriter(opened, n, head) for _ in range(2)]
-    for writer, samples in zip(writers, (pair.changed, pair.plain), strict=True):
-        for sample in samples:
-            for piece in sample.pieces:
-                writer.take(piece)
-    held = [sample.rest for sample in pair.changed]
-    baseline = {"samples": writers[1].samples([sample.rest for sample in pair.plain])}
-    comparisons = [plain(comparison) for comparison in pair.compared()]
-    writers[0].end(held, baseline=baseline, comparisons=comparisons)
+    opened = pair.job.opened
+    told = {
+        **run_json(head, pair.changed, opened),
+        "baseline": {"samples": samples_json(pair.plain, opened)},
+        "comparisons": [plain(comparison) for comparison in pair.compared()],
+    }
+    sys.stdout.write(strict(told) + "\n")
 
 
 def line_writers(pair: WithBaseline, head: dict[str, Any]) -> list[JsonlWriter]:
@@ -128,7 +107,7 @@ def show(pair: WithBaseline, title: str, color: str, as_picture: bool, echo: str
 
     for row, comparison in enumerate(pair.compared()):
         columns = [
-            Column(name, sample.texts, sample.rest, perplexity)
+            Column(name, [piece.text for piece in sample.pieces], sample.rest, perplexity)
             for name, sample, perplexity in (
                 ("untouched", pair.plain[row], comparison.baseline_perplexity),
                 (title, pair.changed[row], comparison.perplexity),

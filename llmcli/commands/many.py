@@ -29,11 +29,11 @@ from llmcli.commands.say import say
 from llmcli.commands.traced import Tracing, hashes, traced
 from llmcli.commands.writers import drawn_json
 from llmcli.errors import IntegrityError, ResourceError, UsageError, shown, shown_path
+from llmcli.streaming import Sample
 from llmcli.strict_json import strict
 from llmcli.units import plural
 
 if TYPE_CHECKING:
-    from llmcli.gpt.generation import Step
     from llmcli.gpt.model import GPT
     from llmcli.gpt.tap import Tap
 
@@ -347,26 +347,21 @@ def run_batch(
     tap: Tap,
 ) -> dict[str | int, list[dict[str, Any]]]:
     """One batch's records by id: a function of its arguments, so that anyone may compute it."""
-    rows = [(item, ids, sample) for item, ids in batch for sample in range(num_samples)]
+    rows = [(item, ids, number) for item, ids in batch for number in range(num_samples)]
     streams = job.streams(len(rows))
-    texts = [""] * len(rows)
-    tokens: list[list[Step]] = [[] for _ in rows]
-    reasons: list[str | None] = [None] * len(rows)
+    samples = [Sample() for _ in rows]
     prompts = [ids for _, ids, _ in rows]
     for piece in run(model, prompts, [(i.index, s) for i, _, s in rows], streams, tap):
-        row = piece.step.row
-        texts[row] += piece.text
-        tokens[row].append(piece.step)
-        reasons[row] = piece.finish_reason
+        samples[piece.step.row].pieces.append(piece)
     records: dict[str | int, list[dict[str, Any]]] = {item.id: [] for item, _ in batch}
-    for row, (item, ids, sample) in enumerate(rows):
+    for (item, ids, number), sample in zip(rows, samples, strict=True):
         record: dict[str, Any] = {
-            "schema": SCHEMA, "id": item.id, "sample": sample, "key": keys[item.id],
-            "seed": job.seed, "text": texts[row], "finish_reason": reasons[row],
-            "n_prompt": len(ids), "n_tokens": len(tokens[row]),
+            "schema": SCHEMA, "id": item.id, "sample": number, "key": keys[item.id],
+            "seed": job.seed, "text": sample.text, "finish_reason": sample.finish_reason,
+            "n_prompt": len(ids), "n_tokens": len(sample.pieces),
         }  # fmt: skip
         if job.top_probs:
-            record["tokens"] = [drawn_json(step, job.opened) for step in tokens[row]]
+            record["tokens"] = [drawn_json(piece.step, job.opened) for piece in sample.pieces]
         records[item.id].append(record)
     return records
 

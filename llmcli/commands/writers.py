@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from llmcli.commands.loading import Opened
+from llmcli.commands.results import timings
 from llmcli.render.text import harmless, quoted
-from llmcli.streaming import Piece, TextStream
+from llmcli.streaming import Piece, Sample, TextStream
 from llmcli.strict_json import strict
 
 if TYPE_CHECKING:
@@ -236,33 +237,15 @@ class JsonWriter:
 
     def __init__(self, opened: Opened, n_rows: int, header: dict[str, Any]) -> None:
         self.opened, self.header = opened, header
-        self.texts = [""] * n_rows
-        self.reasons: list[str | None] = [None] * n_rows
-        self.tokens: list[list[dict[str, Any]]] = [[] for _ in range(n_rows)]
-        self.times: list[float] = []
+        self.samples = [Sample() for _ in range(n_rows)]
 
     def take(self, piece: Piece) -> None:
-        row = piece.step.row
-        self.tokens[row].append(drawn_json(piece.step, self.opened))
-        self.texts[row] += piece.text
-        self.reasons[row] = piece.finish_reason
-        self.times.append(piece.step.time_s)
+        self.samples[piece.step.row].pieces.append(piece)
 
-    def samples(self, held: Sequence[str]) -> list[dict[str, Any]]:
-        """What JSON tells of each row, with what was `held` back of its text."""
-        return [
-            {"text": text + rest, "finish_reason": reason, "tokens": tokens}
-            for text, rest, reason, tokens in zip(
-                self.texts, held, self.reasons, self.tokens, strict=True
-            )
-        ]
-
-    def end(self, held: Sequence[str], **more: Any) -> None:
-        from llmcli.commands.results import timings
-
-        samples = self.samples(held)
-        result = {**self.header, "samples": samples, **timings(self.header, self.times), **more}
-        sys.stdout.write(strict(result) + "\n")
+    def end(self, held: Sequence[str]) -> None:
+        for sample, rest in zip(self.samples, held, strict=True):
+            sample.rest = rest
+        sys.stdout.write(strict(run_json(self.header, self.samples, self.opened)) + "\n")
 
 
 class JsonlWriter:
@@ -277,19 +260,17 @@ class JsonlWriter:
     ) -> None:
         self.opened, self.header = opened, header
         self.of_run = {} if baseline is None else {"baseline": baseline}
-        self.texts, self.over = [""] * n_rows, [False] * n_rows
-        self.times: list[float] = []
+        self.samples = [Sample() for _ in range(n_rows)]
         if not baseline:
             self.event("start", header)
 
     def take(self, piece: Piece) -> None:
         row = piece.step.row
-        self.texts[row] += piece.text
-        self.times.append(piece.step.time_s)
+        self.samples[row].pieces.append(piece)
         token = drawn_json(piece.step, self.opened)
         self.event("step", {"sample": row, **self.of_run, "new_text": piece.text, **token})
         if piece.finish_reason:
-            self._end(row, self.texts[row], piece.finish_reason)
+            self._end(row)
 
     def end(self, held: Sequence[str]) -> None:
         self.end_samples(held)
@@ -297,24 +278,50 @@ class JsonlWriter:
 
     def end_samples(self, held: Sequence[str]) -> None:
         """The ends of samples that were interrupted."""
-        for row, text in enumerate(self.texts):
-            if not self.over[row]:
-                self._end(row, text + held[row], None)
+        for row, (sample, rest) in enumerate(zip(self.samples, held, strict=True)):
+            if sample.finish_reason is None:
+                sample.rest = rest
+                self._end(row)
 
     def done(self) -> None:
-        from llmcli.commands.results import timings
+        self.event("done", timings(self.header, times_of(self.samples)))
 
-        self.event("done", timings(self.header, self.times))
-
-    def _end(self, row: int, text: str, reason: str | None) -> None:
-        self.over[row] = True
-        self.event("end", {"sample": row, **self.of_run, "text": text, "finish_reason": reason})
+    def _end(self, row: int) -> None:
+        sample = self.samples[row]
+        ended = {"text": sample.text, "finish_reason": sample.finish_reason}
+        self.event("end", {"sample": row, **self.of_run, **ended})
 
     def event(self, event: str, values: dict[str, Any]) -> None:
         values = {key: value for key, value in values.items() if key != "schema"}
         line = strict({"schema": self.header["schema"], "event": event, **values})
         sys.stdout.write(line + "\n")
         sys.stdout.flush()
+
+
+def run_json(header: dict[str, Any], samples: Sequence[Sample], opened: Opened) -> dict[str, Any]:
+    """All that JSON tells of a run."""
+    return {
+        **header,
+        "samples": samples_json(samples, opened),
+        **timings(header, times_of(samples)),
+    }
+
+
+def samples_json(samples: Sequence[Sample], opened: Opened) -> list[dict[str, Any]]:
+    """What JSON tells of each row."""
+    return [
+        {
+            "text": sample.text,
+            "finish_reason": sample.finish_reason,
+            "tokens": [drawn_json(piece.step, opened) for piece in sample.pieces],
+        }
+        for sample in samples
+    ]
+
+
+def times_of(samples: Sequence[Sample]) -> list[float]:
+    """When each step was done, in order."""
+    return sorted(piece.step.time_s for sample in samples for piece in sample.pieces)
 
 
 def as_json(step: Step, opened: Opened) -> dict[str, Any]:
