@@ -491,6 +491,21 @@ def test_files_of_the_same_names_and_shapes_are_told_apart_by_any_part_of_their_
     assert len(sampled) == (n if nbytes else 1)
 
 
+def test_a_file_is_told_apart_by_any_one_of_its_tensors(tmp_path: Path) -> None:
+    """Where the others are large, too."""
+    sizes, header, end = (300_000, 64, 2_000_000, 5, 300_000), {}, 0
+    for name, size in zip("abcde", sizes, strict=True):
+        header[name], end = entry("U8", [size], [end, end + size]), end + size
+    sampled = set()
+    for tensor in header.values():
+        start, stop = tensor["data_offsets"]
+        data = bytes(start) + b"\1" * (stop - start) + bytes(end - stop)
+        (tmp_path / "model.safetensors").write_bytes(blob(header, data))
+        (hashes,) = file_hashes(tmp_path).values()
+        sampled.add(hashes["sampled_sha256"])
+    assert len(sampled) == len(sizes)
+
+
 def test_each_shard_has_hashes_of_its_own(tmp_path: Path) -> None:
     before = file_hashes(shards(tmp_path, MAP, one=A, two=B))
     after = file_hashes(shards(tmp_path, MAP, one=A, two=B[:-1] + b"\1"))

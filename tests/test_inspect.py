@@ -342,13 +342,15 @@ def test_an_option_that_no_view_uses_is_noted(llmcli, model_folder):
 def test_the_value_of_an_option_that_no_view_uses_is_never_read(llmcli, model_folder):
     odd = {"layer": 99, "head": -99, "token": " x y", "versus": "", "analogy": "+", "corrupt": "",
            "page": 99, "top-k": 999, "bias": "?"}  # fmt: skip
-    options = [part for name, value in odd.items() for part in (f"--{name}", value)]
-    result = llmcli("inspect", PROMPT, "-m", model_folder, "--view", "embed", *options)
-    assert result.exit_code == 0, result.stderr
-    (note,) = result.stderr.splitlines()
-    assert {word.strip(",.") for word in note.split() if word.startswith("--")} == {
-        "--view", *(f"--{name}" for name in odd)
-    }  # fmt: skip
+    changes = {"ablate": "L99", "steer": "?", "reference": "nowhere.txt"}
+    for view, unused in (("embed", odd), ("explain", changes), ("embed", {"versus": " a"})):
+        options = [part for name, value in unused.items() for part in (f"--{name}", value)]
+        result = llmcli("inspect", PROMPT, "-m", model_folder, "--view", view, *options)
+        assert result.exit_code == 0, result.stderr
+        (note,) = result.stderr.splitlines()
+        assert {word.strip(",.") for word in note.split() if word.startswith("--")} == {
+            "--view", *(f"--{name}" for name in unused)
+        }  # fmt: skip
     common = ["inspect", "-m", model_folder, "--view"]
     assert llmcli(*common, "neighbors", "--token", "id:5", "--position", 999).exit_code == 0
     one_uses_it = llmcli(*common, "embed", "--view", "lens", PROMPT, "--token", " x y")
@@ -362,6 +364,13 @@ def test_every_option_of_the_table_exists():
 
     options = set(python_inspect.signature(inspect).parameters)
     assert set().union(*(entry.uses for entry in VIEWS.values())) <= options
+
+
+def test_no_line_of_a_help_is_too_long(llmcli, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    for command in ("generate", "inspect", "tokenize", "download"):
+        lines = llmcli(command, "--help").stdout.splitlines()
+        assert max(map(len, lines)) <= 80, max(lines, key=len)
 
 
 def test_the_help_lists_every_view(llmcli):
@@ -471,6 +480,14 @@ def test_a_saved_picture_holds_the_text_and_needs_no_network(name, llmcli, model
     assert "lens" in kept
     assert "surprisal" in kept
     assert not re.search(r"https?://(?!www\.w3\.org/|www\.textualize\.io)|src=|@import", kept)
+
+
+def test_a_saved_picture_cuts_no_line(llmcli, model_folder, tmp_path):
+    path = tmp_path / "x.svg"
+    words = f"{'Once upon a time there was a girl who had a red ball. ' * 2}The day was long"
+    llmcli("inspect", words, "-m", model_folder, "--page", 1, "--save", path)
+    shown = " ".join("".join(ElementTree.parse(path).getroot().itertext()).split())
+    assert "The day was long' \\ --model" in shown
 
 
 def test_a_saved_picture_is_xml_whatever_the_text(llmcli, model_folder, tmp_path):

@@ -42,7 +42,7 @@ PROMPT = "Once upon a time, there was a little girl"
         (["--view", "lens", "--token", ""], 2, "no token has an empty text"),
         (["--view", "lens", "--token", "id:300"], 2, "Ids go from 0 to 299"),
         (["--view", "lens", "--token", "id:-1"], 2, "not one token"),
-        (["--versus", " a"], 2, "--versus needs --token"),
+        (["--view", "mlp", "--versus", " a"], 2, "--versus needs --token"),
         (["--rows", 0], 2, "--rows"),
         (["--save", "x.png"], 2, ".svg or .html"),
         (["--save", "/nowhere/x.svg"], 3, "no such folder"),

@@ -93,6 +93,15 @@ def test_prompts_that_are_cut_are_counted(llmcli, model_folder, tmp_path):
     assert llmcli(*command, "-q").stderr == ""
 
 
+def test_texts_that_end_ahead_of_a_forced_step_are_counted(llmcli, model_folder, tmp_path):
+    (tmp_path / "p").write_text("Once\nThe\n")
+    command = ["generate", "--prompts", tmp_path / "p", "-m", model_folder, "-n", 6, "--seed", 1,
+               "--force", "0=0", "--force", "3=Q"]  # fmt: skip
+    said = "2 of 2 texts ended before step 3, which --force names.\n"
+    assert llmcli(*command).stderr.endswith(said)
+    assert said not in llmcli(*command, "--ignore-eos").stderr
+
+
 def test_one_prompt_is_singular(llmcli, model_folder, tmp_path):
     (tmp_path / "p").write_text("Once\n")
     said = llmcli("generate", "--prompts", tmp_path / "p", "-m", model_folder, "--seed", 3).stderr

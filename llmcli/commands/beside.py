@@ -105,6 +105,7 @@ def show(pair: WithBaseline, title: str, color: str, as_picture: bool, echo: str
     """Two columns for a person; in a pipe one text after the other, each under a `#` line."""
     from llmcli.render.beside import Column, picture, text
 
+    n = len(pair.changed)
     for row, comparison in enumerate(pair.compared()):
         columns = [
             Column(name, [piece.text for piece in sample.pieces], sample.rest, perplexity)
@@ -123,5 +124,7 @@ def show(pair: WithBaseline, title: str, color: str, as_picture: bool, echo: str
         out = console(color)
         if row:
             out.print()
+        if n > 1:
+            out.print(f"── sample {row} of {n} ──", style="bold")
         width = min(out.width, 120)
         out.print(picture(columns, first, kl, echo, width), end="", soft_wrap=False, width=width)

@@ -16,7 +16,7 @@ from llmcli.errors import IntegrityError, UsageError
 if TYPE_CHECKING:
     from llmcli.inspection.catalogue import ViewEntry
 
-Group = TypeVar("Group", i.Where, i.OneView, o.Drawing)
+Group = TypeVar("Group", i.Where, i.OneView, o.Drawing, o.Interventions)
 
 
 @o.grouped
@@ -64,15 +64,15 @@ def inspect(
       residual     the stream at a position: what each part adds, each layer norm
       attribution  a logit as a sum over embeddings, heads, MLPs and biases
       sampling     logits, each filter, the draw, and what each stage cuts
-      circuits     what a head's weights alone say: QK, OV, composition; needs no prompt
+      circuits     a head's weights alone: QK, OV, composition; needs no prompt
       ablation     all heads and MLPs, ranked by what a logit loses without them
       patching     what each place of --clean brings back when put into --corrupt
-      steer        a vector made from examples; or a text at growing strengths of --steer
+      steer        a vector made from examples; or a text at growing strengths
       change       what --ablate, --knockout, --steer or --patch did to the prompt
-      embed        each token's vector, its position's and their sum; cosines between tokens
+      embed        token and position vectors, their sum; cosines of tokens
       neighbors    tokens nearest to --token or --analogy; needs no prompt
       positions    how alike the learned position vectors are; needs no prompt
-      why          a short report on a token: rank, layer, parts and words for and against
+      why          a short report on a token: parts and words for and against
       explain      the guided walk through the whole computation, in plain words
       check        proof that the views, the cache and the fast path agree
       model        sizes, parameters, memory and FLOPs; needs no prompt
@@ -107,8 +107,6 @@ def inspect(
         wanted = traces.wanted(recorded, view)
     else:
         wanted = entries(view or (["next"] if prompt is not None or piped else ["model"]))
-    if where.versus is not None and where.token is None:
-        raise UsageError("--versus needs --token.", 'For example: --token " he" --versus " she"')
     check_writable("--save", save, (".svg", ".html"))
     check_writable("--tensors", tensors, (".safetensors",))
     check_writable("--save-vector", one_view.save_vector, (".safetensors",))
@@ -121,7 +119,9 @@ def inspect(
     of_prompt = any(entry.prompt for entry in wanted.values())
     unused = _unused(wanted, typed, prompt, of_prompt, quiet)
     where, one_view = _without(where, unused), _without(one_view, unused)
-    drawing = _without(drawing, unused)
+    drawing, interventions = _without(drawing, unused), _without(interventions, unused)
+    if where.versus is not None and where.token is None:
+        raise UsageError("--versus needs --token.", 'For example: --token " he" --versus " she"')
     draws = not json and o.pictured(color)
     canvas = output.canvas_for(color, where.rows) if draws else None
     if canvas is not None and not quiet:

@@ -91,6 +91,13 @@ class Job:
         """Whether the context, and not --max-new-tokens, ended a text of so many tokens."""
         return reason == "length" and n_tokens < self.max_new_tokens
 
+    def unreached(self, lengths: Sequence[int]) -> str:
+        """What to say of texts that ended, after so many tokens, ahead of a forced step, if any."""
+        last = max(self.forced, default=-1)
+        early = sum(n <= last for n in lengths)
+        texts = "The text" if len(lengths) == 1 else f"{early} of {len(lengths)} texts"
+        return f"{texts} ended before step {last}, which --force names." if early else ""
+
     def check_forced(self, length: int) -> None:
         """Raises UsageError where a step is forced that after so many tokens has no room."""
         last = self.opened.config.n_ctx - length

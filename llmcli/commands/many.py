@@ -216,7 +216,8 @@ class Results:
             )
         if key != self.keys[id] or not 0 <= sample < self.num_samples:
             raise IntegrityError(
-                f"{where}, is the result of another prompt, model, seed, option or vector file.",
+                f"{where}, is the result of another prompt, model, seed, option or vector file, or "
+                "of another version of llmcli.",
                 "Give --out another file, or the same prompts and options as before.",
             )
         return record
@@ -317,7 +318,8 @@ def run_many(
     patch = patches_of(changes.plan(job.opened, some), model, some, quiet)
     tap = tap_for(patch, model, tracing.points if tracing else ())
     results.put_in_order()  # what could not run has left the file as it was
-    started, n_done, n_tokens, n_filled = time.perf_counter(), 0, 0, 0
+    started, n_done, n_filled = time.perf_counter(), 0, 0
+    n_tokens: list[int] = []  # of each text
     names = {item.index: item.id for item in items}
     with closing(results), traced(job, tracing, model, changes, tap, names) as run:
         for batch in batches(todo, batch_size):
@@ -325,16 +327,18 @@ def run_many(
             results.add([(item, records[item.id]) for item, _ in batch])
             n_done += len(batch)
             made = [record for of_one in records.values() for record in of_one]
-            n_tokens += sum(record["n_tokens"] for record in made)
+            n_tokens += [record["n_tokens"] for record in made]
             n_filled += sum(job.filled(r["finish_reason"], r["n_tokens"]) for r in made)
             if not quiet:
-                rate = n_tokens / (time.perf_counter() - started)
+                rate = sum(n_tokens) / (time.perf_counter() - started)
                 say(f"{n_done} of {plural(len(todo), 'prompt')}, {rate:.0f} tok/s")
     results.put_in_order()
     if n_filled and not quiet:
         n_ctx = job.opened.config.n_ctx
         ends = f"{plural(n_filled, 'text')} end{'s' * (n_filled == 1)}"
         say(f"{ends} where the context of {n_ctx} tokens is full.")
+    if (unreached := job.unreached(n_tokens)) and not quiet:
+        say(unreached)
 
 
 def run_batch(

@@ -101,12 +101,9 @@ def _tell(
     if filled and not show.quiet:
         n_ctx = job.opened.config.n_ctx
         say(f"The context of {n_ctx} tokens is full: nothing can follow.")
-    last = max(job.forced, default=0)
-    over = [piece for piece in pieces if piece.finish_reason]
-    early = sum(piece.step.index < last for piece in over)
-    if early and not show.quiet:
-        texts = "The text" if len(over) == 1 else f"{early} of {len(over)} texts"
-        say(f"{texts} ended before step {last}, which --force names.")
+    unreached = job.unreached([p.step.index + 1 for p in pieces if p.finish_reason])
+    if unreached and not show.quiet:
+        say(unreached)
     if show.echo and scored and not (show.json or show.jsonl or show.quiet):
         from llmcli.units import plural
 

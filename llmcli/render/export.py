@@ -14,9 +14,10 @@ NO_XML = re.compile("[\ufffe\uffff\ud800-\udfff]")  # no characters to XML 1.0
 
 
 def _recorded(pictures: Iterable[Picture], width: int) -> Console:
+    """What a terminal would show; a line that is too long goes on below, as it does there."""
     console = Console(
         record=True, file=io.StringIO(), width=width, force_terminal=True, color_system="truecolor",
-        highlight=False, markup=False, emoji=False, soft_wrap=True, legacy_windows=False,
+        highlight=False, markup=False, emoji=False, legacy_windows=False,
     )  # fmt: skip
     print_all(console, pictures)
     return console

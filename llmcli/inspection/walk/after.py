@@ -253,6 +253,8 @@ def parameters(walk: Walk) -> Parameters:
     for name, layer in walk.model.named_modules():
         if name == "head" and walk.config.tie_embeddings:
             continue  # counted as the token embedding
+        if name.endswith(".product"):
+            continue  # what a layer multiplies with: its weights are the layer's
         for part in ("weight", "bias"):  # which a layer has however it stores them
             if (values := getattr(layer, part, None)) is not None:
                 counts[_group(name)] = counts.get(_group(name), 0) + values.numel()

@@ -57,7 +57,8 @@ def draw(view: Attribution, canvas: Canvas) -> Text:
 def _total(view: Attribution) -> Text:
     out = Text().append(f"  {'─' * (PART + VALUE + 1)}\n", style="dim")
     out.append(f"  {fit('sum of the parts', PART)} {view.sum_of_parts:+{VALUE}.4f}\n")
-    out.append(f"  {fit('the model’s own', PART)} {view.logit:+{VALUE}.4f}\n", style="bold")
+    own = fit("the model's own", PART)
+    out.append(f"  {own} {view.logit:+{VALUE}.4f}\n", style="bold")
     out.append(
         f"  {fit('residual error', PART)} {view.residual:{VALUE}.1e}   "
         f"(at most {view.tolerance:.1e} may be)\n",

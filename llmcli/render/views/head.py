@@ -82,7 +82,7 @@ def _scores(view: Head, canvas: Canvas) -> Text:
     out = section(3, "the weights", about)
     out.append_text(columns(
         ("place", -5), ("token", TOKEN), ("q · k", -SCORE), (f"/ {divisor}", -SCORE),
-        ("e^", -SCORE), ("weight", -SCORE), ("model’s own", -12),
+        ("e^", -SCORE), ("weight", -SCORE), ("model's own", -12),
     ))  # fmt: skip
     cells = canvas.width - 6 - TOKEN - 4 * (SCORE + 1) - 13
     for key in view.keys:
@@ -117,7 +117,7 @@ def _values(view: Head, canvas: Canvas) -> Text:
         rest = [z - part for z, part in zip(view.z, mixed, strict=True)]
         out.append_text(_numbers(rest, 4, canvas.width))
     out.append("      z", style="bold").append(
-        f"   the model’s own differs by {view.z_error:.1e} at most\n", style="dim"
+        f"   the model's own differs by {view.z_error:.1e} at most\n", style="dim"
     )
     return out.append_text(_numbers(view.z, 4, canvas.width))
 
@@ -129,7 +129,7 @@ def _projection(view: Head, canvas: Canvas) -> Text:
     out.append(f"      W_O into number {c}\n").append_text(_numbers(view.w_out, 4, canvas.width))
     out.append("      z · W_O = ").append(f"{view.written:.4f}", style="bold")
     replaced = ", as it is changed" if abs(view.model_written - view.written) > 0.01 else ""
-    out.append(f"   the model’s own {view.model_written:.4f}{replaced}\n", style="dim")
+    out.append(f"   the model's own {view.model_written:.4f}{replaced}\n", style="dim")
     out.append(
         f"      all {view.n_embd} numbers have the norm {view.norm:.3f}; "
         f"the stream they are added to {view.stream_norm:.3f}\n"
