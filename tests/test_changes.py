@@ -114,7 +114,7 @@ def test_baseline_in_a_pipe_is_one_text_after_the_other(generate):
     assert text.endswith(f"\n{changed}\n")
 
 
-def test_baseline_on_a_terminal_has_two_columns(model_folder):
+def test_baseline_on_a_terminal_has_two_columns(generate, model_folder):
     arguments = ["generate", PROMPT, "-m", model_folder, "--seed", 1, "--max-new-tokens", 20,
                  *CHANGES[0], "--baseline"]  # fmt: skip
     shown, code = in_terminal(arguments, env={"NO_COLOR": "1"})
@@ -123,6 +123,9 @@ def test_baseline_on_a_terminal_has_two_columns(model_folder):
     assert shown.count("▶") == 3  # one in each text, one in the line below
     assert re.search(r"KL\(untouched ‖ changed\) per step: mean [\d.e-]+ bits, most", shown)
     assert max(map(len, shown.splitlines())) <= 80
+    several = generate(*CHANGES[0], "--baseline", "--color", "always", "--num-samples", 2).stdout
+    assert several.index("── sample 0 of 2 ──") < several.index("── sample 1 of 2 ──")
+    assert "── sample" not in shown
 
 
 def test_echo_tells_what_the_changed_model_thinks(result):
