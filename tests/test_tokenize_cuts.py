@@ -156,27 +156,34 @@ def test_streams_of_any_block_size_give_the_ids_of_one_call(recipe) -> None:
 
 @pytest.mark.parametrize("delimiter", ["<|end|>", "\n\n", "aa", "a 1"])
 @pytest.mark.parametrize("special", [False, True])
-def test_documents_are_encoded_apart_whatever_the_blocks(tmp_path, delimiter, special) -> None:
+@pytest.mark.parametrize("suffix", [False, True])
+def test_documents_are_encoded_apart_whatever_the_blocks(
+    tmp_path, delimiter, special, suffix
+) -> None:
+    """A delimiter at the end begins no document, and none of the template's ids."""
+    end = {"SpecialToken": {"id": "<|end|>"}}
     template = {"type": "TemplateProcessing", "single": [
-        {"SpecialToken": {"id": "<|end|>"}}, {"Sequence": {"id": "A"}}],
+        end, {"Sequence": {"id": "A"}}, *[end] * suffix],
         "special_tokens": {"<|end|>": {"ids": [500]}}}  # fmt: skip
     data = build(GPT2, post_processor=template)
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<|end|>"}')
     recipe = read_recipe(save(tmp_path, data))
     job = job_for(recipe, special=special, delimiter=delimiter.encode())
-    encoder, before = Encoder(job), [500] * special
+    encoder, before, after = Encoder(job), [500] * special, [500] * (special and suffix)
     few = [delimiter, delimiter, " ", "  ", "\n", "a", "1", delimiter[:1], "é", "\u3000", "\x02"]
 
     @check(60, st.lists(st.sampled_from(few), max_size=20).map("".join),
            st.integers(1, 12))  # fmt: skip
     def _(text: str, size: int) -> None:
         expected: list[int] = []
-        for number, document in enumerate(text.split(delimiter)):
-            expected += [500] * (number > 0) + before
-            expected += job.source.tokenizer.encode(document, special=special)
+        *ended, rest = text.split(delimiter)
+        for document in [*ended, rest] if rest else ended:
+            ids = job.source.tokenizer.encode(document, special=special)
+            expected += [*before, *ids, *after, 500]
+        expected = expected[:-1] if rest else expected
         found = list(parts(blocks(text.encode(), size), job))
         ids = [id for part in found for id in encoder.ids(part).tolist()]
-        assert ids == (expected if text else [])
+        assert ids == expected
         assert sum(map(encoder.count, found)) == len(ids)
 
 

@@ -38,8 +38,8 @@ class Part:
 
     data: bytes
     offset: int  # of its first byte in the input
-    first: bool  # whether the input starts here
-    last: bool  # whether it ends here
+    first: bool  # whether a document starts here
+    last: bool  # whether the input ends here
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,22 +64,24 @@ def parts(blocks: Iterable[bytes], job: Job, longest: int = LONGEST) -> Iterator
     """
     found = job.cut()
     places = None if isinstance(found, str) else found
-    waiting, offset = bytearray(), 0
+    waiting, offset, first = bytearray(), 0, True
     for block in blocks:
         known = len(waiting)
         waiting += block
         end = _last_cut(waiting, known, places, job.delimiter)
         if end:
-            yield Part(bytes(waiting[:end]), offset, offset == 0, False)
+            data = bytes(waiting[:end])
+            yield Part(data, offset, first, False)
             del waiting[:end]
             offset += end
+            first = bool(job.delimiter) and data.endswith(job.delimiter)
         elif places and len(waiting) > longest:
             raise UsageError(
                 f"There is no place to cut for {longest >> 20} MiB from byte {offset} on.",
                 "Break the text there with a space or a line end.",
             )
     if waiting or offset:
-        yield Part(bytes(waiting), offset, offset == 0, True)
+        yield Part(bytes(waiting), offset, first, True)
 
 
 def _last_cut(data: bytearray, known: int, places: re.Pattern[str] | None, delimiter: bytes) -> int:
@@ -173,15 +175,20 @@ class Encoder:
         return ids, n_marks
 
     def _slow_ids(self, part: Part) -> list[int]:
+        """Those of each document, the template's around them; none after the last delimiter."""
         job, tokenizer = self.job, self.job.source.tokenizer
-        documents = part.data.split(job.delimiter) if job.delimiter else [part.data]
-        ids = list(self.before) if part.first else []
-        for number, document in enumerate(documents):
-            if number:
-                assert tokenizer.eot_id is not None
-                ids += [*self.after, tokenizer.eot_id, *self.before]
-            ids += tokenizer.encode(self._decoded(document, part), special=job.special)
-        return [*ids, *self.after] if part.last else ids
+        *ended, rest = part.data.split(job.delimiter) if job.delimiter else [part.data]
+        ids: list[int] = []
+        before = self.before if part.first else ()
+        for document in ended:
+            assert tokenizer.eot_id is not None
+            own = tokenizer.encode(self._decoded(document, part), special=job.special)
+            ids += [*before, *own, *self.after, tokenizer.eot_id]
+            before = self.before
+        if rest:
+            own = tokenizer.encode(self._decoded(rest, part), special=job.special)
+            ids += [*before, *own, *(self.after if part.last else ())]
+        return ids
 
     def _decoded(self, data: bytes, part: Part) -> str:
         try:
