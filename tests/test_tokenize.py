@@ -372,6 +372,25 @@ def test_the_delimiter_becomes_the_end_of_text(llmcli, model_folder, tokenizer, 
     assert ids.split().count("0") == 1
 
 
+@pytest.mark.parametrize("suffix", [[], [0]])
+def test_a_document_has_one_end_of_text_at_its_end(llmcli, copied, tokenizer, tmp_path, suffix):
+    """The text's own, with --special, or the template's; else one is added."""
+    end = {"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}
+    template = json.loads((copied / "tokenizer.json").read_text())["post_processor"]
+    template["single"] = [end, {"Sequence": {"id": "A", "type_id": 0}}, *[end for _ in suffix]]
+    edit_json(copied / "tokenizer.json", post_processor=template)
+    out = tmp_path / "ids.npy"
+    given = {"a": ["a"], "b/": ["b"], "/c/d": ["", "c", "d"]}
+    if not suffix:
+        given |= {"a<|endoftext|>": ["a"], "b<|endoftext|>/": ["b"]}
+    common = ["-m", copied, "--special", "--out", out, "--json", "--document-delimiter", "/"]
+    facts = valid("corpus", llmcli("tokenize", *given, *common).stdout)
+    documents = [document for each in given.values() for document in each]
+    expected = [id for text in documents for id in [0, *tokenizer.encode(text), 0]]
+    assert np.load(out).tolist() == expected
+    assert facts["documents"] == len(documents)
+
+
 def test_a_delimiter_without_a_letter_is_refused(llmcli):
     done = llmcli("tokenize", "Once", "--document-delimiter", "")
     assert_fails(done, 2, "--document-delimiter needs a text")

@@ -160,7 +160,10 @@ def test_streams_of_any_block_size_give_the_ids_of_one_call(recipe) -> None:
 def test_documents_are_encoded_apart_whatever_the_blocks(
     tmp_path, delimiter, special, suffix
 ) -> None:
-    """A delimiter at the end begins no document, and none of the template's ids."""
+    """A delimiter at the end begins no document, and none of the template's ids.
+
+    It becomes the end-of-text id, unless the document before it ends with one.
+    """
     end = {"SpecialToken": {"id": "<|end|>"}}
     template = {"type": "TemplateProcessing", "single": [
         end, {"Sequence": {"id": "A"}}, *[end] * suffix],
@@ -171,20 +174,32 @@ def test_documents_are_encoded_apart_whatever_the_blocks(
     job = job_for(recipe, special=special, delimiter=delimiter.encode())
     encoder, before, after = Encoder(job), [500] * special, [500] * (special and suffix)
     few = [delimiter, delimiter, " ", "  ", "\n", "a", "1", delimiter[:1], "é", "\u3000", "\x02"]
+    few += ["<|end|>"]
 
     @check(60, st.lists(st.sampled_from(few), max_size=20).map("".join),
            st.integers(1, 12))  # fmt: skip
     def _(text: str, size: int) -> None:
         expected: list[int] = []
         *ended, rest = text.split(delimiter)
-        for document in [*ended, rest] if rest else ended:
-            ids = job.source.tokenizer.encode(document, special=special)
-            expected += [*before, *ids, *after, 500]
-        expected = expected[:-1] if rest else expected
+        for document in ended:
+            own = [*job.source.tokenizer.encode(document, special=special), *after]
+            expected += [*before, *own, *[500] * (own[-1:] != [500])]
+        if rest:
+            ids = job.source.tokenizer.encode(rest, special=special)
+            expected += [*before, *ids, *after]
         found = list(parts(blocks(text.encode(), size), job))
         ids = [id for part in found for id in encoder.ids(part).tolist()]
         assert ids == expected
         assert sum(map(encoder.count, found)) == len(ids)
+
+
+def test_an_end_of_text_that_text_spells_is_the_same_with_marks_and_without(tmp_path) -> None:
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "ab"}')
+    job = job_for(read_recipe(save(tmp_path, build(GPT2))), delimiter=b"/")
+    (end,) = job.source.tokenizer.encode("ab")
+    for mark in ("", "\x01"):  # a text that holds one is encoded without
+        ids = streamed(job, f"{mark}ab/ab/".encode(), 99)
+        assert ids == [*job.source.tokenizer.encode(mark), end, end]
 
 
 def test_marks_stand_for_the_lookahead_in_every_company(recipe) -> None:

@@ -106,7 +106,6 @@ class Corpus:
         import numpy as np
 
         digest, start = hashlib.sha256(), self.written.n_tokens
-        eot = self.bulk.source.tokenizer.eot_id
         delimiter = self.bulk.request.delimiter
         n_bytes = n_documents = 0
         open_document = False  # whether the last one still lacks its end
@@ -123,8 +122,7 @@ class Corpus:
             raise
         if open_document:
             n_documents += 1
-            if eot is not None:
-                self.written.append(np.array([eot], np.uint32))
+            self.written.append(np.array(self.bulk.encoder.end(ids), np.uint32))
         self.n_documents += n_documents
         self.inputs.append({
             "name": input.name, "bytes": n_bytes, "sha256": digest.hexdigest(),

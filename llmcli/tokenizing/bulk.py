@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -130,9 +130,13 @@ class Encoder:
             self._encoding = tokenizer.marked_encoding(self.lookahead.pattern, marks)
 
     def _lookahead(self) -> Lookahead | None:
-        """How the pattern does without its lookahead, where the text is the pieces' text."""
-        recipe = self.job.source.recipe
+        """How the pattern does without its lookahead, where the text is the pieces' text.
+
+        No text has the end-of-text id then: each delimiter becomes one.
+        """
+        recipe, tokenizer = self.job.source.recipe, self.job.source.tokenizer
         plain = all(token.special for token in recipe.added) and not self.job.special
+        plain &= tokenizer.eot_id in (None, *tokenizer.special_ids.values())
         if not plain or recipe.normal_forms or recipe.prefix_space:
             return None
         return without_lookahead(recipe)
@@ -153,6 +157,11 @@ class Encoder:
             return len(self._slow_ids(part))
         ids, n_marks = self._fast_ids(part, *marked)
         return len(ids) - n_marks
+
+    def end(self, ids: Sequence[int] | Ids) -> list[int]:
+        """The end-of-text id, which a document lacks that ends with `ids`; none if it is there."""
+        eot = self.job.source.tokenizer.eot_id
+        return [] if eot is None or (len(ids) and ids[-1] == eot) else [eot]
 
     def _marked(self, data: bytes) -> tuple[bytes, int] | None:
         """`data` with its marks, and how many are to be skipped; None where that is not safe."""
@@ -181,9 +190,9 @@ class Encoder:
         ids: list[int] = []
         before = self.before if part.first else ()
         for document in ended:
-            assert tokenizer.eot_id is not None
             own = tokenizer.encode(self._decoded(document, part), special=job.special)
-            ids += [*before, *own, *self.after, tokenizer.eot_id]
+            own += self.after
+            ids += [*before, *own, *self.end(own)]
             before = self.before
         if rest:
             own = tokenizer.encode(self._decoded(rest, part), special=job.special)
