@@ -235,6 +235,33 @@ def test_remove_takes_one_revision_where_one_is_named_main_too(llmcli, server, c
     assert_whole(hub.resolve("org/tiny@v1"), files)
 
 
+def test_remove_leaves_the_files_to_other_names_of_their_commit(llmcli, server, commit):
+    for revision in ("v1.0", "feature/x"):
+        server.put("org/tiny", FILES, revision)
+    for revision in ("main", "v1.0", "feature/x"):
+        fetch("org/tiny", revision=revision)
+    run = llmcli("download", "--remove", "org/tiny@v1.0")
+    said = "org/tiny@v1.0 is removed: 0 B set free. Its files stay, as those of feature/x, main.\n"
+    assert (run.exit_code, run.stderr) == (0, said)
+    assert llmcli("download", "--remove", "org/tiny@v1.0").exit_code == 3
+    for name in ("org/tiny", "org/tiny@feature/x"):
+        assert_whole(hub.resolve(name), FILES)
+    run = llmcli("download", "--remove", "org/tiny@feature/x", "org/tiny@main", "--json")
+    freed = [gone["nbytes"] for gone in json.loads(run.stdout)["removed"]]
+    assert freed == [0, sum(len(FILES[name]) for name in [*NEEDED, WEIGHTS])]
+    assert not cache.repo_folder("org/tiny").exists()
+
+
+def test_remove_of_a_commit_takes_its_names_along(llmcli, server, commit):
+    server.put("org/tiny", FILES, "v1.0")
+    for revision in ("main", "v1.0"):
+        fetch("org/tiny", revision=revision)
+    run = llmcli("download", "--remove", f"org/tiny@{commit}", "org/tiny@v1.0")
+    assert run.exit_code == 0, run.output
+    assert "org/tiny@v1.0 is removed: 0 B set free.\n" in run.stderr
+    assert not cache.repo_folder("org/tiny").exists()
+
+
 @pytest.mark.parametrize("named", [["org/tiny", "org/tiny@main"], ["org/tiny@v1", "org/tiny"]])
 def test_a_model_that_is_removed_whole_takes_its_revisions_along(llmcli, server, commit, named):
     server.put("org/tiny", tiny_model(seed=5), "v1")

@@ -76,22 +76,22 @@ def remove(names: list[str], revision: str | None, as_json: bool, quiet: bool) -
 
     removed: list[dict[str, Any]] = []
     wanted = _to_remove(names, revision)
-    gone: set[upkeep.Spot] = set()
     spots = {
         name: upkeep.places(name, whole) for name, whole in wanted.items()
     }  # all, or none is removed
     for name, whole in wanted.items():
         called = str(name) if whole else name.full
+        sharing = [shown(ref) for spot in spots[name] for ref in spot.sharing]
         try:
-            nbytes = sum(upkeep.remove(name, spot) for spot in spots[name] if spot not in gone)
-            gone.update(spots[name])
+            nbytes = sum(upkeep.remove(name, spot) for spot in spots[name])
         except Exception:
             if as_json and removed:
                 print(strict({"schema": SCHEMA, "removed": removed}), flush=True)
             raise
         removed.append({"model": called, "nbytes": nbytes})
         if not quiet and not as_json:
-            say(f"{called} is removed: {sized(nbytes)} set free.")
+            stays = f" Its files stay, as those of {', '.join(sharing)}." if sharing else ""
+            say(f"{called} is removed: {sized(nbytes)} set free.{stays}")
     if as_json:
         print(strict({"schema": SCHEMA, "removed": removed}))
 

@@ -21,7 +21,24 @@ from llmcli.hub.transfer import Progress, digest
 _HASH = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")  # git's of a blob, or SHA-256
 
 
-Spot = tuple[Path, str | None]  # a model's folder in the cache; a commit, or None: all of it
+@dataclass(frozen=True, slots=True)
+class Spot:
+    """A model, or one revision of it, in the cache."""
+
+    folder: Path
+    commit: str | None  # None: all of it
+    ref: str | None  # the branch or tag, where the revision is called by one
+
+    @property
+    def is_here(self) -> bool:
+        whole = self.commit is None
+        return self.folder.is_dir() and (whole or self.commit in cache.commits(self.folder))
+
+    @property
+    def sharing(self) -> list[str]:
+        """The branches and tags that keep the commit when the one that is named goes."""
+        refs = cache.refs(self.folder).get(self.commit or "", []) if self.ref else []
+        return [ref for ref in refs if ref != self.ref]
 
 
 def places(name: HubName, whole: bool) -> list[Spot]:
@@ -33,8 +50,10 @@ def places(name: HubName, whole: bool) -> list[Spot]:
     for home in filter(None, (name.repo, name.short)):
         folder = cache.repo_folder(home)
         commit = None if whole else cache.commit_of(folder, name.revision)
-        if folder.is_dir() and (whole or commit in cache.commits(folder)):
-            found.append((folder, commit))
+        is_ref = commit and name.revision in cache.refs(folder).get(commit, [])
+        spot = Spot(folder, commit, name.revision if is_ref else None)
+        if (whole or commit) and spot.is_here:
+            found.append(spot)
     if not found:
         called = name if whole else name.full
         raise NotFoundError(f"{called} is not here.", "See what is: llmcli download --list")
@@ -44,10 +63,13 @@ def places(name: HubName, whole: bool) -> list[Spot]:
 def remove(name: HubName, spot: Spot) -> int:
     """Take what is at a spot, which is of the model `name`, out of the cache: the bytes set free.
 
-    Raises UsageError while another process fetches a file of it. Other models are not looked at.
+    A branch or tag goes alone where others point at its commit. Raises UsageError while another
+    process fetches a file of the model. Other models are not looked at.
     """
-    folder, commit = spot
+    folder, commit = spot.folder, spot.commit
     whole = commit is None
+    if not spot.is_here:
+        return 0
     if folder.is_symlink() and whole:  # what it leads to is not the cache's
         folder.unlink()
         return 0
@@ -55,6 +77,9 @@ def remove(name: HubName, spot: Spot) -> int:
     others = [other for other in cache.commits(folder) if other != commit]
     try:
         with _all_locked(name, locks):
+            if spot.ref and spot.sharing:
+                (folder / "refs" / spot.ref).unlink(missing_ok=True)
+                return 0
             if not whole and (others or folder.is_symlink()):
                 return _remove_revision(name, folder, str(commit))
             nbytes = cache.folder_nbytes(folder / "blobs")
