@@ -18,6 +18,7 @@ from llmcli.tokenizer import Tokenizer
 from llmcli.tokenizer_file import ALPHABET, KNOWN_ALTERNATIVES, Recipe, read_recipe
 from llmcli.tokenizing.bulk import Encoder, Job, Part, in_order, parts
 from llmcli.tokenizing.cuts import cut_places, without_lookahead
+from llmcli.tokenizing.rows import truncated
 from llmcli.tokenizing.source import Source
 
 CL100K_SPLIT = QWEN_SPLIT.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
@@ -152,6 +153,24 @@ def test_streams_of_any_block_size_give_the_ids_of_one_call(recipe) -> None:
         ids = [id for part in found for id in encoder.ids(part).tolist()]
         assert ids == job.source.tokenizer.encode(text)
         assert sum(map(encoder.count, found)) == len(ids)
+
+
+@pytest.mark.parametrize("special", [False, True])
+def test_a_truncated_text_is_an_end_of_the_very_text(recipe, special) -> None:
+    source = job_for(recipe).source
+
+    @check(80, TEXTS, st.integers(1, 12))
+    def _(text: str, limit: int) -> None:
+        n_tokens = len(source.ids(text, special))
+        for keep, holds in (("left", text.startswith), ("right", text.endswith)):
+            kept = truncated(source, text, limit, keep, special)
+            assert holds(kept)
+            assert len(source.ids(kept, special)) <= limit
+            assert (kept == text) == (n_tokens <= limit)
+
+    text = "cafe\u0301 one"  # NFC composes the mark with the letter before it
+    assert "cafe\u0301" in {truncated(source, text, n, "left", special) for n in range(1, 20)}
+    assert " one" in {truncated(source, text, n, "right", special) for n in range(1, 20)}
 
 
 @pytest.mark.parametrize("delimiter", ["<|end|>", "\n\n", "aa", "a 1"])

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from array import array
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate
 
+from llmcli.tokenizer import normalize
 from llmcli.tokenizing.bulk import BLOCK, Job, parts
 from llmcli.tokenizing.source import Source
 
@@ -120,7 +122,8 @@ def ids_in_parts(source: Source, text: str, special: bool) -> Iterator[list[int]
 def truncated(source: Source, text: str, limit: int, keep: str, special: bool) -> str:
     """The first (`keep` is "left") or last characters of `text`, of at most `limit` tokens.
 
-    A part of a character at the cut is left out; so is what would be more tokens on its own.
+    The cut is where it is between tokens, also where a normal form spells `text` otherwise. A part
+    of a character at the cut is left out; so is what would be more tokens on its own.
     """
     room = limit - sum(map(len, source.tokenizer.around(special)))
     kept, n_tokens = array("I"), 0
@@ -135,11 +138,20 @@ def truncated(source: Source, text: str, limit: int, keep: str, special: bool) -
     del kept[max(room, 0) :]
     spelled = _spelled(source, kept)
     ends = array("q", accumulate((len(source.tokenizer.bytes_of[id]) for id in kept), initial=0))
-    begin = text[: len(spelled)].encode()
-    shift = int(begin[:1] != b" " and (b" " + begin).startswith(spelled))  # see `tokens`
+    # a tokenizer may set a space before the text
+    shift = int(source.recipe.prefix_space and spelled[:1] == b" " and text[:1] != " ")
+
+    def end(n_chars: int) -> str:
+        return text[:n_chars] if keep == "left" else text[len(text) - n_chars :]
+
+    def n_spelled(n_chars: int) -> int:
+        return len(normalize(end(n_chars), source.recipe.normal_forms))
+
+    most = min(len(text), 4 * len(spelled))  # four characters at most are composed into one
     for n in range(len(kept), 0, -1):
         part = spelled[shift : ends[n]] if keep == "left" else spelled[ends[len(kept) - n] :]
-        whole = part.decode("utf-8", "ignore")
+        n_chars = len(part.decode("utf-8", "ignore"))
+        whole = end(bisect_right(range(most + 1), n_chars, key=n_spelled) - 1)
         if sum(map(len, ids_in_parts(source, whole, special))) <= room:
             return whole
     return ""
