@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
+from collections import deque
 from itertools import pairwise
 from pathlib import Path
 
@@ -299,7 +301,7 @@ def test_a_large_text_is_cut_as_a_small_one_is(model_folder, monkeypatch, specia
         cuts = [rows.truncated(source, text, limit, keep, special)
                 for limit in range(1, 90) for keep in ("left", "right")]  # fmt: skip
         found = rows.tokens(source, text, special)
-        return cuts, found.rows, rows.chunks(found, 7, 2)
+        return cuts, list(found.rows), rows.chunks(found, 7, 2)
 
     whole = everything()
     monkeypatch.setattr(rows, "BLOCK", 5)
@@ -640,6 +642,22 @@ def test_versus_cuts_where_all_cut_and_marks_what_differs(llmcli, model_folder):
         assert model["n_tokens"] == sum(len(span["ids"][index]) for span in found["spans"])
     same = llmcli("tokenize", text, "-m", "fable", "--versus", "fable", "--json")
     assert all(span["same"] for span in json.loads(same.stdout)["texts"][0]["spans"])
+
+
+def test_versus_holds_a_few_bytes_per_byte_of_text(model_folder):
+    """Its stretches come one by one: less memory than one object for each token would take."""
+    from llmcli.commands.tokenize_compare import _spans
+    from llmcli.tokenizing.rows import tokens
+    from llmcli.tokenizing.source import Source
+
+    text = STORY * 300
+    found = [tokens(Source.from_folder(folder), text) for folder in (model_folder, FABLE)]
+    tracemalloc.start()
+    last = deque(_spans(found), maxlen=1).pop()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert last.byte_end == len(text)
+    assert peak < 24 * len(text)
 
 
 @pytest.mark.parametrize("way", ["merges", "versus"])

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from array import array
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from heapq import merge
+from itertools import chain, groupby
 from typing import TYPE_CHECKING, Any
 
 from llmcli.commands.tokenize_request import Record
@@ -11,7 +15,7 @@ from llmcli.errors import UsageError
 from llmcli.hub import resolve
 from llmcli.render.text import quoted
 from llmcli.tokenizing.merges import Merger, Piece
-from llmcli.tokenizing.rows import tokens
+from llmcli.tokenizing.rows import Tokens, tokens
 from llmcli.tokenizing.source import Source
 
 if TYPE_CHECKING:
@@ -80,30 +84,29 @@ class Compare:
     # --- versus ----------------------------------------------------------------------------------
 
     def versus(self, record: Record) -> None:
-        found, request = self._spans(record.text), self.request
-        names = [name for name, _ in self.models]
-        counts = [sum(len(span.ids[i]) for span in found) for i in range(len(names))]
+        found, request = self._tokens(record.text), self.request
+        names, counts = [name for name, _ in self.models], [len(each.ids) for each in found]
         if request.format == "json":
             self.texts.objects.append({
                 "input": record.input.name, "line": record.line, "text": record.text,
                 "models": [{"model": name, "n_tokens": count}
                            for name, count in zip(names, counts, strict=True)],
-                "spans": [_span(span) for span in found],
+                "spans": [_span(span) for span in _spans(found)],
             })  # fmt: skip
         elif request.pictured:
             from llmcli.render.console import console
             from llmcli.render.tokenized import versus
 
             out = console(request.color)
-            spans = [(span.same, span.tokens) for span in found]
+            spans = [(span.same, span.tokens) for span in _spans(found)]
             self.texts.between(record)
             out.print(versus(names, counts, spans, len(record.text.encode()),
                              min(out.width, 160)), end="")  # fmt: skip
         else:
             columns = ("byte_start", "byte_end", "same", *names)
-            self.texts.print_rows(record, columns, _span_rows(counts, found))
+            self.texts.print_rows(record, columns, _span_rows(counts, _spans(found)))
 
-    def _spans(self, text: str) -> list[Span]:
+    def _tokens(self, text: str) -> list[Tokens]:
         """Raises UsageError where a tokenizer makes another text of `text`: nothing aligns then."""
         found = [tokens(source, text, self.request.special) for _, source in self.models]
         for (name, _), each in zip(self.models, found, strict=True):
@@ -112,27 +115,35 @@ class Compare:
                     f"{name} normalizes this text to another than {self.models[0][0]} does.",
                     "Give each normalized text by itself.",
                 )
-        all_rows = [each.rows for each in found]
-        ends = [{row.byte_end for row in rows} for rows in all_rows]
-        data = found[0].decoded.encode() + b"."
-        whole = {end for end in set.intersection(*ends) if data[end] & 0xC0 != 0x80}
-        borders = sorted(whole | {0})
-        out: list[Span] = []
-        places = [0] * len(found)
-        for start, end in zip(borders, [*borders[1:], None], strict=True):
-            stretch = []
-            for i, rows in enumerate(all_rows):
-                first = places[i]
-                while places[i] < len(rows) and (end is None or rows[places[i]].byte_end <= end):
-                    places[i] += 1
-                stretch.append(rows[first : places[i]])
-            if any(stretch):
-                out.append(Span(
-                    start, start if end is None else end,
-                    tuple(tuple(row.bytes for row in part) for part in stretch),
-                    tuple(tuple(row.id for row in part) for part in stretch),
-                ))  # fmt: skip
-        return out
+        return found
+
+
+def _spans(found: list[Tokens]) -> Iterator[Span]:
+    """The stretches of one text that all have cut, in order."""
+    ends = [each.ends() for each in found]
+    start, places = 0, [0] * len(found)
+    for end in chain(_borders(found[0].decoded, ends), [None]):
+        ids = []
+        for i, each in enumerate(found):
+            first = places[i]
+            places[i] = len(each.ids) if end is None else bisect_right(ends[i], end, first)
+            ids.append(tuple(each.ids[first : places[i]]))
+        if any(ids):
+            cut = (
+                tuple(map(each.bytes_of.__getitem__, part))
+                for each, part in zip(found, ids, strict=True)
+            )
+            yield Span(start, start if end is None else end, tuple(cut), tuple(ids))
+        start = end or start
+
+
+def _borders(text: str, ends: list[array[int]]) -> Iterator[int]:
+    """Where all cut `text` between two of its characters, or at its end; not at its start."""
+    data = text.encode() + b"."
+    cuts = merge(*((end for end, _ in groupby(each)) for each in ends))
+    for end, same in groupby(cuts):
+        if end and len(list(same)) == len(ends) and data[end] & 0xC0 != 0x80:
+            yield end
 
 
 def _piece(piece: Piece) -> dict[str, Any]:
@@ -158,12 +169,14 @@ def _merge_rows(piece: Piece) -> list[tuple[Any, ...]]:
     return rows
 
 
-def _span_rows(counts: list[int], found: list[Span]) -> Iterator[tuple[Any, ...]]:
+def _span_rows(counts: list[int], found: Iterable[Span]) -> Iterator[tuple[Any, ...]]:
     """Each stretch, and what they come to."""
+    all_same = True
     for span in found:
+        all_same = all_same and span.same
         cells = (" ".join(map(quoted, tokens)) for tokens in span.tokens)
         yield (span.byte_start, span.byte_end, int(span.same), *cells)
-    yield ("total", "", int(all(span.same for span in found)), *counts)
+    yield ("total", "", int(all_same), *counts)
 
 
 def _span(span: Span) -> dict[str, Any]:

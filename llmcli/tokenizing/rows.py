@@ -6,7 +6,7 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, chain, islice
 
 from llmcli.tokenizer import normalize
 from llmcli.tokenizing.bulk import BLOCK, Job, parts
@@ -51,8 +51,15 @@ class Tokens:
         return self.text == self.decoded
 
     @property
-    def rows(self) -> tuple[Row, ...]:
-        return tuple(map(self.row, range(len(self.ids))))
+    def rows(self) -> Iterator[Row]:
+        return map(self.row, range(len(self.ids)))
+
+    def ends(self) -> array[int]:
+        """Where each row ends, in bytes."""
+        last = self._place(self.byte_starts[-1])
+        after = len(self.ids) - self.before - len(self.byte_starts) + 1
+        own = map(self._place, islice(self.byte_starts, 1, None))
+        return array("q", chain([0] * self.before, own, [last] * after))
 
     def row(self, index: int) -> Row:
         """The token at `index`; a template's tokens have no extent in the text."""
