@@ -17,6 +17,7 @@ from llmcli.hub import cache
 from llmcli.hub.names import KNOWN, HubName, parse
 
 COMMIT, OTHER = "a" * 40, "b" * 40
+NO_TENSORS = b"\2" + bytes(7) + b"{}"  # a safetensors file of none
 WHOLE = ("config.json", "tokenizer.json", "model.safetensors")
 
 
@@ -36,7 +37,7 @@ def put(repo: str, files=WHOLE, commit: str = COMMIT, *refs: str) -> Path:
     (folder / "blobs").mkdir(exist_ok=True)
     for name in files:
         blob = folder / "blobs" / f"{abs(hash(name)):040x}"[:40]
-        blob.write_text(name)
+        blob.write_bytes(NO_TENSORS if name.endswith(".safetensors") else name.encode())
         (snapshot / name).symlink_to(f"../../blobs/{blob.name}")
     for ref in refs or ("main",):
         (folder / "refs" / ref).parent.mkdir(parents=True, exist_ok=True)
@@ -158,6 +159,24 @@ def test_a_model_that_is_not_whole_is_not_found(missing):
         "tokenizer only" if missing == "model.safetensors" else "partial"
     ]
     assert "org/name" not in hub.known_names()
+
+
+def test_weights_that_end_too_soon_are_listed_as_damaged():
+    weights = put("org/name") / "model.safetensors"
+    assert [model.state for model in cache.local_models()] == ["whole"]
+    os.truncate(weights, 9)
+    assert [model.state for model in cache.local_models()] == ["damaged"]
+    assert "org/name" not in hub.known_names()
+
+
+def test_a_download_that_brought_no_byte_is_not_listed():
+    blobs = cache.repo_folder("org/name") / "blobs"
+    blobs.mkdir(parents=True)
+    incomplete = blobs / f"{COMMIT}.incomplete"
+    incomplete.touch()
+    assert list(cache.local_models()) == []
+    incomplete.write_text("x")
+    assert [model.state for model in cache.local_models()] == ["partial"]
 
 
 def test_a_tokenizer_alone_is_enough_to_tokenize():

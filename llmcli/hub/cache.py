@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmcli.errors import IntegrityError, shown_path
+from llmcli.checkpoint import read_checkpoint
+from llmcli.errors import IntegrityError, LLMCLIError, UnsupportedModelError, shown_path
 from llmcli.hub.names import is_commit, is_name
 
 WEIGHTS = "model.safetensors"
@@ -157,7 +158,7 @@ class LocalModel:
     commit: str
     refs: tuple[str, ...]
     nbytes: int
-    state: str  # "whole", "tokenizer only", "partial"
+    state: str  # "whole", "tokenizer only", "partial", "damaged"
     folder: Path
 
 
@@ -184,20 +185,31 @@ def local_models() -> Iterator[LocalModel]:
             names = tuple(by_commit.get(commit, ()))
             nbytes = folder_nbytes(snapshot)
             yield LocalModel(repo, commit, names, nbytes, state(snapshot), snapshot)
-        if not commits(folder) and _names(folder / "blobs"):
-            yield LocalModel(repo, "", (), folder_nbytes(folder / "blobs"), "partial", folder)
+        if not commits(folder) and (nbytes := folder_nbytes(folder / "blobs")):
+            yield LocalModel(repo, "", (), nbytes, "partial", folder)
 
 
 def state(snapshot: Path) -> str:
     """In one word or two what the snapshot is good for."""
     try:
         if not missing_files(snapshot):
-            return "whole"
+            return "damaged" if _is_damaged(snapshot) else "whole"
     except IntegrityError:
         return "partial"
     weights = os.path.lexists(snapshot / WEIGHTS) or os.path.lexists(snapshot / INDEX)
     part = weights or bool(missing_files(snapshot, tokenizer_only=True))
     return "partial" if part else "tokenizer only"
+
+
+def _is_damaged(snapshot: Path) -> bool:
+    """Whether the weights are not what their headers say; what they hold is not looked at."""
+    try:
+        read_checkpoint(snapshot)
+    except UnsupportedModelError:  # of a dtype that another program may know
+        return False
+    except LLMCLIError:
+        return True
+    return False
 
 
 def folder_nbytes(folder: Path) -> int:
