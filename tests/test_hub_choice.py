@@ -172,6 +172,16 @@ def test_what_the_hub_hides_from_strangers_gets_the_nearest_names_too(llmcli, se
     assert "HF_TOKEN" in run.stderr
 
 
+def test_a_gated_model_is_named_rightly_and_its_page_is_the_endpoints(llmcli, server, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", f"{server.url.replace('//', '//user:ThePassword@')}/api/")
+    monkeypatch.delenv("HF_TOKEN")
+    server.fail("/api/", "status", status=401, headers={"X-Error-Code": "GatedRepo"})
+    run = llmcli("download", "openai-comunity/gpt2")
+    assert run.exit_code == 4
+    assert "Did you mean" not in run.stderr
+    assert f"Ask for access at {server.url}/api/openai-comunity/gpt2, then" in run.stderr
+
+
 def test_unknown_names_get_the_nearest(llmcli, server):
     run = llmcli("download", "openai-comunity/gpt2")
     assert run.exit_code == 3

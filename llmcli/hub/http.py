@@ -151,11 +151,13 @@ class Hub:
         if code == "RevisionNotFound":
             return NotFoundError(f"{repo} has no revision {shown(revision)!r} (HTTP {status}).")
         if code == "GatedRepo" or status == 403:
+            endpoint = urlsplit(self.endpoint)
+            page = f"{endpoint.scheme}://{self.host}{shown(endpoint.path)}/{repo}"
             return NetworkError(
                 f"{repo} is gated, or not yours to read (HTTP {status}).",
-                f"Ask for access at https://{self.host}/{repo}, then set HF_TOKEN."
+                f"Ask for access at {page}, then set HF_TOKEN."
                 if not self.has_token
-                else f"Ask for access at https://{self.host}/{repo} with the token's account.",
+                else f"Ask for access at {page} with the token's account.",
             )
         if status == 401:
             return NetworkError(

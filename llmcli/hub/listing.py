@@ -99,7 +99,8 @@ def ask(hub: Hub, name: HubName, say: Callable[[str], None]) -> Listing:
             if response.status_code == 200:
                 return _json(response, hub)
             error = hub.refusal(response, name.repo, name.revision, f"model {name.repo}")
-            unknown = response.headers.get("X-Error-Code") != "RevisionNotFound"
+            code = response.headers.get("X-Error-Code")
+            unknown = code not in ("RevisionNotFound", "GatedRepo")
             if isinstance(error, LLMCLIError) and response.status_code in (401, 404) and unknown:
                 error.remedy = f"{_did_you_mean(name)} {error.remedy}".strip()
             raise error
