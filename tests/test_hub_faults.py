@@ -3,6 +3,7 @@ the byte, or no command sees any of it; and the next run, without the fault, mak
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import sys
@@ -294,9 +295,12 @@ def test_a_size_that_no_disk_holds_is_refused_before_a_byte_is_fetched(server: H
     assert_nothing_is_seen()
 
 
-def test_a_disk_that_fills_up_is_said_and_the_next_run_goes_on(server: HubServer, monkeypatch):
-    import errno
-
+@pytest.mark.parametrize(("number", "said"), [
+    (errno.ENOSPC, "The disk is full: "),
+    (errno.EDQUOT, "may not grow larger here (Disk quota exceeded)"),
+    (errno.EFBIG, "may not grow larger here (File too large)"),
+])  # fmt: skip
+def test_a_file_that_finds_no_room_is_said(server: HubServer, monkeypatch, number, said):
     from llmcli.hub import transfer
 
     real, room = os.write, [4000]
@@ -304,7 +308,7 @@ def test_a_disk_that_fills_up_is_said_and_the_next_run_goes_on(server: HubServer
     def write(out: int, data) -> int:
         if len(data) > 5000 or room[0] < 1000:
             if room[0] < 1000:
-                raise OSError(errno.ENOSPC, "No space left on device")
+                raise OSError(number, os.strerror(number))
             room[0] = 0
             return real(out, data[:1000])
         return real(out, data)
@@ -313,6 +317,7 @@ def test_a_disk_that_fills_up_is_said_and_the_next_run_goes_on(server: HubServer
     error, _ = run(Told())
     monkeypatch.undo()
     assert error.exit_code == 7
+    assert said in str(error)
     assert "still needed" in str(error)
 
 

@@ -238,9 +238,15 @@ def _write(out: int, chunk: bytes, rest: int) -> None:
     except OSError as error:
         if error.errno not in FULL:
             raise
+        needed = sized(rest + len(chunk))
+        if error.errno != errno.ENOSPC:
+            raise ResourceError(
+                f"The file may not grow larger here ({error.strerror}): {needed} are still needed.",
+                "Raise the limit (the disk's, a quota, ulimit -f), or choose another folder with "
+                "HF_HOME.",
+            ) from error
         free = os.statvfs(out).f_bavail * os.statvfs(out).f_frsize
         raise ResourceError(
-            f"The disk is full: {sized(rest + len(chunk))} are still needed, and {sized(free)} are "
-            "available.",
+            f"The disk is full: {needed} are still needed, and {sized(free)} are available.",
             "Free some space and run this again: it goes on where it stopped.",
         ) from error
