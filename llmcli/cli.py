@@ -120,11 +120,21 @@ def main() -> None:
 
 def _run() -> Any:
     """Run the app: its exit code."""
+    if os.environ.get("_LLMCLI_COMPLETE") == "complete_bash":
+        _drop_equals_signs()
     try:
         app(prog_name="llmcli")
     except SystemExit as done:
         return done.code
     return 0
+
+
+def _drop_equals_signs() -> None:
+    """Take the "=" of `--option=value` out of bash's words: it makes three of them."""
+    words, at = os.environ["COMP_WORDS"].split("\n"), int(os.environ["COMP_CWORD"])
+    before = [word for word in words[:at] if word != "="]
+    os.environ["COMP_WORDS"] = "\n".join([*before, *words[at:]])
+    os.environ["COMP_CWORD"] = str(at - len(words[:at]) + len(before))
 
 
 class Signals:
