@@ -23,7 +23,7 @@ def generate(
     model: o.Model = "fable",
     max_new_tokens: g.MaxNewTokens = 400,
     drawing: o.Drawing = o.Drawing(),
-    seed: o.Seed = None,
+    seed: g.Seed = None,
     ending: g.Ending = g.Ending(),
     inputs: g.Inputs = g.Inputs(),
     interventions: o.Interventions = o.Interventions(),

@@ -8,12 +8,13 @@ from typing import Annotated, Literal
 
 import typer
 
-from llmcli.commands.options import Color, ColorMode, Json, Quiet
+from llmcli.commands.options import Color, ColorMode, Json, Quiet, seed
 
 MaxNewTokens = Annotated[
     int,
     typer.Option("--max-new-tokens", "-n", min=1, metavar="N", help="Stop after so many tokens."),
 ]
+Seed = Annotated[int | None, seed("random")]
 Force = Annotated[
     list[str] | None,
     typer.Option(

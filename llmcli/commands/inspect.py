@@ -33,7 +33,7 @@ def inspect(
     interventions: o.Interventions = o.Interventions(),
     baseline: o.Baseline = False,
     drawing: o.Drawing = o.Drawing(),
-    seed: o.Seed = None,
+    seed: i.Seed = None,
     compute: o.Compute = o.Compute(dtype=o.DType.float32),
     tensors: i.TensorsFile = None,
     save: i.SaveFile = None,

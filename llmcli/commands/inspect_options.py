@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from llmcli.commands.options import seed
+
 
 def _view_names(incomplete: str) -> list[tuple[str, str]]:
     from llmcli.inspection.catalogue import VIEWS
@@ -28,6 +30,7 @@ TensorsFile = Annotated[
         help="Write all values to a .safetensors file.",
     ),
 ]  # fmt: skip
+Seed = Annotated[int | None, seed("0, or the trace's")]
 SaveFile = Annotated[
     Path | None,
     typer.Option("--save", metavar="FILE", help="Keep the picture, as .svg or .html."),

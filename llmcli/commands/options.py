@@ -104,14 +104,6 @@ Color = Annotated[
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing on stderr but errors.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-Seed = Annotated[
-    int | None,
-    typer.Option(
-        "--seed", min=0, metavar="N",
-        help="The same seed gives the same draws. [default: random; inspect: 0]",
-    ),
-]  # fmt: skip
-
 Baseline = Annotated[
     bool, typer.Option("--baseline", help="Set the untouched run beside the changed one.")
 ]
@@ -149,6 +141,12 @@ def _number(name: str, metavar: str, help: str) -> Any:
     low, high = (int(bound) if float(bound).is_integer() else bound for bound in RANGES[name])
     most = None if high == math.inf else high
     return typer.Option(spelled(name), metavar=metavar, min=low, max=most, help=help)
+
+
+def seed(default: str) -> Any:
+    """The option of what is drawn with; where it is not typed, `default` says with what."""
+    told = f"The same seed gives the same draws. [default: {default}]"
+    return typer.Option("--seed", min=0, metavar="N", help=told)
 
 
 @dataclass(frozen=True, slots=True)
