@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmcli.commands.changes import tap_for
 from llmcli.commands.job import Job
-from llmcli.commands.writers import JsonlWriter, run_json, samples_json
+from llmcli.commands.writers import JsonlWriter, run_json, sample_heading, samples_json
 from llmcli.streaming import Piece, Sample
 from llmcli.strict_json import strict
 
@@ -125,6 +125,6 @@ def show(pair: WithBaseline, title: str, color: str, as_picture: bool, echo: str
         if row:
             out.print()
         if n > 1:
-            out.print(f"── sample {row} of {n} ──", style="bold")
+            out.print(sample_heading(row, n), style="bold")
         width = min(out.width, 120)
         out.print(picture(columns, first, kl, echo, width), end="", soft_wrap=False, width=width)

@@ -115,8 +115,9 @@ def generate(
     if past is not None and from_step is not None:
         job = replays.continued(past, job, names, from_step)
     if inputs.prompts is not None:
-        run_many(job, compute, inputs.prompts, inputs, changes, tracing,
-                 keep_seed=seed is not None, quiet=show.quiet)  # fmt: skip
+        run_many(
+            job, compute, inputs, changes, tracing, keep_seed=seed is not None, quiet=show.quiet
+        )
         return
     if past is not None:
         ids = list(past.record.begun.ids)

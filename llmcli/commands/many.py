@@ -280,20 +280,20 @@ def batches(
 def run_many(
     job: Job,
     compute: Compute,
-    path: Path,
     inputs: Inputs,
     changes: Changes,
     tracing: Tracing | None,
     keep_seed: bool,
     quiet: bool,
 ) -> None:
-    """Generate for all prompts in `path` that `--out` does not hold yet, one batch after another.
+    """Generate for all prompts that `--out` does not hold yet, one batch after another.
 
-    The other `inputs` say how; without `keep_seed` the seed is that of the results there are.
+    Without `keep_seed` the seed is that of the results there are.
     """
+    assert inputs.prompts is not None
     out, num_samples, batch_size = inputs.out, inputs.num_samples, inputs.batch_size or 16
     changes.check_for_many()
-    items = read_prompts(path)
+    items = read_prompts(inputs.prompts)
     if not keep_seed and (drawn := first_seed(out)) is not None:
         job = replace(job, seed=drawn)
     encoded = _encode_all(job, items, inputs.truncate_prompt, quiet)

@@ -75,6 +75,11 @@ class InOrder:
         return bool(shown) and shown[-1].finish_reason is not None
 
 
+def sample_heading(row: int, n_rows: int) -> str:
+    """What stands above one of several samples on a terminal."""
+    return f"── sample {row} of {n_rows} ──"
+
+
 class TextWriter:
     """The text alone: to the byte in a pipe, harmless on a terminal.
 
@@ -88,7 +93,7 @@ class TextWriter:
 
     def begin(self, row: int) -> None:
         if self.terminal and self.n_rows > 1:
-            self._write(f"── sample {row} of {self.n_rows} ──\n")
+            self._write(f"{sample_heading(row, self.n_rows)}\n")
         elif row:
             self._write(f"{self.separator}\n")
         self._write(self.echo)
@@ -123,7 +128,7 @@ class TintWriter:
     def begin(self, row: int) -> None:
         self.prob = 1.0
         if self.n_rows > 1:
-            self.console.print(f"── sample {row} of {self.n_rows} ──", style="dim")
+            self.console.print(sample_heading(row, self.n_rows), style="dim")
         if self.echo:
             self._show(self.echo.before(0), None)  # what no token came before has no probability
             for text, step in zip(self.echo.texts, self.echo.steps, strict=True):
@@ -209,8 +214,9 @@ class PictureWriter:
         self.before = self.prompt  # the text that a step follows, a stop that is held back included
         self.stream = TextStream(self.opened.tokenizer)
         if self.titled:
-            which = f"sample {row} of {self.n_rows}" if self.n_rows > 1 else "what follows, by step"
-            self.console.print(f"── {which} ──", style="bold")
+            alone = "── what follows, by step ──"
+            heading = sample_heading(row, self.n_rows) if self.n_rows > 1 else alone
+            self.console.print(heading, style="bold")
 
     def take(self, piece: Piece) -> None:
         self._picture(self.before, piece.step, drawn=True)

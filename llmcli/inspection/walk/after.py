@@ -250,11 +250,14 @@ def _eos(walk: Walk) -> Token | None:
 
 def parameters(walk: Walk) -> Parameters:
     counts: dict[str, int] = {}
+    layers: set[str] = set()
     for name, layer in walk.model.named_modules():
         if name == "head" and walk.config.tie_embeddings:
             continue  # counted as the token embedding
-        if name.endswith(".product"):
-            continue  # what a layer multiplies with: its weights are the layer's
+        if name.rpartition(".")[0] in layers:
+            continue  # a part of a layer, whose numbers are the layer's
+        if hasattr(layer, "weight"):
+            layers.add(name)
         for part in ("weight", "bias"):  # which a layer has however it stores them
             if (values := getattr(layer, part, None)) is not None:
                 counts[_group(name)] = counts.get(_group(name), 0) + values.numel()
